@@ -1,0 +1,137 @@
+"""Sequences out of a stream of tokens, and batches that depend on their number alone."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tokengrow.data.loader import (
+    Sequences,
+    check_sequences,
+    probe_batch,
+    train_loader,
+    validation_loader,
+)
+from tokengrow.data.order import batch_indices
+from tokengrow.data.store import TokenArray
+from tokengrow.errors import UserError
+
+CONTEXT = 4
+SIZES = {"seed": 3, "batch_size": 8}
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenArray:
+    """The ids 0 to 84 in two shards."""
+    np.arange(50, dtype="<u2").tofile(tmp_path / "a.bin")
+    np.arange(50, 85, dtype="<u2").tofile(tmp_path / "b.bin")
+    return TokenArray([tmp_path / "a.bin", tmp_path / "b.bin"], [50, 35], "<u2")
+
+
+@pytest.fixture
+def sequences(tokens: TokenArray) -> Sequences:
+    return Sequences(tokens, CONTEXT)
+
+
+def first(loader: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    return torch.cat(list(islice(loader, count)))
+
+
+def test_neighbouring_sequences_share_one_token(sequences: Sequences) -> None:
+    assert len(sequences) == 21  # (85 - 1) // 4
+    assert sequences[0].tolist() == [0, 1, 2, 3, 4]
+    assert sequences[1].tolist() == [4, 5, 6, 7, 8]
+    assert sequences[12].tolist() == [48, 49, 50, 51, 52]  # across the shards
+    assert sequences[20].tolist() == [80, 81, 82, 83, 84]
+    assert sequences[20].dtype == torch.int64
+    with pytest.raises(IndexError):
+        sequences[21]
+
+
+def test_batches_follow_the_order(sequences: Sequences) -> None:
+    loader = train_loader(sequences, **SIZES, micro_batch_size=8)
+    for number, batch in enumerate(islice(loader, 7)):  # into the third epoch
+        assert batch.shape == (8, CONTEXT + 1) and batch.dtype == torch.int64
+        expected = batch_indices(3, number, 8, 21) * CONTEXT
+        assert batch[:, 0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_micro_batches_do_not_change_the_batches(
+    sequences: Sequences, micro_batch_size: int
+) -> None:
+    whole = first(train_loader(sequences, **SIZES, micro_batch_size=8), 5)
+    cut = train_loader(sequences, **SIZES, micro_batch_size=micro_batch_size)
+    assert torch.equal(first(cut, 5 * 8 // micro_batch_size), whole)
+
+
+def test_ranks_share_a_batch_in_contiguous_blocks(sequences: Sequences) -> None:
+    whole = first(train_loader(sequences, **SIZES, micro_batch_size=8), 3).view(3, 8, -1)
+    for rank in range(4):
+        mine = train_loader(sequences, **SIZES, micro_batch_size=1, rank=rank, world_size=4)
+        assert torch.equal(first(mine, 6).view(3, 2, -1), whole[:, 2 * rank : 2 * rank + 2])
+
+
+def test_workers_do_not_change_the_order(sequences: Sequences) -> None:
+    here = train_loader(sequences, **SIZES, micro_batch_size=2)
+    ahead = train_loader(sequences, **SIZES, micro_batch_size=2, workers=2)
+    assert torch.equal(first(ahead, 20), first(here, 20))
+
+
+def test_a_later_start_goes_on_where_a_run_stopped(sequences: Sequences) -> None:
+    whole = first(train_loader(sequences, **SIZES, micro_batch_size=4), 20)
+    resumed = train_loader(sequences, **SIZES, micro_batch_size=4, start_batch=6)
+    assert torch.equal(first(resumed, 8), whole[48:])
+
+
+def test_loading_draws_no_global_random_numbers(sequences: Sequences) -> None:
+    before = torch.get_rng_state()
+    first(train_loader(sequences, **SIZES, micro_batch_size=8), 2)
+    list(validation_loader(sequences, batch_size=4, max_sequences=8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "world_size"), [(3, 1), (4, 3), (8, 2), (16, 1)])
+def test_a_batch_that_cannot_be_divided_is_refused(
+    sequences: Sequences, micro_batch_size: int, world_size: int
+) -> None:
+    with pytest.raises(UserError, match="batch_size is 8: give a multiple of micro_batch_size"):
+        train_loader(sequences, **SIZES, micro_batch_size=micro_batch_size, world_size=world_size)
+
+
+def test_validation_reads_sequences_spread_over_the_whole_split(sequences: Sequences) -> None:
+    batches = list(validation_loader(sequences, batch_size=4, max_sequences=10))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert torch.cat(batches)[:, 0].tolist() == [CONTEXT * i for i in range(0, 20, 2)]
+    everything = validation_loader(sequences, batch_size=4, max_sequences=1000)
+    assert sum(len(batch) for batch in everything) == 21
+
+
+def test_validation_gives_every_rank_as_many_batches(sequences: Sequences) -> None:
+    loaders = [
+        validation_loader(sequences, batch_size=3, max_sequences=21, rank=rank, world_size=2)
+        for rank in range(2)
+    ]
+    parts = [torch.cat(list(loader))[:, 0] for loader in loaders]
+    assert [len(list(loader)) for loader in loaders] == [4, 4]
+    assert torch.cat(parts).tolist() == [CONTEXT * i for i in range(20)]
+
+
+def test_validation_needs_a_sequence_for_every_rank(sequences: Sequences) -> None:
+    with pytest.raises(UserError, match="give each process at least one sequence"):
+        validation_loader(sequences, batch_size=1, max_sequences=3, world_size=4)
+
+
+def test_a_split_shorter_than_a_sequence_is_refused(tokens: TokenArray) -> None:
+    assert len(check_sequences(tokens, 84, "train")) == 1
+    message = r"the validation split has 85 tokens, fewer than one .*model.context_length \+ 1 = 86"
+    with pytest.raises(UserError, match=message):
+        check_sequences(tokens, 85, "validation")
+
+
+def test_a_probe_is_the_first_sequences(tokens: TokenArray) -> None:
+    assert probe_batch(Sequences(tokens, 2))[:, 0].tolist() == [0, 2]
+    assert probe_batch(Sequences(tokens, 84)).shape == (1, 85)

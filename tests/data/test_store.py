@@ -1,0 +1,355 @@
+"""Token stores: what is in one, how one survives a kill, and how damage is noticed."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokengrow.data import build
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.store import TokenArray, TokenStore, build_store, prepare_store
+from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from tokengrow.errors import UserError
+
+SHARD_TOKENS = 500
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> TextCorpus:
+    """120 documents of different lengths, some 1,500 tokens in all."""
+    file = tmp_path / "corpus.jsonl"
+    texts = [f"document {n}: " + "so it goes, " * (n % 7) for n in range(120)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return TextCorpus(files=[str(file)], validation_fraction=0.2)
+
+
+@pytest.fixture
+def tokenizer(corpus: TextCorpus) -> Tokenizer:
+    return train_tokenizer(TokenizerConfig(vocab_size=270), corpus)
+
+
+@pytest.fixture
+def store(corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path) -> TokenStore:
+    return build_store(
+        corpus, tokenizer, tmp_path / "store", shard_tokens=SHARD_TOKENS, progress=False
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_split_is_its_documents_each_with_an_end(
+    store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer
+) -> None:
+    for split in ("train", "validation"):
+        expected = [
+            i
+            for text in corpus.documents(split)
+            for i in [*tokenizer.encode(text), store.end_of_text]
+        ]
+        tokens = store.split(split)
+        assert tokens.read(0, len(tokens)).tolist() == expected
+    assert store.vocab_size == 270
+    assert store.identity == corpus.identity()
+    assert store.tokenizer().fingerprint == tokenizer.fingerprint
+
+
+def test_shards_end_with_a_document(store: TokenStore) -> None:
+    shards = sorted(store.folder.glob("train_*.bin"))
+    assert len(shards) > 2
+    for shard in shards:
+        assert np.fromfile(shard, dtype="<u2")[-1] == store.end_of_text
+    assert all(shard.stat().st_size >= 2 * SHARD_TOKENS for shard in shards[:-1])
+
+
+def test_any_range_reads_alike_across_shards(store: TokenStore) -> None:
+    tokens = store.split("train")
+    whole = tokens.read(0, len(tokens))
+    assert whole.dtype == np.int64
+    for start in range(0, len(tokens) - 700, 97):
+        assert np.array_equal(tokens.read(start, 700), whole[start : start + 700])
+    assert len(tokens.read(len(tokens), 0)) == 0
+    for start, length in ((-1, 1), (0, len(tokens) + 1), (len(tokens), 1), (0, -1)):
+        with pytest.raises(IndexError):
+            tokens.read(start, length)
+
+
+def test_a_pickled_split_holds_paths_not_tokens(tmp_path: Path) -> None:
+    np.arange(10**5, dtype="<u4").tofile(tmp_path / "a.bin")
+    tokens = TokenArray([tmp_path / "a.bin"], [10**5], "<u4")
+    tokens.read(0, 1)
+    content = pickle.dumps(tokens)
+    assert len(content) < 1000
+    assert pickle.loads(content).read(70_000, 2).tolist() == [70_000, 70_001]
+
+
+def test_a_large_vocabulary_takes_four_bytes(
+    corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    values = json.loads(tokenizer.to_json())
+    values["model"]["vocab"]["unreachable"] = 2**16
+    (tmp_path / "large.json").write_text(json.dumps(values))
+    large = Tokenizer.from_file(tmp_path / "large.json")
+    store = build_store(corpus, large, tmp_path / "large", progress=False)
+    tokens = store.split("train")
+    assert (store.folder / "train_00000.bin").stat().st_size == 4 * len(tokens)
+    first_document = tokenizer.encode(next(corpus.documents("train")))
+    assert tokens.read(0, len(first_document)).tolist() == first_document
+
+
+def test_the_fingerprint_is_of_the_content_alone(
+    store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(Path(corpus.files[0]).read_bytes())
+    copy = TextCorpus(files=[str(moved)], validation_fraction=0.2)
+    other = build_store(
+        copy, tokenizer, tmp_path / "other", shard_tokens=SHARD_TOKENS, progress=False
+    )
+    assert other.identity != store.identity and other.fingerprint == store.fingerprint
+
+
+def test_an_empty_validation_split_is_allowed(
+    corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    whole = TextCorpus(files=corpus.files, validation_fraction=0)
+    store = build_store(whole, tokenizer, tmp_path / "store", progress=False)
+    assert len(store.split("validation")) == 0
+
+
+def test_a_finished_store_is_returned_untouched(
+    store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextCorpus, "documents", None)  # reading it again would fail
+    again = build_store(corpus, tokenizer, store.folder, progress=False)
+    assert again.fingerprint == store.fingerprint
+
+
+def test_the_cache_has_one_store_per_source(
+    corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    first = prepare_store(corpus, tokenizer, cache, progress=False)
+    assert prepare_store(corpus, tokenizer, cache, progress=False).folder == first.folder
+    with Path(corpus.files[0]).open("a") as file:
+        file.write('{"text": "one more"}\n')
+    assert prepare_store(corpus, tokenizer, cache, progress=False).folder != first.folder
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tokengrow.data import atomic, build
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.store import build_store
+from tokengrow.data.tokenizer import Tokenizer
+
+what, count = sys.argv[1], int(sys.argv[2])
+def die_at(function):
+    def wrapped(*arguments):
+        global count
+        count -= 1
+        if count < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+    return wrapped
+if what == "rename":
+    os.replace = die_at(os.replace)
+elif what == "append":
+    build._ShardWriter.append = die_at(build._ShardWriter.append)
+corpus = TextCorpus(files=[sys.argv[3]], validation_fraction=0.2)
+tokenizer = Tokenizer.from_file(sys.argv[4])
+build_store(corpus, tokenizer, Path(sys.argv[5]), shard_tokens=500, progress=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [
+        ("rename", 0),  # before the first progress.json
+        ("append", 40),  # inside the second shard
+        ("rename", 4),  # between a shard and the progress.json that names it
+        ("append", 100),  # in the validation split
+    ],
+)
+def test_killed_and_built_again_it_has_the_same_bytes(
+    store: TokenStore,
+    corpus: TextCorpus,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    what: str,
+    count: int,
+) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    killed = tmp_path / "killed"
+    paths = [corpus.files[0], str(tmp_path / "tokenizer.json"), str(killed)]
+    command = [sys.executable, "-c", KILLED, what, str(count), *paths]
+    assert subprocess.run(command, check=False).returncode == -9
+    with pytest.raises(UserError, match=r"half-written|does not exist"):
+        TokenStore.open(killed)
+
+    build_store(corpus, tokenizer, killed, shard_tokens=SHARD_TOKENS, progress=False)
+    assert contents(killed) == contents(store.folder)
+
+
+def test_a_stop_at_any_rename_loses_nothing(
+    store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ctrl-C after two renames, again in the next run, and so on until a run gets through."""
+    folder, allowed = tmp_path / "stopped", 1
+    replace = build.os.replace
+    runs = 0
+
+    def limited(*paths: Path) -> None:
+        nonlocal allowed
+        replace(*paths)
+        allowed -= 1
+        if allowed < 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", limited)
+    while not (folder / "store.json").exists():
+        allowed, runs = 1, runs + 1
+        try:
+            build_store(corpus, tokenizer, folder, shard_tokens=SHARD_TOKENS, progress=False)
+        except KeyboardInterrupt:
+            continue
+    monkeypatch.undo()
+    build_store(corpus, tokenizer, folder, shard_tokens=SHARD_TOKENS, progress=False)
+    assert runs > 3 and contents(folder) == contents(store.folder)
+
+
+def test_only_unfinished_shards_are_tokenised_again(
+    corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = Tokenizer.encode_batch
+
+    def counted(self: Tokenizer, texts: list[str]) -> list[list[int]]:
+        if len(encoded) >= 60:
+            raise KeyboardInterrupt
+        encoded.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)  # one document at a time
+    monkeypatch.setattr(Tokenizer, "encode_batch", counted)
+    folder = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        build_store(corpus, tokenizer, folder, shard_tokens=SHARD_TOKENS, progress=False)
+    finished = json.loads((folder / "progress.json").read_text())["splits"]["train"]["documents"]
+    assert 0 < finished <= 60
+    encoded.clear()
+    with pytest.raises(KeyboardInterrupt):
+        build_store(corpus, tokenizer, folder, shard_tokens=SHARD_TOKENS, progress=False)
+    assert encoded[0] == list(corpus.documents("train"))[finished]
+
+
+def test_a_store_of_another_source_is_not_overwritten(
+    store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer
+) -> None:
+    before = contents(store.folder)
+    other = train_tokenizer(TokenizerConfig(vocab_size=260), corpus)
+    with pytest.raises(UserError, match="was made from another tokenizer: choose another out="):
+        build_store(corpus, other, store.folder, progress=False)
+    with Path(corpus.files[0]).open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(UserError, match="was made from another corpus: choose another out="):
+        build_store(corpus, tokenizer, store.folder, progress=False)
+    assert contents(store.folder) == before
+
+
+def test_an_unfinished_store_of_another_source_is_not_overwritten(
+    store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer
+) -> None:
+    record = json.loads((store.folder / "store.json").read_text())
+    (store.folder / "store.json").unlink()
+    splits = {"train": {"documents": 0, "done": False, "shards": []}}
+    progress = {"source": record["source"], "splits": {**splits, "validation": splits["train"]}}
+    (store.folder / "progress.json").write_text(json.dumps(progress))
+    before = contents(store.folder)
+    other = TextCorpus(files=corpus.files, validation_fraction=0.3)
+    with pytest.raises(UserError, match="was begun from another corpus"):
+        build_store(other, tokenizer, store.folder, shard_tokens=SHARD_TOKENS, progress=False)
+    with pytest.raises(UserError, match="was begun with shard_tokens=500"):
+        build_store(corpus, tokenizer, store.folder, progress=False)
+    assert contents(store.folder) == before
+
+
+def test_a_folder_of_something_else_is_refused(
+    corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and no token store: choose another out="):
+        build_store(corpus, tokenizer, tmp_path / "thesis", progress=False)
+    with pytest.raises(UserError, match="is a file: choose another out="):
+        build_store(corpus, tokenizer, Path(corpus.files[0]), progress=False)
+    assert list(contents(tmp_path / "thesis")) == ["chapter.txt"]
+
+
+@pytest.mark.parametrize("content", ["", '{"text": "fine"}\n' * 50 + "{broken\n"])
+def test_wrong_text_leaves_nothing_behind(
+    tokenizer: Tokenizer, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "wrong.jsonl").write_text(content)
+    corpus = TextCorpus(files=[str(tmp_path / "wrong.jsonl")], validation_fraction=0)
+    with pytest.raises(UserError, match=r"the train split has no text|wrong.jsonl, line 51"):
+        build_store(corpus, tokenizer, tmp_path / "store", shard_tokens=10, progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_missing_store_says_how_to_make_one(store: TokenStore, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no token store: .*absent/store.json does not exist: make"
+    ):
+        TokenStore.open(tmp_path / "absent")
+    (store.folder / "store.json").unlink()
+    with pytest.raises(UserError, match=r"no token store: .*store.json"):
+        TokenStore.open(store.folder)
+    (store.folder / "progress.json").write_text("{}")
+    with pytest.raises(UserError, match=r"half-written token store: .* run the `tokengrow data`"):
+        TokenStore.open(store.folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"splits": {"train": [1]}}'])
+def test_a_malformed_record_is_named(store: TokenStore, content: str) -> None:
+    (store.folder / "store.json").write_text(content)
+    with pytest.raises(UserError, match=r"damaged token store: .*store.json"):
+        TokenStore.open(store.folder)
+
+
+def test_a_shard_cut_short_or_gone_is_named_at_once(store: TokenStore) -> None:
+    shard = store.folder / "train_00001.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"train_00001.bin has \d+ bytes, not \d+"):
+        TokenStore.open(store.folder)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train_00001.bin is missing"):
+        TokenStore.open(store.folder)
+
+
+def test_a_flipped_bit_is_found_by_verifying(store: TokenStore) -> None:
+    store.verify()
+    shard = store.folder / "validation_00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    damaged = TokenStore.open(store.folder)  # sizes are right
+    with pytest.raises(UserError, match=r"validation_00000.bin has SHA-256"):
+        damaged.verify()
+
+
+def test_progress_is_shown_on_stderr_or_not_at_all(
+    corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build_store(corpus, tokenizer, tmp_path / "silent", progress=False)
+    assert capfd.readouterr() == ("", "")
+    build_store(corpus, tokenizer, tmp_path / "shown")
+    shown = capfd.readouterr()
+    assert shown.out == "" and "tokenising train" in shown.err and "tokens/s" in shown.err

@@ -1,0 +1,153 @@
+"""Training a BPE, lossless round trips, and the end of a document."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.tokenizer import (
+    Tokenizer,
+    TokenizerConfig,
+    prepare_tokenizer,
+    train_tokenizer,
+)
+from tokengrow.errors import UserError
+
+TEXT = "the quick brown fox jumps over the lazy dog; the end.\n" * 20
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextCorpus:
+    file = tmp_path_factory.mktemp("text") / "fox.txt"
+    file.write_text(TEXT)
+    return TextCorpus(files=[str(file)], validation_fraction=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus: TextCorpus) -> Tokenizer:
+    return train_tokenizer(TokenizerConfig(vocab_size=280), corpus)
+
+
+def test_the_vocabulary_is_the_end_of_text_the_bytes_and_merges(tokenizer: Tokenizer) -> None:
+    assert tokenizer.end_of_text == 0
+    assert tokenizer.vocab_size == 280
+    assert len(tokenizer.encode(TEXT)) < len(TEXT) / 2
+
+
+def test_every_text_comes_back_whole(tokenizer: Tokenizer) -> None:
+    @given(st.text())
+    def check(text: str) -> None:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.end_of_text not in ids
+
+    check()
+
+
+def test_spelling_out_the_end_of_text_does_not_end_it(tokenizer: Tokenizer) -> None:
+    text = "before <|endoftext|> after"
+    ids = tokenizer.encode(text)
+    assert tokenizer.end_of_text not in ids and tokenizer.decode(ids) == text
+    assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
+
+
+def test_a_batch_is_its_texts(tokenizer: Tokenizer) -> None:
+    texts = ["the fox", "", "a dog"]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_training_is_deterministic(corpus: TextCorpus, tokenizer: Tokenizer) -> None:
+    again = train_tokenizer(TokenizerConfig(vocab_size=280), corpus)
+    assert again.to_json() == tokenizer.to_json()
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.encode("the <|endoftext|>") == tokenizer.encode("the <|endoftext|>")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_through_json_it_is_the_same(tokenizer: Tokenizer) -> None:
+    assert Tokenizer.from_json(tokenizer.to_json()).fingerprint == tokenizer.fingerprint
+
+
+def test_a_stream_holds_a_character_until_it_is_whole(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("é✓!")
+    assert len(ids) == 6  # bytes, as the corpus has neither letter
+    assert list(tokenizer.stream(ids)) == ["é", "✓", "!"]
+
+
+def test_a_file_that_asks_to_cut_and_pad_is_not_heeded(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    values = json.loads(tokenizer.to_json())
+    values["truncation"] = {
+        "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    (tmp_path / "cutting.json").write_text(json.dumps(values))
+    loaded = Tokenizer.from_file(tmp_path / "cutting.json")
+    assert loaded.decode(loaded.encode(TEXT)) == TEXT
+
+
+def test_ids_beyond_the_count_of_entries_count(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    values = json.loads(tokenizer.to_json())
+    values["model"]["vocab"]["unreachable"] = 999  # a gap before it
+    (tmp_path / "gap.json").write_text(json.dumps(values))
+    assert Tokenizer.from_file(tmp_path / "gap.json").vocab_size == 1000
+
+
+def test_training_reads_no_more_than_it_may(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("é" * 50 + "z" * 1000)
+    corpus = TextCorpus(files=[str(tmp_path / "a.txt")], validation_fraction=0)
+    short = train_tokenizer(TokenizerConfig(vocab_size=400, train_bytes=101), corpus)
+    assert "zz" not in json.loads(short.to_json())["model"]["vocab"]
+
+
+def test_prepared_twice_it_is_trained_once(
+    corpus: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TokenizerConfig(vocab_size=270)
+    first = prepare_tokenizer(config, corpus, tmp_path)
+    monkeypatch.setattr(
+        "tokengrow.data.tokenizer.train_tokenizer", None
+    )  # a second call would fail
+    assert prepare_tokenizer(config, corpus, tmp_path).fingerprint == first.fingerprint
+    (cached,) = (tmp_path / "tokenizers").iterdir()
+
+    from_file = prepare_tokenizer(TokenizerConfig(file=str(cached)), corpus, tmp_path / "unused")
+    assert from_file.fingerprint == first.fingerprint
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_changed_corpus_or_config_has_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    corpus = TextCorpus(files=[str(file)], validation_fraction=0)
+    for text, vocab_size in (("abab", 257), ("abab", 258), ("longer text", 258)):
+        file.write_text(text)
+        prepare_tokenizer(TokenizerConfig(vocab_size=vocab_size), corpus, tmp_path)
+    assert len(list((tmp_path / "tokenizers").iterdir())) == 3
+
+
+def test_wrong_input_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer.vocab_size is 256: give at least 257"):
+        TokenizerConfig(vocab_size=256)
+    with pytest.raises(UserError, match=r"tokenizer.file: cannot read .*absent.json"):
+        Tokenizer.from_file(tmp_path / "absent.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer.file: cannot read .*bad.json"):
+        Tokenizer.from_file(tmp_path / "bad.json")
+    tokenizer.save(tmp_path / "good.json")
+    with pytest.raises(UserError, match=r"tokenizer.end_of_text: .* no '</s>'.*good.json"):
+        Tokenizer.from_file(tmp_path / "good.json", "</s>")
+
+
+def test_an_empty_corpus_trains_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    corpus = TextCorpus(files=[str(tmp_path / "a.txt")])
+    with pytest.raises(UserError, match="the train split has no text"):
+        prepare_tokenizer(TokenizerConfig(), corpus, tmp_path)

@@ -1,0 +1,200 @@
+"""Checkpoints on disk: saved atomically, loaded only when whole, pruned with care."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokengrow.checkpoint import layout
+from tokengrow.errors import UserError
+from tokengrow.model.config import ModelConfig
+from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.typed import typed
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on, and all that a model's reader wants to know."""
+
+    config: ModelConfig
+    """Of the model."""
+    weights: State
+    """State dict on the CPU."""
+    optimizer: State = field(default_factory=dict)
+    """Flat optimizer state, `{slot}.{parameter name}`."""
+    train_state: Mapping[str, Any] = field(default_factory=dict)
+    """Where training stands; see `tokengrow.training.state`."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved recipe that made it."""
+    lineage: Sequence[Mapping[str, Any]] = ()
+    """One entry per growth, oldest first."""
+    tokenizer: str | None = None
+    """The tokenizer's JSON."""
+    end_of_text: str | None = None
+    """The token, as text, that ends a document."""
+    folder: Path | None = None
+    """Where it was loaded from."""
+
+    @classmethod
+    def of(cls, model: TokenFormer) -> "Checkpoint":
+        """A checkpoint of a bare model."""
+        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        return cls(model.config, weights)
+
+    @cached_property
+    def model(self) -> TokenFormer:
+        """The model, on the CPU, in eval mode."""
+        return TokenFormer.from_weights(self.config, self.weights)
+
+    @property
+    def step(self) -> int:
+        """The optimizer step at which it was taken."""
+        return int(self.train_state.get("step", 0))
+
+    def ancestor(self) -> dict[str, Any]:
+        """How a lineage names this checkpoint: size, step and the hash of its weights."""
+        digest = layout.sha256(self.folder / layout.WEIGHTS) if self.folder else None
+        return {
+            "parameters": self.config.num_parameters(),
+            "step": self.step,
+            "weights_sha256": digest,
+            "config": self.config.to_dict(),
+        }
+
+
+def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Path:
+    """Writes a checkpoint: first beside its place, then, whole and on the disk, into it.
+
+    Args:
+        folder: the checkpoint's own folder; must not exist yet.
+        source: a bare model, or a model with all that belongs to it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists already: choose another place; nothing is overwritten")
+    checkpoint = Checkpoint.of(source) if isinstance(source, TokenFormer) else source
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # ours alone: left by a save that was killed
+    partial.mkdir(parents=True)
+    _write_files(partial, checkpoint)
+    for path in partial.iterdir():
+        layout.sync(path)
+    layout.write_marker(partial)
+    layout.sync(partial)
+    partial.rename(folder)
+    layout.sync(folder.parent)
+    return folder
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint after verifying every file's hash.
+
+    Args:
+        path: a checkpoint's folder, or a run's, whose newest whole checkpoint is taken.
+
+    Raises:
+        UserError: nothing there, or nothing whole.
+    """
+    path = Path(path)
+    if (path / layout.COMPLETE).is_file():
+        layout.verify(path)
+        return _read_files(path)
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give the folder of a run or of a checkpoint")
+    found = newest_checkpoint(path)
+    if found is None:
+        raise UserError(f"{path} holds no whole checkpoint (step_*/{layout.COMPLETE})")
+    return found
+
+
+def newest_checkpoint(run: Path, set_aside: bool = False) -> Checkpoint | None:
+    """The newest checkpoint of a run that is what was written; damaged ones are named in the log.
+
+    Args:
+        run: the run's folder.
+        set_aside: rename damaged ones to `*.damaged`, for the run's owner; nothing is deleted.
+    """
+    for folder in reversed(layout.find_checkpoints(run)):
+        try:
+            layout.verify(folder)
+        except UserError as error:
+            log.warning("%s; falling back to an older one", error)
+            if set_aside:
+                _set_aside(folder)
+            continue
+        return _read_files(folder)
+    return None
+
+
+def _set_aside(folder: Path) -> None:
+    taken = len(list(folder.parent.glob(f"{folder.name}.damaged*")))
+    folder.rename(folder.with_name(f"{folder.name}.damaged{taken or ''}"))
+
+
+def prune_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:
+    """Deletes all but the newest `keep` checkpoints of a run and those of `keep_steps`."""
+    kept = {layout.step_folder(step) for step in keep_steps}
+    for folder in layout.find_checkpoints(run)[:-keep]:
+        if folder.name not in kept:
+            # Without its marker first: a kill half-way must not leave a "complete" half.
+            (folder / layout.COMPLETE).unlink()
+            shutil.rmtree(folder)
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    save_file(_contiguous(checkpoint.weights), folder / layout.WEIGHTS)
+    if checkpoint.optimizer:
+        save_file(_contiguous(checkpoint.optimizer), folder / layout.OPTIMIZER)
+    config = {
+        "model": checkpoint.config.to_dict(),
+        "end_of_text": checkpoint.end_of_text,
+        "run": dict(checkpoint.run),
+    }
+    OmegaConf.save(OmegaConf.create(config), folder / layout.CONFIG)
+    _write_json(folder / layout.TRAIN_STATE, checkpoint.train_state)
+    _write_json(folder / layout.LINEAGE, checkpoint.lineage)
+    if checkpoint.tokenizer is not None:
+        (folder / layout.TOKENIZER).write_text(checkpoint.tokenizer)
+
+
+def _read_files(folder: Path) -> Checkpoint:
+    config = OmegaConf.to_container(OmegaConf.load(folder / layout.CONFIG))
+    assert isinstance(config, dict)
+    optimizer, tokenizer = folder / layout.OPTIMIZER, folder / layout.TOKENIZER
+    return Checkpoint(
+        config=typed(ModelConfig, config["model"], "model"),
+        weights=load_file(folder / layout.WEIGHTS),
+        optimizer=load_file(optimizer) if optimizer.is_file() else {},
+        train_state=json.loads((folder / layout.TRAIN_STATE).read_text()),
+        run=config["run"],
+        lineage=json.loads((folder / layout.LINEAGE).read_text()),
+        tokenizer=tokenizer.read_text() if tokenizer.is_file() else None,
+        end_of_text=config["end_of_text"],
+        folder=folder,
+    )
+
+
+def _contiguous(tensors: State) -> State:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1))

@@ -1,0 +1,33 @@
+"""tokengrow data: a corpus into a token store."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
+from tokengrow.cli.verb import run_verb
+from tokengrow.data.store import build_store
+from tokengrow.data.tokenizer import prepare_tokenizer
+from tokengrow.paths import cache_dir
+
+
+def main(config: DictConfig) -> None:
+    """Tokenises `data` into `out`; called again after a kill, it goes on where it was."""
+    values = plain(config)
+    corpus, tokenizer_config = (
+        resolve_corpus(values["data"]),
+        resolve_tokenizer(values["tokenizer"]),
+    )
+    console = Console(highlight=False)
+    with console.status("tokenizer"):
+        tokenizer = prepare_tokenizer(tokenizer_config, corpus, cache_dir())
+    store = build_store(corpus, tokenizer, Path(values["out"]))
+    console.print(f"training    {len(store.split('train')):,} tokens")
+    console.print(f"validation  {len(store.split('validation')):,} tokens")
+    console.print(f"vocabulary  {store.vocab_size:,}")
+    console.print(f"store       {store.folder}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_verb("data", main)

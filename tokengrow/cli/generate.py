@@ -1,0 +1,53 @@
+"""tokengrow generate: text from a checkpoint, printed as it comes."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.cli.resolve import checkpoint_tokenizer, plain
+from tokengrow.cli.verb import run_verb
+from tokengrow.model.generate import SamplingConfig, generate
+from tokengrow.typed import typed
+
+
+def main(config: DictConfig) -> None:
+    """Prints the prompt and what the model makes of it, then the speed (on stderr)."""
+    values = plain(config)
+    sampling = typed(SamplingConfig, values["sampling"], "sampling")
+    checkpoint = load_checkpoint(values["source"])
+    console, start, pieces = Console(highlight=False), time.perf_counter(), 0
+    for piece in stream_text(checkpoint, values["prompt"], sampling):
+        console.out(piece, end="")
+        pieces += 1
+    rate = pieces / (time.perf_counter() - start)
+    console.out("")
+    Console(stderr=True).print(f"{pieces} pieces of text, {rate:.1f} per second", style="dim")
+
+
+def stream_text(checkpoint: Checkpoint, prompt: str, sampling: SamplingConfig) -> Iterator[str]:
+    """Yields the prompt, then text as the model writes it, until end-of-text or `max_tokens`.
+
+    Args:
+        checkpoint: with a tokenizer.
+        prompt: its start; empty stands for end-of-text, the start of a document.
+        sampling: how tokens are chosen.
+
+    Raises:
+        UserError: a checkpoint without a tokenizer.
+    """
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.end_of_text]], device=device)
+    if prompt:
+        yield prompt
+    model = checkpoint.model.to(device)
+    tokens = (int(token) for token in generate(model, ids, sampling, tokenizer.end_of_text))
+    yield from tokenizer.stream(token for token in tokens if token != tokenizer.end_of_text)
+
+
+if __name__ == "__main__":
+    run_verb("generate", main)

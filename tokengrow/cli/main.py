@@ -1,0 +1,54 @@
+"""`tokengrow VERB ...`: finds the verb's module and runs it as the program."""
+
+import runpy
+import sys
+from difflib import get_close_matches
+
+from tokengrow import __version__
+from tokengrow.paths import data_root
+
+VERBS = {
+    "train": ("recipes=NAME [key=value ...] [--multirun]", "a ladder: train, grow, train on"),
+    "grow": ("source=DIR model=NAME out=DIR", "one growth, verified, with lineage"),
+    "plan": ("recipes=NAME | source=DIR model=NAME", "what it will do, without building a model"),
+    "data": ("data=NAME out=DIR", "tokenise once, memory-map for ever"),
+    "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
+}
+"""Verb to (its usual arguments, what it does)."""
+
+
+def main() -> None:
+    """The console script: dispatches to `tokengrow.cli.VERB`."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if arguments[0] == "--version":
+        print(f"tokengrow {__version__}")
+        return
+    verb = arguments[0]
+    if verb not in VERBS:
+        near = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(VERBS)}"
+        print(f"tokengrow: unknown verb {verb!r}: {hint}", file=sys.stderr)
+        sys.exit(2)
+    # As the program itself, not by a call: what launches further processes repeats the command
+    # line of `-m tokengrow.cli.VERB`, and would lose the verb that a dispatcher took off it.
+    sys.argv = [f"tokengrow {verb}", *arguments[1:]]
+    runpy.run_module(f"tokengrow.cli.{verb}", run_name="__main__", alter_sys=True)
+
+
+def _help() -> str:
+    recipes = sorted(
+        str(path.relative_to(data_root() / "recipes").with_suffix(""))
+        for path in (data_root() / "recipes").rglob("*.yaml")
+    )
+    lines = [
+        "tokengrow: train a small TokenFormer, grow it exactly, go on training",
+        "",
+        *(f"  tokengrow {verb:<9} {usual:<42} {what}" for verb, (usual, what) in VERBS.items()),
+        "",
+        f"recipes: {', '.join(recipes)}",
+        "tokengrow VERB --help: its keys and groups; --cfg job --resolve: the whole config",
+    ]
+    return "\n".join(lines)

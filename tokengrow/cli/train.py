@@ -1,0 +1,106 @@
+"""tokengrow train: a ladder from its recipe to its last checkpoint."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tokengrow.checkpoint.store import load_checkpoint
+from tokengrow.cli.generate import stream_text
+from tokengrow.cli.resolve import (
+    checkpoint_tokenizer,
+    plain,
+    resolve_corpus,
+    resolve_tokenizer,
+    resolve_train,
+)
+from tokengrow.cli.verb import run_verb
+from tokengrow.data.corpus import Corpus
+from tokengrow.data.store import TokenStore, prepare_store
+from tokengrow.data.tokenizer import Tokenizer, prepare_tokenizer
+from tokengrow.errors import UserError
+from tokengrow.evaluation.report import rung_table
+from tokengrow.model.generate import SamplingConfig
+from tokengrow.paths import cache_dir
+from tokengrow.training.fit import FitResult, fit
+from tokengrow.training.ladder import TrainConfig
+
+SAMPLE = SamplingConfig(max_tokens=96)
+"""How the text at the end of a run is sampled."""
+
+
+def train(config: DictConfig) -> float:
+    """Trains what the composed config describes; returns the last validation loss, a sweep's
+    objective."""
+    values = plain(config)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
+    run = resolve_train(values)
+    console = Console()
+    store = open_store(values, run, console)
+    result = fit(run, store, console)
+    show(console, run, result, values["prompt"])
+    loss = result.state.rung.loss_end
+    assert loss is not None
+    return loss
+
+
+def open_store(values: dict[str, Any], run: TrainConfig, console: Console) -> TokenStore:
+    """The run's tokens: the store that is given, or one made from `data` and kept in the cache."""
+    if values["store"]:
+        return TokenStore.open(Path(values["store"]))
+    corpus = resolve_corpus(values["data"])
+    tokenizer = _tokenizer(values, run, corpus, console)
+    store = prepare_store(corpus, tokenizer, cache_dir())
+    console.print(
+        f"data: {len(store.split('train')):,} training and {len(store.split('validation')):,} "
+        f"validation tokens in {store.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return store
+
+
+def _tokenizer(
+    values: dict[str, Any], run: TrainConfig, corpus: Corpus, console: Console
+) -> Tokenizer:
+    """The source's tokenizer if the run starts from one, else that of the `tokenizer` section."""
+    room = min(stage.model.vocab_size for stage in run.stages)
+    config = resolve_tokenizer(values["tokenizer"])
+    if run.source and config.file is None:
+        return checkpoint_tokenizer(load_checkpoint(run.source))
+    if config.file is None and config.vocab_size > room:
+        raise _does_not_fit(config.vocab_size, room)  # before minutes are spent on training it
+    with console.status("tokenizer: training, once; it is kept in the cache"):
+        tokenizer = prepare_tokenizer(config, corpus, cache_dir())
+    if tokenizer.vocab_size > room:
+        raise _does_not_fit(tokenizer.vocab_size, room)
+    return tokenizer
+
+
+def _does_not_fit(tokenizer: int, model: int) -> UserError:
+    return UserError(
+        f"the tokenizer's vocabulary ({tokenizer}) does not fit model.vocab_size ({model}): "
+        f"set model.vocab_size={tokenizer} or more, or a smaller tokenizer.vocab_size"
+    )
+
+
+def show(console: Console, run: TrainConfig, result: FitResult, prompt: str) -> None:
+    """Prints the ladder's table, a sample of the last model, and where everything is."""
+    console.print()
+    console.print(rung_table([asdict(rung) for rung in result.state.rungs]))
+    sample = "".join(stream_text(result.checkpoint, prompt, SAMPLE))
+    console.print("\n[bold]sample[/]")
+    console.print(sample, markup=False, highlight=False)
+    paths = {"checkpoint": result.checkpoint.folder, "plot": result.plot, "run": run.out}
+    console.print()
+    for what, path in paths.items():
+        console.print(f"{what:<11} {path}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_verb("train", train)

@@ -1,0 +1,109 @@
+"""What every verb shares: Hydra around its function, and wrong inputs as one sentence."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tokengrow.errors import UserError
+from tokengrow.paths import data_root
+
+WRONG_INPUT = 2
+"""Exit status for a wrong input."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
+
+def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
+    """Composes `conf/{name}.yaml` with the command line and calls the verb's function.
+
+    A wrong input is one sentence on stderr and exit status 2; any other exception keeps its
+    traceback.
+
+    Args:
+        name: of the verb and of its primary config.
+        function: takes the composed config.
+    """
+
+    @hydra.main(version_base="1.3", config_path=str(data_root() / "conf"), config_name=name)
+    @wraps(function)
+    def job(config: DictConfig) -> Any:
+        try:
+            return function(config)
+        except UserError as error:  # here: Hydra would print a line of its own on its way out
+            _refuse(name, str(error))
+
+    # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(name, _explain(name, error))
+    except KeyboardInterrupt:
+        print(f"\ntokengrow {name}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _refuse(name: str, message: str) -> NoReturn:
+    print(f"tokengrow {name}: {message}", file=sys.stderr)
+    sys.exit(WRONG_INPUT)
+
+
+def _explain(name: str, error: Exception) -> str:
+    """One sentence for an exception of Hydra or OmegaConf, with the nearest valid key or choice."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={choice}: there is no such choice{_nearest(choice, error.options)}"
+    text = str(error)
+    if match := re.search(r"Could not override '([^'@]+)", text):
+        key = match.group(1)
+        return f"unknown key {key}{_nearest(key, list(_valid_keys(name)), most=3)}"
+    key = getattr(error, "full_key", None)
+    if key and "Missing mandatory value" in text:
+        return f"{key} is missing: it has no default, so give it a value ({key}=...)"
+    first = text.strip().splitlines()[0]
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _nearest(word: str, valid: Sequence[str], most: int = 1) -> str:
+    near = get_close_matches(word, valid, n=most, cutoff=0.5)
+    if not near:
+        return f"; valid are {', '.join(sorted(valid)[:20])}"
+    return f": did you mean {' or '.join(near)}?"
+
+
+def _valid_keys(name: str) -> Iterator[str]:
+    """The dotted keys of a verb's config and its groups, with the recipe of the command line if it
+    has one."""
+    GlobalHydra.instance().clear()
+    chosen = [word for word in sys.argv[1:] if re.fullmatch(r"(recipes|model|data)=[\w./-]+", word)]
+    with initialize_config_dir(str(data_root() / "conf"), version_base="1.3"):
+        for overrides in (chosen, []):
+            try:
+                config = compose(name, overrides)
+                break
+            except HydraException:
+                continue
+        else:
+            return
+    yield from _dotted(OmegaConf.to_container(config, resolve=False))
+    yield "recipes"
+
+
+def _dotted(node: Any, where: str = "") -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            path = f"{where}.{key}" if where else str(key)
+            yield path
+            yield from _dotted(value, path)

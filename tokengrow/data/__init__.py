@@ -1,0 +1,1 @@
+"""The data room: text -> tokens -> ordered batches."""

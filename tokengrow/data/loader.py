@@ -1,0 +1,175 @@
+"""Token ids to batches of sequences, [b, T + 1]: the last T are the targets of the first T."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from tokengrow.data.corpus import Split
+from tokengrow.data.order import batch_indices
+from tokengrow.data.store import TokenArray
+from tokengrow.errors import UserError
+
+
+class Sequences(Dataset[torch.Tensor]):
+    """A split cut into sequences: item ``i`` is tokens ``i * T`` to ``i * T + T``, int64 [T + 1].
+
+    Neighbours share one token, so that every token but the very first is a target exactly once.
+    """
+
+    def __init__(self, tokens: TokenArray, context_length: int) -> None:
+        self.tokens, self.context_length = tokens, context_length
+
+    def __len__(self) -> int:
+        return max(0, len(self.tokens) - 1) // self.context_length
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        start = index * self.context_length
+        return torch.from_numpy(self.tokens.read(start, self.context_length + 1))
+
+
+class _MicroBatches(Sampler[list[int]]):
+    """One rank's micro-batches of every global batch from ``start_batch`` on, without end."""
+
+    def __init__(
+        self, *, seed: int, num_sequences: int, batch_size: int, micro_batch_size: int,
+        start_batch: int, rank: int, world_size: int,
+    ) -> None:  # fmt: skip
+        self.seed, self.num_sequences, self.start_batch = seed, num_sequences, start_batch
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch_size // self.world_size
+        batch = self.start_batch
+        while True:
+            indices = batch_indices(self.seed, batch, self.batch_size, self.num_sequences)
+            mine = indices[self.rank * share : (self.rank + 1) * share].tolist()
+            for start in range(0, share, self.micro_batch_size):
+                yield mine[start : start + self.micro_batch_size]
+            batch += 1
+
+
+def train_loader(
+    sequences: Sequences,
+    *,
+    seed: int,
+    batch_size: int,
+    micro_batch_size: int,
+    start_batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> DataLoader[torch.Tensor]:
+    """Endless micro-batches, int64 [micro_batch_size, T + 1].
+
+    Global batch number n holds the same sequences in the same order whatever the rest says: it is
+    cut into one block per rank, and each block into micro-batches.
+
+    Args:
+        sequences: the train split; at least one.
+        seed: picks the order.
+        batch_size: sequences in a global batch, over all ranks and micro-batches.
+        micro_batch_size: sequences that one rank takes at once.
+        start_batch: number of the first global batch.
+        rank: number of this process.
+        world_size: how many processes share the global batches.
+        workers: processes that read ahead; 0: read when asked.
+
+    Raises:
+        UserError: ``batch_size`` is no multiple of ``micro_batch_size * world_size``.
+    """
+    if micro_batch_size < 1:
+        raise UserError(f"micro_batch_size is {micro_batch_size}: give at least 1")
+    if batch_size < 1 or batch_size % (micro_batch_size * world_size):
+        raise UserError(
+            f"batch_size is {batch_size}: give a multiple of micro_batch_size x processes = "
+            f"{micro_batch_size} x {world_size} = {micro_batch_size * world_size}"
+        )
+    micro_batches = _MicroBatches(
+        seed=seed,
+        num_sequences=len(sequences),
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        start_batch=start_batch,
+        rank=rank,
+        world_size=world_size,
+    )
+    return _loader(sequences, batch_sampler=micro_batches, num_workers=workers)
+
+
+def validation_loader(
+    sequences: Sequences,
+    *,
+    batch_size: int,
+    max_sequences: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[torch.Tensor]:
+    """One pass over part of a split in order, int64 [b, T + 1]; the last batch may be smaller.
+
+    The part is spread evenly over the whole split: neighbours come from the same documents, and the
+    first few hundred would stand for those alone.
+
+    Each rank takes a contiguous part, all of one size: were one longer, its last batch would wait
+    for ever on the collectives of the others. So fewer than ``world_size`` of the last sequences
+    may go unused.
+
+    Args:
+        sequences: the validation split.
+        batch_size: sequences that one rank takes at once.
+        max_sequences: how many to read at most, over all ranks.
+        rank: number of this process.
+        world_size: how many processes share the sequences.
+
+    Raises:
+        UserError: a size below 1, or fewer sequences than processes.
+    """
+    share = min(max_sequences, len(sequences)) // world_size
+    if share < 1 or batch_size < 1:
+        raise UserError(
+            f"validation takes {max_sequences} of {len(sequences)} sequences in batches of "
+            f"{batch_size} on {world_size} processes: give each process at least one sequence"
+        )
+    count = share * world_size
+    spread = np.arange(count) * len(sequences) // count
+    mine = spread[rank * share : (rank + 1) * share]
+    return _loader(Subset(sequences, mine.tolist()), batch_size=batch_size)
+
+
+def check_sequences(tokens: TokenArray, context_length: int, split: Split) -> Sequences:
+    """The sequences of a split that has at least one.
+
+    Raises:
+        UserError: the split is shorter than one sequence.
+    """
+    if len(tokens) <= context_length:
+        more = (
+            "give more text or a smaller model.context_length"
+            if split == "train"
+            else "raise data.validation_fraction, give more text or a smaller model.context_length"
+        )
+        raise UserError(
+            f"data: the {split} split has {len(tokens)} tokens, fewer than one sequence of "
+            f"model.context_length + 1 = {context_length + 1}: {more}"
+        )
+    return Sequences(tokens, context_length)
+
+
+def probe_batch(sequences: Sequences, count: int = 2) -> torch.Tensor:
+    """The first sequences of a split, int64 [count, T + 1], fewer where there are fewer."""
+    return torch.stack([sequences[index] for index in range(min(count, len(sequences)))])
+
+
+def _loader(dataset: Dataset[torch.Tensor], **options: object) -> DataLoader[torch.Tensor]:
+    # Without a generator of its own, a DataLoader draws from PyTorch's global one whenever it
+    # starts, and a resumed run would not see the random numbers of an uninterrupted one.
+    return DataLoader(
+        dataset,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+        **options,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,188 @@
+"""A token store: a folder of memory-mapped shards that hold a corpus as one stream of token ids.
+
+    store.json                        the record, written last: without it there is no store
+    train_00000.bin, train_00001.bin  token ids, little-endian uint16 or uint32, documents in order
+    validation_00000.bin              the same for the other split; none where it is empty
+    tokenizer.json                    turned the text into ids, and turns ids into text again
+
+Every document is followed by the id of the end-of-text token.
+"""
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokengrow.data.build import write_store
+from tokengrow.data.corpus import Corpus, Split
+from tokengrow.data.layout import SPLITS, TOKENIZER, StoreRecord
+from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.errors import UserError
+
+
+class TokenArray:
+    """The token ids of one split, read from disk as they are asked for.
+
+    Args:
+        files: the shards in order.
+        lengths: tokens in each shard.
+        dtype: NumPy's name of the type of an id.
+    """
+
+    def __init__(self, files: list[Path], lengths: list[int], dtype: str) -> None:
+        self._files, self._dtype = files, dtype
+        self._ends = list(accumulate(lengths))
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens ``start`` to ``start + length`` as int64 [length], across shards where need be.
+
+        Raises:
+            IndexError: a part of the range lies outside.
+        """
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start} to {start + length} of a split of {len(self)}")
+        result = np.empty(length, dtype=np.int64)
+        done = 0
+        while done < length:
+            shard = bisect_right(self._ends, start + done)
+            offset = start + done - (self._ends[shard - 1] if shard else 0)
+            piece = self._map(shard)[offset : offset + length - done]
+            result[done : done + len(piece)] = piece
+            done += len(piece)
+        return result
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self._files[shard], dtype=self._dtype, mode="r")
+        return self._maps[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map is pickled as the whole of its content; a loader's worker maps the file anew.
+        return {**self.__dict__, "_maps": {}}
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A complete token store, opened for reading."""
+
+    folder: Path
+    record: StoreRecord
+
+    @classmethod
+    def open(cls, folder: Path) -> "TokenStore":
+        """Opens a store and checks its record and the size of every file, not the contents.
+
+        Raises:
+            UserError: no store, a half-written or a damaged one; names the file.
+        """
+        folder = Path(folder)
+        record = StoreRecord.load(folder)
+        for split in SPLITS:
+            for shard in record.splits[split]:
+                shard.check_size(folder)
+        if not (folder / TOKENIZER).is_file():
+            raise UserError(
+                f"damaged token store: {folder / TOKENIZER} is missing: delete {folder} and make "
+                "it anew"
+            )
+        return cls(folder, record)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id that can occur."""
+        return self.record.vocab_size
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token that ends a document."""
+        return self.record.end_of_text
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content in hex: the same wherever and in however many runs it was made."""
+        return self.record.fingerprint
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The identity of the corpus that the store was made from."""
+        return self.record.source.identity
+
+    def verify(self) -> None:
+        """Reads everything and compares it with the recorded SHA-256.
+
+        Raises:
+            UserError: a file whose content has changed, by name.
+        """
+        for split in SPLITS:
+            for shard in self.record.splits[split]:
+                with (self.folder / shard.file).open("rb") as file:
+                    self._compare(shard.file, file_digest(file, "sha256").hexdigest(), shard.sha256)
+        self._compare(TOKENIZER, self.tokenizer().fingerprint, self.record.source.tokenizer)
+
+    def _compare(self, name: str, found: str, recorded: str) -> None:
+        if found != recorded:
+            raise UserError(
+                f"damaged token store: {self.folder / name} has SHA-256 {found[:16]}..., not the "
+                f"recorded {recorded[:16]}...: delete {self.folder} and make it anew"
+            )
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the store was made with."""
+        return Tokenizer.from_file(self.folder / TOKENIZER, self.record.end_of_text_token)
+
+    def split(self, name: Split) -> TokenArray:
+        """The tokens of a split; empty where nothing was held out."""
+        shards = self.record.splits[name]
+        files = [self.folder / shard.file for shard in shards]
+        return TokenArray(files, [shard.tokens for shard in shards], self.record.dtype)
+
+
+def build_store(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    shard_tokens: int = 2**26,
+    progress: bool = True,
+) -> TokenStore:
+    """Tokenises a corpus into a folder, or opens the store that an earlier call left there.
+
+    Killed at any moment and called again, it goes on after the last finished shard and ends with
+    the same bytes. Two processes may call it for one folder: the second waits for the first.
+
+    Args:
+        corpus: where the text comes from.
+        tokenizer: turns it into ids.
+        folder: where the store goes; made if need be.
+        shard_tokens: a shard is closed at the first end of a document past so many tokens.
+        progress: show documents, tokens and tokens/s on stderr.
+
+    Raises:
+        UserError: the folder holds something else, or a store of another corpus or tokenizer; the
+            train split is empty; the corpus is malformed. Nothing is overwritten or left behind.
+    """
+    folder = Path(folder)
+    write_store(corpus, tokenizer, folder, shard_tokens=shard_tokens, progress=progress)
+    return TokenStore.open(folder)
+
+
+def prepare_store(
+    corpus: Corpus, tokenizer: Tokenizer, cache: Path, progress: bool = True
+) -> TokenStore:
+    """The store of a corpus and a tokenizer in the cache folder, built where it is not there yet.
+
+    Raises:
+        UserError: as ``build_store``.
+    """
+    source = json.dumps([corpus.identity(), tokenizer.fingerprint])
+    key = sha256(source.encode()).hexdigest()[:16]
+    return build_store(corpus, tokenizer, cache / "stores" / key, progress=progress)

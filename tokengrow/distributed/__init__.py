@@ -1,0 +1,1 @@
+"""The distributed room: Fabric from config."""

@@ -1,0 +1,51 @@
+"""Lightning Fabric from config."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.logger import Logger
+
+from tokengrow.errors import UserError
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FabricConfig:
+    """Which devices a run uses, and in which precision."""
+
+    accelerator: str = "auto"
+    """auto (a GPU if there is one), cpu, or cuda."""
+    precision: str = "auto"
+    """auto (bf16-mixed on a GPU, else 32-true), 32-true, bf16-mixed or bf16-true."""
+
+    def __post_init__(self) -> None:
+        for key, valid in (("accelerator", ("auto", "cpu", "cuda")), ("precision", PRECISIONS)):
+            if getattr(self, key) not in valid:
+                raise UserError(
+                    f"fabric.{key} {getattr(self, key)!r}: valid are {', '.join(valid)}"
+                )
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise UserError("fabric.accelerator=cuda: no GPU is visible; set fabric=cpu")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the run will be on a GPU."""
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric:
+    """A launched Fabric on one device."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if config.on_gpu else "32-true"
+    fabric = Fabric(
+        accelerator="cuda" if config.on_gpu else "cpu",
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]  # Lightning types it as a Literal
+        loggers=list(loggers),
+    )
+    fabric.launch()
+    return fabric

@@ -1,0 +1,1 @@
+"""The evaluation room: how good a model is, as tables and plots."""

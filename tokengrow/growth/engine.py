@@ -1,0 +1,154 @@
+"""The growth engine: carries out a plan on weights and optimizer state, then measures what it
+did."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokengrow.errors import UserError
+from tokengrow.growth.moments import grow_moments
+from tokengrow.growth.plan import GrowthPlan, plan_growth
+from tokengrow.growth.tokens import append_tokens
+from tokengrow.growth.verify import Drift, check_drift, measure_drift, probe_dtype, random_probe
+from tokengrow.model.config import ModelConfig
+from tokengrow.model.tokenformer import TokenFormer
+
+State = dict[str, Tensor]
+Operator = Callable[[State, ModelConfig, ModelConfig, float, torch.Generator], State]
+
+OPERATORS: dict[str, Operator] = {"tokens": append_tokens}
+"""Growth axis to the pure function that grows weights along it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """How new parameters are born and how exact a growth must be."""
+
+    new_value_scale: float = 1.0
+    """Standard deviation of new value tokens over that of the old ones; never 0, the keys being
+    0."""
+    tolerance: float | None = None
+    """Largest drift allowed, relative to the logits; null: 1e-10 in float64, 1e-4 in float32."""
+    seed: int = 0
+    """Seed of the new values and of a random probe batch."""
+
+    def __post_init__(self) -> None:
+        if not self.new_value_scale > 0:
+            raise UserError(
+                f"growth.new_value_scale must be positive, not {self.new_value_scale}: new keys "
+                "are zero, and keys and values both zero would never move"
+            )
+        if self.tolerance is not None and self.tolerance < 0:
+            raise UserError(f"growth.tolerance must not be negative: {self.tolerance}")
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What a growth gives."""
+
+    config: ModelConfig
+    """Of the grown model."""
+    weights: State
+    """State dict on the CPU, in the precision of its source."""
+    optimizer: State
+    """Flat optimizer state, empty if none was given."""
+    report: dict[str, Any]
+    """What happened: steps, seed, drift; one entry of a lineage."""
+
+
+def grow(
+    model: TokenFormer,
+    target: ModelConfig,
+    config: GrowthConfig | None = None,
+    probe: Tensor | None = None,
+) -> TokenFormer:
+    """A larger model that computes the same function.
+
+    Args:
+        model: the source; not modified.
+        target: the sizes wanted, nowhere smaller than the source's; tau and rotary channels stay
+            the
+            source's.
+        config: how new parameters are born.
+        probe: [B, T + 1] int64 token ids on which sameness is measured; random ones by default.
+
+    Returns:
+        The grown model on the CPU, in the precision of the source.
+
+    Raises:
+        UserError: a target that cannot be reached.
+        DriftError: a result that is not the same function.
+    """
+    plan = plan_growth(model.config, target)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    grown = carry_out(plan, state, {}, config or GrowthConfig(), probe)
+    return TokenFormer.from_weights(grown.config, grown.weights)
+
+
+def carry_out(
+    plan: GrowthPlan,
+    weights: State,
+    optimizer: State,
+    config: GrowthConfig,
+    probe: Tensor | None = None,
+) -> Grown:
+    """Carries out a plan on weights and optimizer state, measures the drift, refuses past
+    tolerance.
+
+    Args:
+        plan: what to do.
+        weights: state dict of the source, on the CPU; not modified.
+        optimizer: flat optimizer state of the source, or empty; not modified.
+        config: how new parameters are born.
+        probe: [B, T + 1] int64 token ids; random ones by default.
+
+    Raises:
+        DriftError: the result is not the same function.
+    """
+    generator, grown = _generator(plan, config.seed), weights
+    for step in plan.steps:
+        operator = OPERATORS[step.axis]
+        grown = operator(grown, step.source, step.target, config.new_value_scale, generator)
+    drift = verify_growth(plan, weights, grown, config, probe)
+    report = {
+        "steps": [{"axis": step.axis, "changes": step.changes} for step in plan.steps],
+        "seed": config.seed,
+        "new_value_scale": config.new_value_scale,
+        "drift": drift.to_dict(),
+    }
+    return Grown(plan.target, grown, grow_moments(optimizer, plan), report)
+
+
+def verify_growth(
+    plan: GrowthPlan,
+    weights: State,
+    grown: State,
+    config: GrowthConfig,
+    probe: Tensor | None = None,
+) -> Drift:
+    """Measures source against grown weights on a probe batch; raises `DriftError` past
+    tolerance."""
+    if probe is None:
+        probe = random_probe(plan.source, _generator(plan, config.seed))
+    dtype = probe_dtype(plan.target)
+    drift = measure_drift(
+        TokenFormer.from_weights(plan.source, weights, dtype),
+        TokenFormer.from_weights(plan.target, grown, dtype),
+        probe,
+    )
+    check_drift(drift, config.tolerance)
+    return drift
+
+
+def _generator(plan: GrowthPlan, seed: int) -> torch.Generator:
+    """A stream of its own for each source size.
+
+    With the bare seed two growths in a row would draw the same values; with zero keys beside them
+    the new tokens would be twins, and twins have the same gradients for ever.
+    """
+    digest = hashlib.sha256(f"{seed}:{plan.source}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))

@@ -1,0 +1,78 @@
+"""What a growth will do, as data: source, target and the ordered steps between them.
+
+`AXES` fixes the order in which axes grow. A new axis is a function `(source, target) -> Step |
+None` in the table here, and an operator in `tokengrow.growth.engine.OPERATORS`.
+"""
+
+from dataclasses import dataclass, replace
+
+from tokengrow.errors import UserError
+from tokengrow.model.config import ModelConfig
+
+AXES: dict[str, tuple[str, ...]] = {
+    "tokens": ("tokens.query", "tokens.key", "tokens.value", "tokens.output", "tokens.ffn"),
+}
+"""Growth axis to the config keys that it changes, in the order in which axes are grown."""
+
+KEPT = ("tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init")
+"""Part of the function, or of its history, and not of its size: the grown model keeps the
+source's."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One exact growth along one axis."""
+
+    axis: str
+    """tokens; later also depth, width, heads."""
+    source: ModelConfig
+    """The model before this step."""
+    target: ModelConfig
+    """The model after this step."""
+
+    @property
+    def changes(self) -> dict[str, tuple[int, int]]:
+        """Dotted config key to (before, after)."""
+        return self.source.differences(self.target)
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """Source config, target config, and the ordered steps between them."""
+
+    source: ModelConfig
+    target: ModelConfig
+    steps: tuple[Step, ...]
+
+
+def plan_growth(source: ModelConfig, requested: ModelConfig) -> GrowthPlan:
+    """The steps from one size to another.
+
+    Args:
+        source: the model at hand.
+        requested: the sizes wanted. What is not a size (`KEPT`) is taken from the source: a tau
+            recomputed
+            from the new number of tokens would rescale every score.
+
+    Returns:
+        The plan; its target is the requested sizes with the source's `KEPT` fields.
+
+    Raises:
+        UserError: a target that is smaller somewhere, or differs in a key that growth cannot
+            change.
+    """
+    target = replace(requested, **{key: getattr(source, key) for key in KEPT})
+    axis_of = {key: axis for axis, keys in AXES.items() for key in keys}
+    for key, (before, after) in source.differences(target).items():
+        if key not in axis_of:
+            raise UserError(
+                f"model.{key}: {before} -> {after}: growth cannot change it (it grows "
+                f"{', '.join(AXES)}); set model.{key}={before}"
+            )
+        if after < before:
+            raise UserError(
+                f"model.{key}: {before} -> {after}: growth never makes a model smaller; "
+                f"set it to at least {before}"
+            )
+    steps = [Step("tokens", source, target)] if source != target else []
+    return GrowthPlan(source, target, tuple(steps))

@@ -1,0 +1,81 @@
+"""Growth by parameter tokens: zero keys, non-zero values, tau kept.
+
+A zero key scores 0, adds nothing to the L2 norm, and f(0) = 0, so the function is the same. Both
+zero would be a trap: the gradient of each is a multiple of the other, and neither would ever move.
+TokenFormer, arXiv 2410.23168, section 3.3 and appendix A; `docs/growing.md` has the argument.
+
+Shapes: `N` parameter tokens before, `M` appended, `E` output dim.
+"""
+
+import torch
+from torch import Tensor
+
+from tokengrow.model.config import ROLES, ModelConfig
+from tokengrow.model.tokenformer import INIT_STD
+
+State = dict[str, Tensor]
+
+
+def token_tensors(config: ModelConfig) -> dict[str, str]:
+    """Name of every parameter-token tensor of a model, to its role."""
+    names: dict[str, str] = {}
+    for layer in range(config.layers):
+        for role in ROLES:
+            home = "ffn" if role == "ffn" else f"attention.{role}"
+            for part in ("key", "value"):
+                names[f"blocks.{layer}.{home}.{part}_param_tokens"] = role
+    return names
+
+
+def append_tokens(
+    state: State,
+    source: ModelConfig,
+    target: ModelConfig,
+    value_scale: float,
+    generator: torch.Generator,
+) -> State:
+    """Appends parameter tokens to the weights of every role that grows.
+
+    Args:
+        state: weights of the source, on the CPU; not modified.
+        source: config before.
+        target: config after; differs in `tokens` alone.
+        value_scale: standard deviation of the new values over that of the tensor's old ones.
+        generator: of the new values.
+
+    Returns:
+        The grown weights; tensors that do not grow are shared with `state`.
+    """
+    grown = dict(state)
+    for name, role in token_tensors(source).items():
+        old = state[name]
+        count = getattr(target.tokens, role) - getattr(source.tokens, role)
+        if name.endswith("key_param_tokens"):
+            new = old.new_zeros(count, old.shape[1])
+        else:
+            std = value_scale * _value_std(old)
+            new = torch.empty(count, old.shape[1], dtype=torch.float64)
+            new = new.normal_(0.0, std, generator=generator).to(old.dtype)
+        grown[name] = torch.cat((old, new)) if count else old
+    return grown
+
+
+def append_moments(moments: State, source: ModelConfig, target: ModelConfig) -> State:
+    """Zero moments for the appended tokens; the old entries' are exact as they are.
+
+    The gradient of an old entry is the same after the growth, so its moments are too. Works for
+    each of Adam's per-entry tensors, named like the weights.
+    """
+    grown = dict(moments)
+    for name, role in token_tensors(source).items():
+        count = getattr(target.tokens, role) - getattr(source.tokens, role)
+        if count and name in moments:
+            old = moments[name]
+            grown[name] = torch.cat((old, old.new_zeros(count, old.shape[1])))
+    return grown
+
+
+def _value_std(values: Tensor) -> float:
+    """Root mean square of [N, E] values; for values that never moved, the init scale of the
+    keys."""
+    return float(values.double().square().mean().sqrt()) or INIT_STD

@@ -1,0 +1,1 @@
+"""The kernels room: how Pattention is computed."""

@@ -1,0 +1,98 @@
+"""Sampling from a model with a KV cache.
+
+Shapes: `B` batch, `T` prompt length, `V` vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokengrow.errors import UserError
+from tokengrow.model.tokenformer import KVCache, TokenFormer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    max_tokens: int = 128
+    """The most tokens to generate."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probabilities reach this."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_tokens must be at least 1": self.max_tokens >= 1,
+            "temperature must not be negative": self.temperature >= 0,
+            "top_k must not be negative": self.top_k >= 0,
+            "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise UserError(f"sampling.{message}: {getattr(self, message.split()[0])}")
+
+
+def generate(
+    model: TokenFormer, prompt: Tensor, config: SamplingConfig, end_of_text: int | None = None
+) -> Iterator[Tensor]:
+    """Yields the next token of every row until `max_tokens` or until each row has ended.
+
+    Args:
+        model: on the device of the prompt.
+        prompt: [B, T] int64, T >= 1.
+        config: how to sample.
+        end_of_text: the id that ends a row; a row that has ended goes on yielding it.
+
+    Yields:
+        [B] int64.
+    """
+    if prompt.shape[1] == 0:
+        raise UserError("prompt is empty: give at least one token")
+    batch, length = prompt.shape
+    parameter = next(model.parameters())
+    cache = KVCache(
+        model.config, batch, length + config.max_tokens, parameter.dtype, parameter.device
+    )
+    generator = torch.Generator(prompt.device).manual_seed(config.seed)
+    ended = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
+    ids = prompt
+    for _ in range(config.max_tokens):
+        with torch.inference_mode():
+            token = sample(model(ids, cache)[:, -1], config, generator)
+        if end_of_text is not None:
+            token = torch.where(ended, end_of_text, token)
+            ended |= token == end_of_text
+        yield token
+        if bool(ended.all()):
+            return
+        ids = token[:, None]
+
+
+def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> Tensor:
+    """Draws one token per row from [B, V] logits; [B] int64."""
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float() / config.temperature
+    if config.top_k:
+        kth = logits.topk(min(config.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if config.top_p < 1:
+        logits = _keep_nucleus(logits, config.top_p)
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Nucleus sampling (arXiv 1904.09751): drops what lies behind the first top_p of the mass."""
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    # A token stays when the mass in front of it is below top_p, so the likeliest always stays.
+    dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
+    return logits.masked_fill(dropped.gather(-1, order.argsort(dim=-1)), -torch.inf)

@@ -1,0 +1,36 @@
+"""The Pattention layer: a learned projection whose size is a number of parameter tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from tokengrow.kernels.op import pattention
+
+
+class Pattention(nn.Module):
+    """`out = f(x Kᵀ) V` (TokenFormer, arXiv 2410.23168, equation 4).
+
+    Args:
+        tokens: N parameter tokens.
+        d_in: channels of the input, D_in.
+        d_out: channels of the output, D_out.
+        activation: f, by name.
+        tau: the scale after the L2 norm.
+    """
+
+    def __init__(self, tokens: int, d_in: int, d_out: int, activation: str, tau: float) -> None:
+        super().__init__()
+        self.key_param_tokens = nn.Parameter(torch.empty(tokens, d_in))
+        self.value_param_tokens = nn.Parameter(torch.empty(tokens, d_out))
+        self.activation = activation
+        self.tau = tau
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D_in] to [..., D_out]."""
+        return pattention(
+            x, self.key_param_tokens, self.value_param_tokens, self.activation, self.tau
+        )
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows of this layer."""
+        (n, d_in), d_out = self.key_param_tokens.shape, self.value_param_tokens.shape[1]
+        return f"tokens={n}, d_in={d_in}, d_out={d_out}, {self.activation}, tau={self.tau:.4g}"

@@ -1,0 +1,211 @@
+"""TokenFormer: a decoder-only language model whose every projection is Pattention.
+
+TokenFormer, arXiv 2410.23168. Pre-norm blocks without affine, rotary positions on part of each
+head, a final norm with affine, the embedding tied to the output head, no biases.
+
+Shapes: `B` batch, `T` sequence, `S` cached sequence, `D` width, `H` heads, `C` head dim, `L`
+layers, `V` vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokengrow.model.config import ModelConfig
+from tokengrow.model.pattention import Pattention
+from tokengrow.model.rotary import rotary_table, rotate
+
+INIT_STD = 0.02
+GELU_POWER = 0.425
+"""E[GELU(z)²] for z ~ N(0, 1): the share of a unit score's power that passes the activation."""
+
+
+class KVCache:
+    """Keys (after rotary) and values of the tokens seen so far.
+
+    Args:
+        config: the model's.
+        batch: B.
+        capacity: the most tokens it will hold, S.
+        dtype: of keys and values.
+        device: where they live.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (config.layers, batch, config.heads, capacity, config.head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, H, S, C]
+        self.values = torch.empty(shape, dtype=dtype, device=device)  # [L, B, H, S, C]
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens that fit."""
+        return self.keys.shape[3]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the [B, H, T, C] of new tokens behind the old; returns all of them, [B, H, S,
+        C]."""
+        end = self.length + key.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the KV cache holds {self.capacity} tokens; {end} were given")
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with Pattention projections."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.head_dim = layer, config.heads, config.head_dim
+        self.query = _pattention(config, "query")
+        self.key = _pattention(config, "key")
+        self.value = _pattention(config, "value")
+        self.output = _pattention(config, "output")
+
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], cache: KVCache | None = None
+    ) -> Tensor:
+        """[B, T, D] to [B, T, D]; with a cache, T new tokens attend to it and to each other."""
+        batch, length, _ = x.shape
+        query, key, value = (
+            projection(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )  # [B, H, T, C]
+        query, key = rotate(query, table), rotate(key, table)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            key, value = cache.extend(self.layer, key.to(cache.keys), value.to(cache.values))
+            query = query.to(key)
+        mask = None
+        if past and length > 1:  # a chunk behind a prefix: causal, aligned to the end
+            mask = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=past == 0
+        )
+        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Block(nn.Module):
+    """`x += attention(norm(x)); x += ffn(norm(x))`, the norms without affine."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.attention = Attention(config, layer)
+        self.ffn = _pattention(config, "ffn")
+
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], cache: KVCache | None = None
+    ) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        x = x + self.attention(F.layer_norm(x, x.shape[-1:], eps=self.eps), table, cache)
+        return x + self.ffn(F.layer_norm(x, x.shape[-1:], eps=self.eps))
+
+
+class TokenFormer(nn.Module):
+    """The language model. `model(ids)` maps [B, T] token ids to [B, T, V] logits.
+
+    Weights are initialised from torch's global generator; call `init_weights` with a generator of
+    your own to choose the seed.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width, eps=config.final_norm_eps)
+        self.init_weights()
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the next token at every position.
+
+        Args:
+            ids: [B, T] int64 token ids.
+            cache: of the tokens before; it is extended by these T.
+
+        Returns:
+            [B, T, V].
+        """
+        start = 0 if cache is None else cache.length
+        config = self.config
+        table = rotary_table(
+            start, ids.shape[1], config.rotary_channels, config.rotary_base, ids.device
+        )
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x, table, cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return F.linear(self.final_norm(x), self.embedding.weight)
+
+    @classmethod
+    def from_weights(
+        cls, config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype | None = None
+    ) -> "TokenFormer":
+        """A model on the CPU, in eval mode, with a copy of these weights.
+
+        Args:
+            config: the model's.
+            weights: its state dict.
+            dtype: of the copy; by default that of the weights.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        model = model.to(dtype or weights["embedding.weight"].dtype).to_empty(device="cpu")
+        model.load_state_dict(weights)
+        return model.eval()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draws all weights anew, in the way that `config.init` names.
+
+        | tensor | balanced | published |
+        | --- | --- | --- |
+        | embedding, all keys | N(0, 0.02) | N(0, 0.02) |
+        | values of query, key, value | N(0, 1 / sqrt(0.425 N)) | N(0, 2 / L / sqrt(D)) |
+        | values of output, ffn | 0 | N(0, 2 / L / sqrt(D)) |
+        | final norm | weight 1, bias 0 | weight 1, bias 0 |
+
+        Balanced: every output channel of query, key and value starts with unit variance, and every
+        block as the identity.
+        """
+        nn.init.normal_(self.embedding.weight, 0.0, INIT_STD, generator)
+        for block in self.blocks:
+            for role, layer in pattention_layers(block):
+                nn.init.normal_(layer.key_param_tokens, 0.0, INIT_STD, generator)
+                std = init_value_std(self.config, role)
+                nn.init.normal_(layer.value_param_tokens, 0.0, std, generator)
+        nn.init.ones_(self.final_norm.weight)
+        nn.init.zeros_(self.final_norm.bias)
+
+
+def pattention_layers(block: nn.Module) -> list[tuple[str, Pattention]]:
+    """(role, layer) of the five Pattention layers of a block, in the order of `ROLES`."""
+    named = ((name.rpartition(".")[2], module) for name, module in block.named_modules())
+    return [(role, module) for role, module in named if isinstance(module, Pattention)]
+
+
+def init_value_std(config: ModelConfig, role: str) -> float:
+    """Standard deviation at which the value parameter tokens of a role are born."""
+    if config.init == "published":
+        return 2 / config.layers / math.sqrt(config.width)
+    if role in ("output", "ffn"):
+        return 0.0
+    return 1 / math.sqrt(GELU_POWER * getattr(config.tokens, role))
+
+
+def _pattention(config: ModelConfig, role: str) -> Pattention:
+    return Pattention(*config.role_shape(role), config.activation, getattr(config.tau, role))

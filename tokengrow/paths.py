@@ -1,0 +1,28 @@
+"""Where things are: conf/ and recipes/ in a checkout, an editable install or a wheel; the cache."""
+
+import os
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_root() -> Path:
+    """The folder that holds conf/ and recipes/: the package in a wheel, else the repository."""
+    for root in (_PACKAGE, _PACKAGE.parent):
+        if (root / "conf" / "train.yaml").is_file():
+            return root
+    raise FileNotFoundError(f"tokengrow: no conf/ in or beside {_PACKAGE}: the install is broken")
+
+
+def cache_dir() -> Path:
+    """Where tokenizers and token stores are kept between runs: TOKENGROW_CACHE, else the XDG
+    one."""
+    if folder := os.environ.get("TOKENGROW_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokengrow"
+
+
+OmegaConf.register_new_resolver("tokengrow.root", lambda: str(data_root()), replace=True)
+OmegaConf.register_new_resolver("tokengrow.cache", lambda: str(cache_dir()), replace=True)

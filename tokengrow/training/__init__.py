@@ -1,0 +1,1 @@
+"""The training room: the LightningModule, its optimizer, and the Fabric loop over stages."""

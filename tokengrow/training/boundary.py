@@ -1,0 +1,44 @@
+"""What happens to a checkpoint between two stages, and in `tokengrow grow`: it is grown and
+verified."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.growth.engine import GrowthConfig, carry_out
+from tokengrow.growth.plan import GrowthPlan
+
+
+def grow_checkpoint(
+    source: Checkpoint, plan: GrowthPlan, config: GrowthConfig, probe: Tensor | None = None
+) -> Checkpoint:
+    """The checkpoint after a growth: weights, optimizer state, and one more entry of lineage.
+
+    Args:
+        source: what is grown; not modified.
+        plan: from its size to a larger one.
+        config: how new parameters are born, and how exact the growth must be.
+        probe: [B, T + 1] int64 token ids on which sameness is measured; random ones by default.
+
+    Raises:
+        DriftError: the result is not the same function.
+    """
+    grown = carry_out(plan, source.weights, source.optimizer, config, probe)
+    entry = {
+        "source": source.ancestor(),
+        "target": {
+            "parameters": plan.target.num_parameters(),
+            "config": plan.target.to_dict(),
+        },
+        **grown.report,
+    }
+    return replace(
+        source,
+        config=grown.config,
+        weights=grown.weights,
+        optimizer=grown.optimizer,
+        lineage=[*source.lineage, entry],
+        train_state={"step": source.step},
+        folder=None,
+    )

@@ -1,0 +1,352 @@
+"""The loop: a ladder's stages, one after the other, resumable anywhere.
+
+A stage boundary is always the same four steps: write a complete checkpoint, grow it on the CPU,
+verify it, load it into the new model. A stage therefore always starts from something on the disk
+(or from initial weights), and a run that was killed takes the same way as one that was not.
+
+Shapes: `B` batch, `T` sequence.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric import Fabric
+from omegaconf import OmegaConf
+from rich.console import Console
+from torch import Tensor
+
+from tokengrow.checkpoint.layout import step_folder
+from tokengrow.checkpoint.store import (
+    Checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from tokengrow.data.corpus import Split
+from tokengrow.data.loader import (
+    Sequences,
+    check_sequences,
+    probe_batch,
+    train_loader,
+    validation_loader,
+)
+from tokengrow.data.store import TokenStore
+from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.distributed.fabric import build_fabric
+from tokengrow.errors import UserError
+from tokengrow.evaluation.report import plot_loss_against_flops
+from tokengrow.growth.plan import plan_growth
+from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.boundary import grow_checkpoint
+from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.metrics import Throughput, build_loggers
+from tokengrow.training.module import TokenFormerModule
+from tokengrow.training.optim import learning_rate, load_optimizer_state, optimizer_state
+from tokengrow.training.progress import StageProgress, stage_progress
+from tokengrow.training.resume import CONFIG_FILE, find_start
+from tokengrow.training.state import Rung, TrainState
+
+PLOT_FILE = "loss-vs-flops.png"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run ended with."""
+
+    state: TrainState
+    """Counters, rungs and validation losses."""
+    checkpoint: Checkpoint
+    """The last one, as it lies on the disk."""
+    plot: Path
+    """PNG of validation loss against training FLOPs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first stage to the last."""
+
+    config: TrainConfig
+    fabric: Fabric
+    store: TokenStore
+    tokenizer: Tokenizer
+    console: Console
+
+    @property
+    def out(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.out)
+
+    def sequences(self, stage: StageConfig, split: Split) -> Sequences:
+        """A split, cut to the stage's context length."""
+        return check_sequences(self.store.split(split), stage.model.context_length, split)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The stage at hand, set up by Fabric."""
+
+    stage: StageConfig
+    module: Any
+    """The TokenFormerModule, in Fabric's wrapper."""
+    model: TokenFormer
+    """The bare model inside it."""
+    optimizer: Any
+    """AdamW, likewise."""
+    lineage: list[Any]
+    """Of the model."""
+
+
+def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) -> FitResult:
+    """Trains a ladder, or goes on with it where `config.out` stands.
+
+    Args:
+        config: the run.
+        store: its tokens.
+        console: where progress is shown; by default nowhere.
+
+    Raises:
+        UserError: data, a source or an `out` that do not fit the config; nothing is written then.
+    """
+    _check_fits(config, store)
+    state, checkpoint = find_start(config, store)
+    _write_config(config)
+    fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
+    run = Run(config, fabric, store, store.tokenizer(), console or Console(quiet=True))
+    for index, stage in enumerate(config.stages):
+        if index < state.stage or (index == state.stage and state.stage_step == stage.steps):
+            continue  # done before this session
+        training = _enter_stage(run, index, state, checkpoint)
+        _train_stage(run, training, state)
+        checkpoint = _leave_stage(run, training, state)
+    assert checkpoint is not None, "a finished run has a checkpoint"
+    rungs = [asdict(rung) for rung in state.rungs]
+    plot = plot_loss_against_flops(rungs, state.validation, run.out / PLOT_FILE)
+    return FitResult(state, checkpoint, plot)
+
+
+def _check_fits(config: TrainConfig, store: TokenStore) -> None:
+    """Refuses data that does not fit and a ladder that cannot be climbed."""
+    previous: StageConfig | None = None
+    for stage in config.stages:
+        if store.vocab_size > stage.model.vocab_size:
+            raise UserError(
+                f"model.vocab_size ({stage.model.vocab_size}) is smaller than the tokenizer's "
+                f"vocabulary ({store.vocab_size}): raise it, or set tokenizer.vocab_size"
+            )
+        if previous is not None:
+            plan_growth(previous.model, stage.model)
+        for split in ("train", "validation"):
+            check_sequences(store.split(split), stage.model.context_length, split)
+        previous = stage
+    if config.batch_size % config.micro_batch_size:
+        raise UserError(
+            f"batch_size ({config.batch_size}) is not a multiple of micro_batch_size "
+            f"({config.micro_batch_size}): change one of them"
+        )
+
+
+def _write_config(config: TrainConfig) -> None:
+    out = Path(config.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(config.to_dict()), out / CONFIG_FILE)
+    except OSError as error:
+        raise UserError(
+            f"out={out} cannot be written ({error.strerror}): choose another out="
+        ) from None
+
+
+def _enter_stage(
+    run: Run, index: int, state: TrainState, checkpoint: Checkpoint | None
+) -> Training:
+    """Sets a stage up from where the run stands; a stage entered anew is counted and validated."""
+    stage = run.config.stages[index]
+    if len(state.rungs) > index:  # left in the middle of this stage
+        assert checkpoint is not None
+        return _set_up(run, stage, checkpoint)
+    rung = Rung(stage.name, stage.model.num_parameters())
+    if checkpoint is None:
+        model = TokenFormer(stage.model)
+        model.init_weights(torch.Generator().manual_seed(run.config.seed))
+        start = Checkpoint.of(model)
+    else:
+        start = _grow(run, stage, checkpoint, rung)
+        rung.loss_before = state.rungs[-1].loss_end if state.rungs else None
+    training = _set_up(run, stage, start)
+    state.enter(index, rung)
+    rung.loss_start = _validate(run, training, state)
+    return training
+
+
+def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> Checkpoint:
+    """Grows a checkpoint to the stage's size, verified on real validation tokens."""
+    plan = plan_growth(checkpoint.config, stage.model)
+    if not plan.steps:
+        return checkpoint
+    probe = probe_batch(run.sequences(stage, "validation"))
+    grown = grow_checkpoint(checkpoint, plan, run.config.growth, probe)
+    rung.drift = grown.lineage[-1]["drift"]["max_logit"]
+    run.console.print(
+        f"grown {plan.source.num_parameters():,} -> {plan.target.num_parameters():,} parameters: "
+        f"logits moved by at most {rung.drift:.1e}",
+        highlight=False,
+    )
+    return grown
+
+
+def _set_up(run: Run, stage: StageConfig, start: Checkpoint) -> Training:
+    """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too."""
+    model = TokenFormer.from_weights(start.config, start.weights).train()
+    module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
+    optimizer = module.configure_optimizers()["optimizer"]
+    load_optimizer_state(model, optimizer, start.optimizer)
+    return Training(
+        stage, module, model, run.fabric.setup_optimizers(optimizer), list(start.lineage)
+    )
+
+
+def _train_stage(run: Run, training: Training, state: TrainState) -> None:
+    """Trains until the stage has had its steps; validates, logs and saves on the way."""
+    config, stage = run.config, training.stage
+    batches = _batches(run, stage, state.step)
+    tokens = config.batch_size * stage.model.context_length
+    flops_per_token = stage.model.flops_per_token()
+    speed = Throughput()
+    with stage_progress(run.console, stage.name, state.stage_step, stage.steps) as progress:
+        while state.stage_step < stage.steps:
+            loss, norm, rate = _update(run, training, batches, state.stage_step + 1)
+            state.advance(tokens, flops_per_token)
+            speed.add(tokens)
+            done = state.stage_step
+            if done % config.log_every == 0 or done == stage.steps:
+                _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
+            if done % config.validation_every == 0 and done < stage.steps:
+                _validate(run, training, state)
+                speed.restart()
+            if done % config.checkpoint_every == 0 and done < stage.steps:
+                _save(run, training, state)
+                speed.restart()
+
+
+def _batches(run: Run, stage: StageConfig, start_batch: int) -> Iterator[Tensor]:
+    """Micro-batches [b, T + 1] of this rank on its device, from a global batch on, endlessly."""
+    loader = train_loader(
+        run.sequences(stage, "train"),
+        seed=run.config.seed,
+        batch_size=run.config.batch_size,
+        micro_batch_size=run.config.micro_batch_size,
+        start_batch=start_batch,
+        rank=run.fabric.global_rank,
+        world_size=run.fabric.world_size,
+    )
+    return iter(cast(Any, run.fabric.setup_dataloaders(loader, use_distributed_sampler=False)))
+
+
+def _update(
+    run: Run, training: Training, batches: Iterator[Tensor], update: int
+) -> tuple[Tensor, Tensor, float]:
+    """One optimizer update over a global batch.
+
+    Returns:
+        Its mean loss (scalar tensor), the norm of its gradient before clipping (likewise), its
+        rate.
+    """
+    config, stage, fabric = run.config, training.stage, run.fabric
+    rate = learning_rate(stage.optim, update, stage.steps)
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate
+    parts = config.batch_size // (config.micro_batch_size * fabric.world_size)
+    total = torch.zeros((), device=fabric.device)
+    for part in range(parts):
+        batch = next(batches)
+        with fabric.no_backward_sync(training.module, enabled=part < parts - 1):
+            # On one device Fabric calls training_step past its own autocast: enter it here.
+            with fabric.autocast():
+                loss = training.module.training_step(batch, part) / parts
+            fabric.backward(loss)
+        total += loss.detach()
+    norm = fabric.clip_gradients(
+        training.module, training.optimizer, max_norm=stage.optim.grad_clip
+    )
+    assert norm is not None
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    return total, norm, rate
+
+
+@torch.no_grad()
+def _validate(run: Run, training: Training, state: TrainState) -> float:
+    """Mean validation loss in nats per token, over `validation_sequences`; noted and logged."""
+    config, fabric = run.config, run.fabric
+    loader = validation_loader(
+        run.sequences(training.stage, "validation"),
+        batch_size=config.micro_batch_size,
+        max_sequences=config.validation_sequences,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    total = torch.zeros(2, dtype=torch.float64, device=fabric.device)  # summed loss, sequences
+    for index, batch in enumerate(fabric.setup_dataloaders(loader, use_distributed_sampler=False)):
+        with fabric.autocast():
+            loss = training.module.validation_step(batch, index)
+        total += torch.tensor([loss.item() * len(batch), len(batch)], device=fabric.device)
+    summed, count = cast(Tensor, fabric.all_reduce(total, reduce_op="sum")).tolist()
+    mean = summed / count
+    state.record_validation(mean)
+    fabric.log_dict(
+        {"validation/loss": mean, "tokens": state.tokens, "flops": state.flops}, state.step
+    )
+    return mean
+
+
+def _log(
+    run: Run,
+    state: TrainState,
+    progress: StageProgress,
+    speed: Throughput,
+    loss: Tensor,
+    grad_norm: Tensor,
+    lr: float,
+) -> None:
+    mean, per_second = cast(Tensor, run.fabric.all_reduce(loss)).item(), speed.read()
+    progress.update(state.stage_step, mean, per_second)
+    metrics = {
+        "train/loss": mean,
+        "train/grad_norm": grad_norm.item(),
+        "train/lr": lr,
+        "tokens_per_second": per_second,
+        "tokens": state.tokens,
+        "flops": state.flops,
+        "stage": state.stage,
+    }
+    run.fabric.log_dict(metrics, state.step)
+
+
+def _leave_stage(run: Run, training: Training, state: TrainState) -> Checkpoint:
+    """Validates, writes the stage's last checkpoint and reads it back: the next stage grows from
+    that."""
+    state.leave(_validate(run, training, state))
+    return load_checkpoint(_save(run, training, state))
+
+
+def _save(run: Run, training: Training, state: TrainState) -> Path:
+    """Writes a checkpoint and prunes older ones, but never the last of a stage."""
+    folder = run.out / step_folder(state.step)
+    checkpoint = Checkpoint(
+        config=training.stage.model,
+        weights={k: v.detach().cpu() for k, v in training.model.state_dict().items()},
+        optimizer=optimizer_state(training.model, training.optimizer),
+        train_state=state.to_dict(),
+        run=run.config.to_dict(),
+        lineage=training.lineage,
+        tokenizer=run.tokenizer.to_json(),
+        end_of_text=run.tokenizer.end_of_text_token,
+    )
+    if run.fabric.is_global_zero:
+        save_checkpoint(folder, checkpoint)
+        prune_checkpoints(run.out, run.config.keep_checkpoints, set(state.stage_ends))
+    run.fabric.barrier()
+    return folder

@@ -1,0 +1,88 @@
+"""What a run is, typed: its stages with their resolved models, and everything around them."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.errors import UserError
+from tokengrow.growth.engine import GrowthConfig
+from tokengrow.model.config import ModelConfig
+from tokengrow.training.metrics import LoggerConfig
+from tokengrow.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One entry of a ladder: a size, and how long and how it trains."""
+
+    name: str
+    """Of the stage and its rung."""
+    steps: int
+    """Optimizer updates."""
+    model: ModelConfig
+    """The size trained; grown from the stage before, nowhere smaller."""
+    optim: OptimConfig
+    """AdamW and the learning rate of this stage."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"stages.{self.name}.steps must be at least 1, not {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run: stages, data order, where it writes."""
+
+    out: str
+    """Folder of the run: checkpoints, logs, plots."""
+    stages: tuple[StageConfig, ...]
+    """The ladder, smallest first."""
+    seed: int = 0
+    """Of the initial weights, the growths and the order of the data."""
+    batch_size: int = 64
+    """Sequences in an optimizer update, over all devices."""
+    micro_batch_size: int = 16
+    """Sequences that one device takes at once; the rest of its share is accumulated."""
+    validation_every: int = 100
+    """Updates between validations within a stage; each stage also begins and ends with one."""
+    validation_sequences: int = 256
+    """How many sequences of the validation split are used, spread evenly over it."""
+    checkpoint_every: int = 500
+    """Updates between checkpoints within a stage; each stage ends with one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the last of each stage is always kept."""
+    log_every: int = 10
+    """Updates between logged metrics."""
+    resume: str = "auto"
+    """auto: go on where `out` stands; never: refuse an `out` that holds something."""
+    source: str | None = None
+    """Checkpoint (or run) from which the first stage starts, growing it if its size differs."""
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    """How new parameters are born."""
+    fabric: FabricConfig = field(default_factory=FabricConfig)
+    """Devices and precision."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Where metrics go."""
+
+    def __post_init__(self) -> None:
+        for key in (
+            "batch_size",
+            "micro_batch_size",
+            "validation_every",
+            "validation_sequences",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if not self.stages:
+            raise UserError("stages is empty: choose a recipe (recipes=quickstart) or add stages")
+        if self.resume not in ("auto", "never"):
+            raise UserError(f"resume {self.resume!r}: valid are auto, never")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, stages by name: what a checkpoint keeps of its recipe."""
+        values = asdict(self)
+        values["stages"] = {stage["name"]: stage for stage in values["stages"]}
+        return values

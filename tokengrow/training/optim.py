@@ -1,0 +1,125 @@
+"""AdamW, its parameter groups, its learning rate, and its state as flat named tensors."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokengrow.errors import UserError
+from tokengrow.model.tokenformer import TokenFormer
+
+SCHEDULES = ("cosine", "constant")
+SLOTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and the learning rate of one stage."""
+
+    lr: float = 6e-4
+    """Peak learning rate."""
+    min_lr: float = 6e-5
+    """Learning rate of a cosine stage's last update."""
+    warmup_steps: int = 100
+    """Updates over which the rate rises linearly to lr; the first update has lr / warmup_steps."""
+    schedule: str = "cosine"
+    """After the warm-up: cosine (down to min_lr) or constant."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of Adam's first and second moment."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled decay of everything but the final norm."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of a global batch."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "lr": self.lr > 0,
+            "min_lr": 0 <= self.min_lr <= self.lr or self.schedule != "cosine",
+            "warmup_steps": self.warmup_steps >= 0,
+            "betas": all(0 <= beta < 1 for beta in self.betas),
+            "eps": self.eps > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "grad_clip": self.grad_clip > 0,
+            "schedule": self.schedule in SCHEDULES,
+        }
+        for key, holds in checks.items():
+            if not holds:
+                valid = f": valid are {', '.join(SCHEDULES)}" if key == "schedule" else ""
+                raise UserError(
+                    f"optim.{key} cannot be {getattr(self, key)!r} (lr is {self.lr}){valid}"
+                )
+
+
+def learning_rate(config: OptimConfig, update: int, updates: int) -> float:
+    """The rate of one update of a stage.
+
+    Args:
+        config: of the stage.
+        update: 1 for the stage's first.
+        updates: how many the stage has; a cosine reaches min_lr at the last.
+    """
+    if update <= config.warmup_steps:
+        return config.lr * update / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (update - config.warmup_steps) / max(1, updates - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.min_lr + (config.lr - config.min_lr) * cosine
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies to a parameter: to all but the final norm, as published."""
+    return not name.startswith("final_norm.")
+
+
+def build_optimizer(model: TokenFormer, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over two groups, decayed and not; fused where the parameters are on a GPU."""
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if decays(name)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=named[0][1].is_cuda or None,
+    )
+
+
+def optimizer_state(model: TokenFormer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as `{slot}.{parameter name}` to a CPU tensor; empty before the first update."""
+    return {
+        f"{slot}.{name}": optimizer.state[parameter][slot].detach().cpu()
+        for name, parameter in model.named_parameters()
+        for slot in SLOTS
+        if parameter in optimizer.state
+    }
+
+
+def load_optimizer_state(
+    model: TokenFormer, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
+) -> None:
+    """Puts back what `optimizer_state` gave.
+
+    Raises:
+        UserError: a tensor that is missing.
+    """
+    if not state:
+        return
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    full = optimizer.state_dict()
+    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    try:
+        # Cloned: AdamW updates its state in place, and the caller's tensors are not ours to change.
+        full["state"] = {
+            index: {slot: state[f"{slot}.{name}"].clone() for slot in SLOTS}
+            for index, name in enumerate(order)
+        }
+    except KeyError as error:
+        raise UserError(f"the optimizer state lacks {error}: it is of another model") from None
+    optimizer.load_state_dict(full)

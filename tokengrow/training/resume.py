@@ -1,0 +1,97 @@
+"""Where a run starts: at initial weights, at another run's checkpoint, or where it was left."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
+from tokengrow.data.store import TokenStore
+from tokengrow.errors import UserError
+from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.state import TrainState
+
+CONFIG_FILE = "config.yaml"
+
+SHAPES_THE_RESULT = ("seed", "batch_size", "source", "growth")
+"""Top-level keys that a resumed run must share with its checkpoint, besides the stages behind
+it."""
+
+
+def find_start(config: TrainConfig, store: TokenStore) -> tuple[TrainState, Checkpoint | None]:
+    """Where `config.out` stands, or a new run's state with the checkpoint that it starts from, if
+    any.
+
+    Args:
+        config: the run.
+        store: its tokens.
+
+    Raises:
+        UserError: `out` holds something else, or a run that this one cannot go on with.
+    """
+    out = Path(config.out)
+    found = newest_checkpoint(out, set_aside=True)
+    if config.resume == "never" and out.is_dir() and any(out.iterdir()):
+        raise UserError(
+            f"out={out} is not empty: choose another out=, or resume=auto to go on there"
+        )
+    if found is not None:
+        check_same_run(config, store.fingerprint, found)
+        return TrainState.from_dict(found.train_state), found
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
+        raise UserError(f"out={out} holds something that is not a run: choose another out=")
+    state = TrainState(data={"fingerprint": store.fingerprint})
+    return state, _load_source(config.source, store) if config.source else None
+
+
+def _load_source(path: str, store: TokenStore) -> Checkpoint:
+    """The checkpoint that a run starts from, if it speaks the same tokens."""
+    source = load_checkpoint(path)
+    if source.tokenizer is not None and source.tokenizer != store.tokenizer().to_json():
+        raise UserError(
+            f"source={path} was trained on the tokens of another tokenizer: make the store with "
+            f"tokenizer.file={source.folder}/tokenizer.json"
+        )
+    return source
+
+
+def check_same_run(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint) -> None:
+    """Refuses to go on with a checkpoint of another run, naming the first key that differs.
+
+    Stages that lie ahead may change: a ladder can be given another rung.
+    """
+    if "rungs" not in checkpoint.train_state:
+        raise UserError(
+            f"{config.out} holds a checkpoint that no run wrote: give it as source=, and another "
+            "folder as out="
+        )
+    state = TrainState.from_dict(checkpoint.train_state)
+    where = f"{config.out} holds a run ({checkpoint.folder and checkpoint.folder.name})"
+    if state.data["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{where} on other data: its token store was {state.data['fingerprint'][:12]}, this "
+            f"one is {fingerprint[:12]}; give the same data and tokenizer, or choose another out="
+        )
+    there, here = checkpoint.run, config.to_dict()
+    passed = list(there["stages"])[: state.stage + 1]
+    if list(here["stages"])[: len(passed)] != passed:
+        raise UserError(f"{where} whose first stages are {', '.join(passed)}: choose another out=")
+    for keys in [*([key] for key in SHAPES_THE_RESULT), *(["stages", name] for name in passed)]:
+        before, now = there, here
+        for key in keys:
+            before, now = before[key], now[key]
+        for path, old, new in _differences(before, now, ".".join(keys)):
+            raise UserError(
+                f"{where} of another configuration ({path} was {old!r}, now {new!r}): "
+                "set it back, or choose another out="
+            )
+
+
+def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old, new) of every leaf that differs; lists and tuples are the same thing."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**before, **now}:
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}")
+        return
+    as_list = [list(v) if isinstance(v, tuple) else v for v in (before, now)]
+    if as_list[0] != as_list[1]:
+        yield path, before, now

@@ -1,0 +1,102 @@
+"""Where a run stands: what a checkpoint's train_state.json holds.
+
+Nothing random happens in a step, and the order of batches is a function of the seed and the number
+of the global batch, so a few numbers are all that a resumed run needs besides weights and moments.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Rung:
+    """One trained size: a row of the ladder's table."""
+
+    name: str
+    """Of its stage."""
+    parameters: int
+    """Of the model."""
+    tokens: int = 0
+    """Trained on in this stage."""
+    flops: float = 0.0
+    """Spent in this stage."""
+    loss_before: float | None = None
+    """Validation loss of the model that it was grown from."""
+    loss_start: float | None = None
+    """Validation loss right after the growth, or at initialisation."""
+    loss_end: float | None = None
+    """Validation loss at the end of the stage."""
+    drift: float | None = None
+    """Largest |delta logit| measured at the growth."""
+
+
+@dataclass
+class TrainState:
+    """Counters of a run, the rungs climbed and the validation losses seen."""
+
+    data: dict[str, Any]
+    """Fingerprint of the token store; the position in it is `step`, the number of the next
+    batch."""
+    step: int = 0
+    """Optimizer updates done, which is the number of the next global batch."""
+    stage: int = 0
+    """Index of the stage."""
+    stage_step: int = 0
+    """Updates done in the stage."""
+    tokens: int = 0
+    """Trained on in all stages."""
+    flops: float = 0.0
+    """Spent in all stages, as `ModelConfig.flops_per_token` counts."""
+    rungs: list[Rung] = field(default_factory=list)
+    """One per stage entered."""
+    validation: list[dict[str, float]] = field(default_factory=list)
+    """Every validation: step, tokens, flops, loss, stage."""
+    stage_ends: list[int] = field(default_factory=list)
+    """The step at which each finished stage ended."""
+
+    @property
+    def rung(self) -> Rung:
+        """The one being trained."""
+        return self.rungs[-1]
+
+    def advance(self, tokens: int, flops_per_token: int) -> None:
+        """Counts one update over `tokens` tokens."""
+        self.step += 1
+        self.stage_step += 1
+        self.tokens += tokens
+        self.flops += tokens * flops_per_token
+        self.rung.tokens += tokens
+        self.rung.flops += tokens * flops_per_token
+
+    def enter(self, stage: int, rung: Rung) -> None:
+        """Begins a stage."""
+        self.stage, self.stage_step = stage, 0
+        self.rungs.append(rung)
+
+    def leave(self, loss: float) -> None:
+        """Ends the stage with a validation loss, nats per token."""
+        self.rung.loss_end = loss
+        self.stage_ends.append(self.step)
+
+    def record_validation(self, loss: float) -> None:
+        """Notes a validation loss, nats per token."""
+        self.validation.append(
+            {
+                "step": self.step,
+                "stage": self.stage,
+                "tokens": self.tokens,
+                "flops": self.flops,
+                "loss": loss,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON stores it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainState":
+        """The inverse of `to_dict`."""
+        rungs = [Rung(**rung) for rung in values["rungs"]]
+        return cls(**{**values, "rungs": rungs})
