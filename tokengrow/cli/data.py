@@ -14,7 +14,7 @@ from tokengrow.paths import cache_dir
 
 def main(config: DictConfig) -> None:
     """Tokenises `data` into `out`; called again after a kill, it goes on where it was."""
-    values = plain(config)
+    values = plain(config, "out")
     corpus, tokenizer_config = (
         resolve_corpus(values["data"]),
         resolve_tokenizer(values["tokenizer"]),

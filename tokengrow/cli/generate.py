@@ -1,6 +1,5 @@
 """tokengrow generate: text from a checkpoint, printed as it comes."""
 
-import time
 from collections.abc import Iterator
 
 import torch
@@ -15,17 +14,14 @@ from tokengrow.typed import typed
 
 
 def main(config: DictConfig) -> None:
-    """Prints the prompt and what the model makes of it, then the speed (on stderr)."""
-    values = plain(config)
+    """Prints the prompt and what the model makes of it."""
+    values = plain(config, "source")
     sampling = typed(SamplingConfig, values["sampling"], "sampling")
     checkpoint = load_checkpoint(values["source"])
-    console, start, pieces = Console(highlight=False), time.perf_counter(), 0
+    console = Console(highlight=False)
     for piece in stream_text(checkpoint, values["prompt"], sampling):
         console.out(piece, end="")
-        pieces += 1
-    rate = pieces / (time.perf_counter() - start)
     console.out("")
-    Console(stderr=True).print(f"{pieces} pieces of text, {rate:.1f} per second", style="dim")
 
 
 def stream_text(checkpoint: Checkpoint, prompt: str, sampling: SamplingConfig) -> Iterator[str]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import step_folder
@@ -14,6 +13,7 @@ from tokengrow.cli.verb import run_verb
 from tokengrow.data.loader import check_sequences, probe_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
+from tokengrow.evaluation.format import table
 from tokengrow.growth.engine import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan, plan_growth
 from tokengrow.model.config import ModelConfig
@@ -23,7 +23,7 @@ from tokengrow.typed import typed
 
 def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
-    values = plain(config)
+    values = plain(config, "source", "out")
     out = Path(values["out"])
     if out.exists():
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
@@ -40,7 +40,7 @@ def main(config: DictConfig) -> None:
     with console.status("growing and verifying"):
         grown = grow_checkpoint(source, plan, growth, _probe(values["store"], source.config))
         folder = save_checkpoint(out / step_folder(source.step), grown)
-    show(console, plan, grown, folder)
+    show(console, plan, grown, folder, tokens="validation" if values["store"] else "random")
 
 
 def _probe(store: str | None, config: ModelConfig) -> Tensor | None:
@@ -51,23 +51,22 @@ def _probe(store: str | None, config: ModelConfig) -> Tensor | None:
     return probe_batch(check_sequences(tokens, config.context_length, "validation"))
 
 
-def show(console: Console, plan: GrowthPlan, grown: Checkpoint, folder: Path) -> None:
-    """Prints what changed, how far the function moved, and where the result is."""
-    table = Table(title="Growth", title_justify="left")
-    for column in ("axis", "key", "before", "after"):
-        table.add_column(column, justify="right" if column in ("before", "after") else "left")
+def show(console: Console, plan: GrowthPlan, grown: Checkpoint, folder: Path, tokens: str) -> None:
+    """Prints what changed, how far the function moved on which tokens, and where the result is."""
+    rows = table("Growth", "key", ("before", "after"))
     for step in plan.steps:
         for key, (before, after) in step.changes.items():
-            table.add_row(step.axis, key, f"{before:,}", f"{after:,}")
+            rows.add_row(key, f"{before:,}", f"{after:,}")
+    rows.add_section()
     sizes = plan.source.num_parameters(), plan.target.num_parameters()
-    table.add_row("", "parameters", f"{sizes[0]:,}", f"{sizes[1]:,}", style="bold")
-    console.print(table)
+    rows.add_row("parameters", *(f"{size:,}" for size in sizes))
+    console.print(rows)
     drift = grown.lineage[-1]["drift"]
     console.print(
-        f"same function: logits moved by at most {drift['max_logit']:.1e} ({drift['dtype']}, "
-        f"{drift['probe_tokens']} tokens), loss {drift['loss_source']:.6f} -> "
-        f"{drift['loss_grown']:.6f}",
+        f"logits moved by at most {drift['max_logit']:.1e} over {drift['probe_tokens']} {tokens} "
+        f"tokens, in {drift['dtype']}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(f"checkpoint  {folder}", highlight=False, soft_wrap=True)
 

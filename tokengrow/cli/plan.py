@@ -9,6 +9,7 @@ from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.resolve import plain, refuse_kept, resolve_model, resolve_train
 from tokengrow.cli.verb import run_verb
 from tokengrow.errors import UserError
+from tokengrow.evaluation.format import bytes_text, count, table
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import TrainConfig
@@ -31,54 +32,49 @@ def main(config: DictConfig) -> None:
     console.print(growth_table(source, target, values["micro_batch_size"]))
 
 
+SIZES = ("parameters", "FLOPs\n/token", "checkpoint", "training\nmemory")
+AMOUNTS = ("steps", "tokens", "FLOPs")
+
+
 def ladder_table(run: TrainConfig) -> Table:
-    """One row per stage of a run."""
-    table = _table(f"Plan, micro-batches of {run.micro_batch_size} sequences", "stage")
-    for column in ("steps", "tokens", "FLOPs", "FLOPs so far"):
-        table.add_column(column, justify="right")
-    total = 0
+    """One row per stage of a run, and their sum."""
+    rows = table(_title(run.micro_batch_size), "stage", (*SIZES, *AMOUNTS))
+    steps = tokens = flops = 0
     for stage in run.stages:
-        tokens = stage.steps * run.batch_size * stage.model.context_length
-        flops = tokens * stage.model.flops_per_token()
-        total += flops
-        row = _sizes(stage.model, run.micro_batch_size)
-        table.add_row(
-            stage.name, *row, f"{stage.steps:,}", f"{tokens:,}", f"{flops:.3g}", f"{total:.3g}"
-        )
-    return table
+        stage_tokens = stage.steps * run.batch_size * stage.model.context_length
+        stage_flops = stage_tokens * stage.model.flops_per_token()
+        steps, tokens, flops = steps + stage.steps, tokens + stage_tokens, flops + stage_flops
+        sizes = _sizes(stage.model, run.micro_batch_size)
+        rows.add_row(stage.name, *sizes, *_amounts(stage.steps, stage_tokens, stage_flops))
+    rows.add_section()
+    rows.add_row("total", *[""] * len(SIZES), *_amounts(steps, tokens, flops))
+    return rows
 
 
 def growth_table(source: ModelConfig, target: ModelConfig, micro_batch_size: int) -> Table:
     """The sizes before and after one growth."""
-    table = _table(f"Plan, micro-batches of {micro_batch_size} sequences", "model")
-    table.add_row("source", *_sizes(source, micro_batch_size))
+    rows = table(_title(micro_batch_size), "model", SIZES)
+    rows.add_row("source", *_sizes(source, micro_batch_size))
     if target != source:
-        table.add_row("grown", *_sizes(target, micro_batch_size))
-    return table
+        rows.add_row("grown", *_sizes(target, micro_batch_size))
+    return rows
 
 
-def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in ("parameters", "FLOPs/token", "checkpoint", "training memory"):
-        table.add_column(column, justify="right")
-    return table
+def _title(micro_batch_size: int) -> str:
+    return f"Plan (memory: float32, micro-batches of {micro_batch_size} sequences)"
 
 
-def _sizes(model: ModelConfig, micro_batch_size: int) -> tuple[str, str, str, str]:
+def _sizes(model: ModelConfig, micro_batch_size: int) -> tuple[str, ...]:
     return (
         f"{model.num_parameters():,}",
-        f"{model.flops_per_token():.3g}",
-        _bytes(checkpoint_bytes(model)),
-        _bytes(training_bytes(model, micro_batch_size)),
+        count(model.flops_per_token()),
+        bytes_text(checkpoint_bytes(model)),
+        bytes_text(training_bytes(model, micro_batch_size)),
     )
 
 
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1000:.0f} kB"
+def _amounts(steps: int, tokens: int, flops: int) -> tuple[str, ...]:
+    return f"{steps:,}", count(tokens), f"{flops:.2e}".replace("e+", "e")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,15 @@ NOT_OF_THE_RUN = (
 """Keys of train.yaml that are spent on the way to a TrainConfig, or belong to the verb alone."""
 
 
-def plain(config: DictConfig) -> Values:
-    """The composed config as plain values, interpolations resolved, Hydra's own part left out."""
+def plain(config: DictConfig, *needed: str) -> Values:
+    """The composed config as plain values, interpolations resolved.
+
+    Raises:
+        UserError: one of the keys that the verb needs has no value.
+    """
+    for key in needed:
+        if OmegaConf.is_missing(config, key):
+            raise UserError(f"{key} is missing: it has no default, so give it a value ({key}=...)")
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -77,6 +84,7 @@ def resolve_stages(
     """
     resolved: list[StageConfig] = []
     previous = source
+    typed(OptimConfig, optim, "optim")  # its mistakes are its own, not those of the first stage
     for name, stage in stages.items():
         where = f"stages.{name}"
         stage = stage or {}
@@ -86,7 +94,7 @@ def resolve_stages(
         target = resolve_model(changes or {}, previous, where_model)
         if previous is not None:
             refuse_kept(changes or {}, where_model)
-            target = plan_growth(previous, target).target
+            target = plan_growth(previous, target, where_model).target
         steps = stage.get("steps")
         if isinstance(steps, int) and max_steps is not None:
             steps = min(steps, max_steps)

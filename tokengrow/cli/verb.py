@@ -68,7 +68,7 @@ def _explain(name: str, error: Exception) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)
-        return f"unknown key {key}{_nearest(key, list(_valid_keys(name)), most=3)}"
+        return f"unknown key {key}{_nearest(key, list(_valid_keys(name)))}"
     key = getattr(error, "full_key", None)
     if key and "Missing mandatory value" in text:
         return f"{key} is missing: it has no default, so give it a value ({key}=...)"
@@ -76,11 +76,11 @@ def _explain(name: str, error: Exception) -> str:
     return f"{key}: {first}" if key and key not in first else first
 
 
-def _nearest(word: str, valid: Sequence[str], most: int = 1) -> str:
-    near = get_close_matches(word, valid, n=most, cutoff=0.5)
-    if not near:
-        return f"; valid are {', '.join(sorted(valid)[:20])}"
-    return f": did you mean {' or '.join(near)}?"
+def _nearest(word: str, valid: Sequence[str]) -> str:
+    near = get_close_matches(word, valid, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean {near[0]}?"
+    return f"; valid are {', '.join(sorted(key for key in valid if '.' not in key))}"
 
 
 def _valid_keys(name: str) -> Iterator[str]:

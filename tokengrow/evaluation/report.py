@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
+
+from tokengrow.evaluation.format import count, table
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -16,19 +17,22 @@ def rung_table(rungs: Rows) -> Table:
     Args:
         rungs: `tokengrow.training.state.Rung` as dicts.
     """
-    table = Table(
-        title="Validation loss up the ladder (nats per token)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
+    rows = table(
+        "Validation loss up the ladder (nats per token)",
+        "rung",
+        (
+            "parameters",
+            "tokens\nseen",
+            "before\ngrowth",
+            "after\ngrowth",
+            "end of\nstage",
+            "max\n|Δ logit|",
+        ),
     )
-    table.add_column("rung")
-    columns = ("parameters", "tokens seen", "before growth", "after growth", "end of stage")
-    for column in (*columns, "max |Δ logit|"):
-        table.add_column(column, justify="right")
     seen = 0
     for rung in rungs:
         seen += rung["tokens"]
-        table.add_row(
+        rows.add_row(
             rung["name"],
             f"{rung['parameters']:,}",
             f"{seen:,}",
@@ -37,7 +41,7 @@ def rung_table(rungs: Rows) -> Table:
             _loss(rung["loss_end"]),
             "-" if rung["drift"] is None else f"{rung['drift']:.1e}",
         )
-    return table
+    return rows
 
 
 def plot_loss_against_flops(rungs: Rows, validation: Rows, path: Path) -> Path:
@@ -59,7 +63,7 @@ def plot_loss_against_flops(rungs: Rows, validation: Rows, path: Path) -> Path:
     for index, rung in enumerate(rungs):
         rows = [row for row in validation if row["stage"] == index]
         flops = [row["flops"] for row in rows]
-        label = f"{rung['name']} ({_count(rung['parameters'])} parameters)"
+        label = f"{rung['name']} ({count(rung['parameters'])} parameters)"
         axes.plot(flops, [row["loss"] for row in rows], marker="o", markersize=3, label=label)
         if index and rows:
             axes.axvline(flops[0], color="grey", linestyle=":", linewidth=1)
@@ -75,11 +79,3 @@ def plot_loss_against_flops(rungs: Rows, validation: Rows, path: Path) -> Path:
 
 def _loss(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}"
-
-
-def _count(number: float) -> str:
-    """12_345_678 as `12.3M`."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:g}"

@@ -45,7 +45,7 @@ class GrowthPlan:
     steps: tuple[Step, ...]
 
 
-def plan_growth(source: ModelConfig, requested: ModelConfig) -> GrowthPlan:
+def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model") -> GrowthPlan:
     """The steps from one size to another.
 
     Args:
@@ -53,6 +53,7 @@ def plan_growth(source: ModelConfig, requested: ModelConfig) -> GrowthPlan:
         requested: the sizes wanted. What is not a size (`KEPT`) is taken from the source: a tau
             recomputed
             from the new number of tokens would rescale every score.
+        where: the section that asked for it, in error messages.
 
     Returns:
         The plan; its target is the requested sizes with the source's `KEPT` fields.
@@ -66,12 +67,12 @@ def plan_growth(source: ModelConfig, requested: ModelConfig) -> GrowthPlan:
     for key, (before, after) in source.differences(target).items():
         if key not in axis_of:
             raise UserError(
-                f"model.{key}: {before} -> {after}: growth cannot change it (it grows "
-                f"{', '.join(AXES)}); set model.{key}={before}"
+                f"{where}.{key}: {before} -> {after}: growth cannot change it (it grows "
+                f"{', '.join(AXES)}); set {where}.{key}={before}"
             )
         if after < before:
             raise UserError(
-                f"model.{key}: {before} -> {after}: growth never makes a model smaller; "
+                f"{where}.{key}: {before} -> {after}: growth never makes a model smaller; "
                 f"set it to at least {before}"
             )
     steps = [Step("tokens", source, target)] if source != target else []

@@ -173,12 +173,21 @@ def _enter_stage(
         model.init_weights(torch.Generator().manual_seed(run.config.seed))
         start = Checkpoint.of(model)
     else:
+        rung.loss_before = (
+            state.rungs[-1].loss_end if state.rungs else _source_loss(run, stage, checkpoint)
+        )
         start = _grow(run, stage, checkpoint, rung)
-        rung.loss_before = state.rungs[-1].loss_end if state.rungs else None
     training = _set_up(run, stage, start)
     state.enter(index, rung)
     rung.loss_start = _validate(run, training, state)
     return training
+
+
+def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
+    """Validation loss of the checkpoint that the run starts from, before it is grown."""
+    model = TokenFormer.from_weights(source.config, source.weights)
+    module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
+    return _mean_loss(run, stage, module)
 
 
 def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> Checkpoint:
@@ -278,11 +287,11 @@ def _update(
 
 
 @torch.no_grad()
-def _validate(run: Run, training: Training, state: TrainState) -> float:
-    """Mean validation loss in nats per token, over `validation_sequences`; noted and logged."""
+def _mean_loss(run: Run, stage: StageConfig, module: Any) -> float:
+    """Mean validation loss in nats per token, over `validation_sequences`."""
     config, fabric = run.config, run.fabric
     loader = validation_loader(
-        run.sequences(training.stage, "validation"),
+        run.sequences(stage, "validation"),
         batch_size=config.micro_batch_size,
         max_sequences=config.validation_sequences,
         rank=fabric.global_rank,
@@ -291,12 +300,17 @@ def _validate(run: Run, training: Training, state: TrainState) -> float:
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)  # summed loss, sequences
     for index, batch in enumerate(fabric.setup_dataloaders(loader, use_distributed_sampler=False)):
         with fabric.autocast():
-            loss = training.module.validation_step(batch, index)
+            loss = module.validation_step(batch, index)
         total += torch.tensor([loss.item() * len(batch), len(batch)], device=fabric.device)
     summed, count = cast(Tensor, fabric.all_reduce(total, reduce_op="sum")).tolist()
-    mean = summed / count
+    return summed / count
+
+
+def _validate(run: Run, training: Training, state: TrainState) -> float:
+    """The mean validation loss, noted in the state and logged."""
+    mean = _mean_loss(run, training.stage, training.module)
     state.record_validation(mean)
-    fabric.log_dict(
+    run.fabric.log_dict(
         {"validation/loss": mean, "tokens": state.tokens, "flops": state.flops}, state.step
     )
     return mean

@@ -1,0 +1,56 @@
+"""A checkpoint with something in every place."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.optim import OptimConfig, build_optimizer, optimizer_state
+
+
+def _sizes(n: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=30,
+        context_length=8,
+        layers=2,
+        width=8,
+        heads=2,
+        tokens=Tokens(query=n, key=n, value=n, output=n, ffn=2 * n),
+        init="published",
+    )
+
+
+def _full_checkpoint(step: int = 3) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    model = TokenFormer(_sizes(4))
+    model.init_weights(generator)
+    optimizer = build_optimizer(model, OptimConfig())
+    ids = torch.randint(30, (2, 9), generator=generator)
+    F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+    optimizer.step()
+    return Checkpoint(
+        config=model.config,
+        weights={name: tensor.clone() for name, tensor in model.state_dict().items()},
+        optimizer=optimizer_state(model, optimizer),
+        train_state={"step": step, "tokens": 16 * step, "flops": 1.5e18, "rungs": []},
+        run={"out": "runs/a", "optim": {"lr": 6e-4, "betas": [0.9, 0.95]}, "seed": None},
+        lineage=[{"source": {"step": 1}, "drift": {"relative": 1e-16}}],
+        tokenizer='{"version": "1.0", "text": "Zoë ⟨end⟩"}',
+        end_of_text="<|end|>",
+    )
+
+
+@pytest.fixture(scope="session")
+def sizes() -> Callable[[int], ModelConfig]:
+    """`sizes(n)`: n parameter tokens per role, 2 n in the FFN."""
+    return _sizes
+
+
+@pytest.fixture
+def full_checkpoint() -> Callable[..., Checkpoint]:
+    """`full_checkpoint(step)`: after one update, with weights of the step's own."""
+    return _full_checkpoint

@@ -1,0 +1,329 @@
+"""Wrong input, end to end: one sentence that names the key, exit status 2, nothing written."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.store import TokenStore, build_store
+
+Command = Callable[..., Any]
+
+TINY = (
+    "model=tiny",
+    "model.vocab_size=512",
+    "model.context_length=32",
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "fabric=cpu",
+)
+"""A model that the session's store fits."""
+
+LADDER = (*TINY, "+stages.only.steps=1")
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, where nothing may appear."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def refused(command: Command, somewhere: Path, tmp_path: Path) -> Command:
+    """`refused(verb, *arguments)`: asserts how a wrong input ends; gives the sentence."""
+
+    def call(verb: str, *arguments: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        outcome = command(verb, *arguments)
+        lines = outcome.err.splitlines()
+        assert len(lines) == 1, outcome.err
+        assert lines[0].startswith(f"tokengrow {verb}: ")
+        assert "Traceback" not in outcome.out
+        assert outcome.status == 2
+        assert sorted(tmp_path.rglob("*")) == before, "nothing may be written"
+        return str(lines[0].removeprefix(f"tokengrow {verb}: "))
+
+    return call
+
+
+# Keys and groups
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("batchsize=4", "batch_size"),
+        ("optim.learning=1", "optim"),
+        ("optim.warmup_step=1", "optim.warmup_steps"),
+        ("model.token.ffn=8", "model.tokens.ffn"),
+        ("stages.smal.steps=3", "stages.small.steps"),
+        ("data.files=[a.txt]", "data"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(refused: Command, key: str, nearest: str) -> None:
+    said = refused("train", "recipes=quickstart", key)
+    assert said.startswith(f"unknown key {key.partition('=')[0]}")
+    assert nearest in said.partition(":")[2]
+
+
+def test_an_unknown_key_inside_a_stage_is_named_with_the_nearest(refused: Command) -> None:
+    said = refused("train", "recipes=quickstart", "+stages.small.step=3")
+    assert said == "unknown key stages.small.step: did you mean 'steps'?"
+
+
+def test_an_added_key_that_no_config_has_is_refused(refused: Command) -> None:
+    said = refused("train", "recipes=quickstart", "+optim.lrr=3")
+    assert "lrr" in said and "'lr'" in said
+
+
+@pytest.mark.parametrize(
+    ("choice", "nearest"),
+    [
+        ("model=tny", "tiny"),
+        ("optim=adam", "adamw"),
+        ("recipes=quikstart", "quickstart"),
+        ("data=stdlb", "stdlib"),
+    ],
+)
+def test_a_misspelt_choice_is_named_with_the_nearest(
+    refused: Command, choice: str, nearest: str
+) -> None:
+    said = refused("train", choice)
+    assert said.startswith(choice)
+    assert f"did you mean {nearest}?" in said
+
+
+def test_an_unknown_group_is_named(refused: Command) -> None:
+    assert "modle" in refused("train", "recipes=quickstart", "modle=tiny")
+
+
+def test_a_line_that_is_no_override_is_named(refused: Command) -> None:
+    assert "seed" in refused("train", "recipes=quickstart", "seed")
+
+
+def test_a_missing_value_is_named(refused: Command) -> None:
+    assert refused("generate").startswith("source is missing")
+    assert refused("grow", "source=x").startswith("out is missing")
+    assert refused("data").startswith("out is missing")
+    assert refused("train", *LADDER, "data=text").startswith("data.files is missing")
+
+
+def test_no_recipe_is_named(refused: Command) -> None:
+    assert "recipes=quickstart" in refused("train")
+    assert "recipes=NAME" in refused("plan")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=many", "seed"),
+        ("batch_size=1.5", "batch_size"),
+        ("batch_size=0", "batch_size"),
+        ("optim.lr=fast", "optim.lr"),
+        ("optim.betas=[0.9]", "optim.betas"),
+        ("model.tokens.ffn=wide", "model.tokens.ffn"),
+        ("model.tokens=8", "model.tokens"),
+        ("stages.small.steps=0", "stages.small.steps"),
+        ("stages.small.steps=ten", "stages.small.steps"),
+        ("~stages.small.steps", "stages.small.steps"),
+        ("stages=5", "stages"),
+        ("stages.small=5", "stages.small"),
+        ("stages.medium.model=5", "stages.medium.model"),
+        ("stages.medium.optim=5", "stages.medium.optim"),
+        ("resume=perhaps", "resume"),
+        ("fabric.precision=fp8", "fabric.precision"),
+        ("logger.kinds=[wandb]", "logger.kinds"),
+        ("growth.new_value_scale=0", "growth.new_value_scale"),
+        ("micro_batch_size=3", "batch_size"),
+        ("store=5", "store"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(
+    refused: Command, store: TokenStore, override: str, key: str
+) -> None:
+    given = () if override.startswith("store") else (f"store={store.folder}",)
+    small = ("model.vocab_size=512", "model.width=32", "max_steps_per_stage=1", "fabric=cpu")
+    assert key in refused("train", "recipes=quickstart", *small, *given, override)
+
+
+# Sizes
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(refused: Command) -> None:
+    said = refused("train", *LADDER, "model.heads=5")
+    assert "model.heads (5) does not divide model.width (32)" in said
+
+
+def test_a_stage_smaller_than_the_one_before_is_refused(refused: Command) -> None:
+    said = refused("train", "recipes=quickstart", "stages.large.model.tokens.ffn=300")
+    assert "model.tokens.ffn: 512 -> 300" in said
+    assert "set it to at least 512" in said
+
+
+def test_a_target_smaller_than_the_source_is_refused(refused: Command, source: Path) -> None:
+    said = refused("grow", f"source={source}", "out=bigger", "model.tokens.query=4")
+    assert "model.tokens.query: 8 -> 4" in said
+
+
+def test_a_growth_along_an_axis_that_is_not_there_is_refused(
+    refused: Command, source: Path
+) -> None:
+    said = refused("grow", f"source={source}", "out=bigger", "model.layers=3")
+    assert "model.layers: 2 -> 3" in said
+
+
+@pytest.mark.parametrize("verb", ["grow", "plan"])
+def test_a_growth_that_sets_tau_is_refused(refused: Command, source: Path, verb: str) -> None:
+    out = ["out=bigger"] if verb == "grow" else []
+    said = refused(verb, f"source={source}", *out, "model.tokens.ffn=32", "model.tau.ffn=9")
+    assert "model.tau cannot be set here: a growth keeps the source's" in said
+
+
+def test_a_stage_that_sets_tau_is_refused(refused: Command) -> None:
+    said = refused("train", "recipes=quickstart", "+stages.large.model.tau={ffn: 3}")
+    assert "stages.large.model.tau cannot be set here" in said
+
+
+def test_a_growth_of_nothing_is_refused(refused: Command, source: Path) -> None:
+    assert "size that source has already" in refused("grow", f"source={source}", "out=bigger")
+
+
+def test_an_out_that_exists_is_not_overwritten(refused: Command, source: Path) -> None:
+    said = refused("grow", f"source={source}", f"out={source}", "model.tokens.ffn=32")
+    assert "nothing is overwritten" in said
+
+
+# Data
+
+
+def test_a_vocabulary_that_does_not_fit_the_model_is_refused(
+    refused: Command, store: TokenStore, corpus: TextCorpus
+) -> None:
+    room = [*LADDER, "model.vocab_size=300"]
+    assert "model.vocab_size" in refused("train", *room, "tokenizer.vocab_size=400")
+    assert "model.vocab_size" in refused("train", *room, f"store={store.folder}")
+    file = f"tokenizer.file={store.folder / 'tokenizer.json'}"
+    said = refused("train", *room, "data=text", f"data.files={corpus.files}", file)
+    assert "(512) does not fit model.vocab_size (300)" in said
+
+
+def test_a_corpus_without_text_is_refused(refused: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    data = ["data=text", f"data.files=[{tmp_path / 'empty.txt'}]"]
+    assert "no text" in refused("train", *LADDER, *data)
+    assert "no text" in refused("data", *data, "out=store", "tokenizer.vocab_size=300")
+
+
+def test_files_that_are_not_there_are_refused(refused: Command) -> None:
+    said = refused("train", *LADDER, "data=text", "data.files=[nowhere.txt]")
+    assert "data.files: 'nowhere.txt' names no text file" in said
+
+
+@pytest.fixture
+def short_store(corpus: TextCorpus, store: TokenStore, tmp_path: Path) -> TokenStore:
+    """The corpus with a validation split of a few words."""
+    (tmp_path / "short.txt").write_text("import this")
+    data = replace(corpus, validation_files=[str(tmp_path / "short.txt")])
+    return build_store(data, store.tokenizer(), tmp_path / "short", progress=False)
+
+
+def test_a_validation_split_with_no_full_sequence_is_refused(
+    refused: Command, short_store: TokenStore
+) -> None:
+    said = refused("train", *LADDER, f"store={short_store.folder}")
+    assert "the validation split has" in said
+    assert "model.context_length" in said
+
+
+def test_a_half_written_store_is_refused(
+    refused: Command, store: TokenStore, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(store.folder, half)
+    (half / "store.json").rename(half / "progress.json")
+    assert "half-written token store" in refused("train", *LADDER, f"store={half}")
+
+
+def test_a_store_whose_shard_was_cut_is_refused(
+    refused: Command, store: TokenStore, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(store.folder, cut)
+    with (cut / "train_00000.bin").open("r+b") as shard:
+        shard.truncate(100)
+    assert "train_00000.bin has 100 bytes" in refused("train", *LADDER, f"store={cut}")
+
+
+def test_a_folder_that_is_no_store_is_refused(refused: Command, tmp_path: Path) -> None:
+    assert "no token store" in refused("train", *LADDER, f"store={tmp_path}")
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_of_another_config_is_refused(
+    refused: Command, source: Path, store: TokenStore
+) -> None:
+    arguments = [f"out={source.parent}", f"store={store.folder}", "+stages.n8.steps=2"]
+    said = refused("train", *TINY, *arguments)
+    assert "of another configuration" in said
+    assert "choose another out=" in said
+
+
+def test_a_run_of_other_stages_is_refused(
+    refused: Command, source: Path, store: TokenStore
+) -> None:
+    said = refused("train", *LADDER, f"out={source.parent}", f"store={store.folder}")
+    assert "whose first stages are n8" in said
+
+
+def test_a_source_that_is_not_there_is_refused(refused: Command) -> None:
+    for verb, more in (("generate", []), ("grow", ["out=x"]), ("plan", ["model.tokens.ffn=64"])):
+        assert "nowhere does not exist" in refused(verb, "source=nowhere", *more)
+
+
+def test_a_damaged_source_is_refused(refused: Command, source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"damaged")
+    said = refused("generate", f"source={tmp_path / 'damaged'}")
+    assert "model.safetensors" in said
+
+
+def test_a_source_without_its_marker_is_refused(
+    refused: Command, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(source, tmp_path / "half")
+    (tmp_path / "half" / "COMPLETE").unlink()
+    assert "COMPLETE" in refused("generate", f"source={tmp_path / 'half'}")
+
+
+def test_a_checkpoint_without_a_tokenizer_cannot_generate(
+    refused: Command, source: Path, tmp_path: Path
+) -> None:
+    last = load_checkpoint(source)
+    bare = save_checkpoint(tmp_path / "bare", Checkpoint(last.config, last.weights))
+    assert "holds no tokenizer" in refused("generate", f"source={bare}")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("sampling.temperature=-1", "sampling.temperature"),
+        ("sampling.top_p=0", "sampling.top_p"),
+        ("sampling.max_tokens=0", "sampling.max_tokens"),
+        ("sampling.tempreature=1", "sampling.temperature"),
+    ],
+)
+def test_a_refused_sampling_setting_is_named(
+    refused: Command, source: Path, override: str, key: str
+) -> None:
+    assert key in refused("generate", f"source={source}", override)

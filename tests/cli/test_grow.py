@@ -1,0 +1,109 @@
+"""`tokengrow grow`: a larger checkpoint of the same function, with its lineage."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tokengrow.checkpoint.layout import WEIGHTS, sha256
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.data.store import TokenStore
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def grown(command: Command, source: Path, store: TokenStore, tmp_path: Path) -> tuple[Any, Path]:
+    """What growing the FFN from 16 to 40 parameter tokens said, and where it is."""
+    out = tmp_path / "grown"
+    given = [f"source={source}", f"store={store.folder}", f"out={out}"]
+    return command("grow", *given, "model.tokens.ffn=40"), out
+
+
+def test_the_grown_checkpoint_is_the_same_function(grown: tuple[Any, Path], source: Path) -> None:
+    outcome, out = grown
+    assert outcome.status == 0
+    before, after = load_checkpoint(source), load_checkpoint(out)
+    ids = torch.arange(32)[None]
+    with torch.inference_mode():
+        difference = before.model.double()(ids) - after.model.double()(ids)
+    assert difference.abs().max() < 1e-12
+    assert after.config.tokens.ffn == 40
+    assert after.config.tau == before.config.tau
+
+
+def test_the_optimizer_state_and_the_tokenizer_come_along(
+    grown: tuple[Any, Path], source: Path
+) -> None:
+    before, after = load_checkpoint(source), load_checkpoint(grown[1])
+    key = "exp_avg.blocks.1.ffn.key_param_tokens"
+    assert torch.equal(after.optimizer[key][:16], before.optimizer[key])
+    assert not after.optimizer[key][16:].any()
+    assert (after.tokenizer, after.end_of_text) == (before.tokenizer, before.end_of_text)
+    assert after.step == before.step == 2
+
+
+def test_the_lineage_names_the_source_and_the_drift(grown: tuple[Any, Path], source: Path) -> None:
+    (entry,) = load_checkpoint(grown[1]).lineage
+    assert entry["source"]["weights_sha256"] == sha256(source / WEIGHTS)
+    assert entry["drift"]["probe_tokens"] == 2 * 32, "two sequences of the store"
+    assert entry["drift"]["relative"] < 1e-10
+
+
+def test_it_says_what_changed_and_where_the_result_is(grown: tuple[Any, Path]) -> None:
+    outcome, out = grown
+    words = outcome.out.split()
+    place = words.index("tokens.ffn")
+    assert words[place : place + 3] == ["tokens.ffn", "16", "40"]
+    assert str(out / "step_00000002") in outcome.out
+    assert outcome.err == ""
+
+
+def test_without_a_store_the_probe_is_random(
+    command: Command, source: Path, tmp_path: Path
+) -> None:
+    outcome = command("grow", f"source={source}", f"out={tmp_path / 'g'}", "model.tokens.query=9")
+    assert outcome.status == 0
+    assert "random tokens" in " ".join(outcome.out.split())
+
+
+def test_a_grown_checkpoint_can_be_trained_on(
+    command: Command, grown: tuple[Any, Path], store: TokenStore, tmp_path: Path
+) -> None:
+    outcome = command(
+        "train",
+        "recipes=continue",
+        f"source={grown[1]}",
+        f"store={store.folder}",
+        f"out={tmp_path / 'on'}",
+        "stages.continued.steps=1",
+        "batch_size=2",
+        "micro_batch_size=2",
+        "fabric=cpu",
+    )
+    assert outcome.status == 0, outcome.err
+    last: Checkpoint = load_checkpoint(tmp_path / "on")
+    assert last.config.tokens.ffn == 40
+    assert last.optimizer["step.embedding.weight"] == 3
+
+
+def test_a_checkpoint_can_be_trained_on_with_data_in_place_of_a_store(
+    command: Command, corpus: Any, source: Path, tmp_path: Path
+) -> None:
+    outcome = command(
+        "train",
+        "recipes=continue",
+        f"source={source}",
+        "data=text",
+        f"data.files={corpus.files}",
+        f"data.validation_files={corpus.validation_files}",
+        f"out={tmp_path / 'on'}",
+        "stages.continued.steps=1",
+        "batch_size=2",
+        "micro_batch_size=2",
+        "fabric=cpu",
+    )
+    assert outcome.status == 0, outcome.err
+    assert load_checkpoint(tmp_path / "on").tokenizer == load_checkpoint(source).tokenizer

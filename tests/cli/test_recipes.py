@@ -1,0 +1,244 @@
+"""Every shipped recipe and every option of every group: composed, resolved, planned; each recipe
+trained for a step."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from tokengrow.cli.plan import ladder_table
+from tokengrow.cli.resolve import resolve_corpus, resolve_tokenizer, resolve_train
+from tokengrow.data.corpus import StdlibCorpus
+from tokengrow.data.store import TokenStore
+from tokengrow.data.tokenizer import TokenizerConfig
+from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.growth.engine import GrowthConfig
+from tokengrow.model.config import ModelConfig
+from tokengrow.model.generate import SamplingConfig
+from tokengrow.model.presets import PRESETS
+from tokengrow.paths import data_root
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.metrics import LoggerConfig
+from tokengrow.training.optim import OptimConfig
+
+Composed = Callable[..., dict[str, Any]]
+
+RECIPES = sorted(
+    path.relative_to(data_root() / "recipes").with_suffix("").as_posix()
+    for path in (data_root() / "recipes").rglob("*.yaml")
+)
+OPTIONS = sorted(
+    path.relative_to(data_root() / "conf").with_suffix("").as_posix()
+    for path in (data_root() / "conf").glob("*/**/*.yaml")
+)
+NEEDED = {  # what an option leaves to its user
+    "data/text": ["data.files=[book.txt]"],
+    "data/hub": ["data.name=owner/name"],
+    "tokenizer/file": ["tokenizer.file=tokenizer.json"],
+}
+
+
+def values_of(recipe: str, composed: Composed, source: Path) -> dict[str, Any]:
+    """A recipe with what its own head says that its user gives."""
+    said = (data_root() / "recipes" / f"{recipe}.yaml").read_text()
+    given = {"source=": f"source={source}", "data.files=": "data.files=[book.txt]"}
+    changes = [change for key, change in given.items() if key in said]
+    return composed("train", f"recipes={recipe}", *changes)
+
+
+def printed(run: TrainConfig) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(ladder_table(run))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_resolves_and_has_a_plan(recipe: str, composed: Composed, source: Path) -> None:
+    values = values_of(recipe, composed, source)
+    run = resolve_train(values)
+    resolve_corpus(values["data"])
+    resolve_tokenizer(values["tokenizer"])
+    table = printed(run)
+    for stage in run.stages:
+        assert f"{stage.model.num_parameters():,}" in table
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_of_a_group_resolves_and_has_a_plan(
+    option: str, composed: Composed, source: Path
+) -> None:
+    group, _, choice = option.rpartition("/")
+    given = [f"{group}={choice}", *NEEDED.get(option, [])]
+    if group != "model":
+        given.append("model=tiny")
+    if option == "model/same":
+        given.append(f"source={source}")
+    values = composed("train", *given, "+stages.only.steps=3")
+    run = resolve_train(values)
+    resolve_corpus(values["data"])
+    resolve_tokenizer(values["tokenizer"])
+    assert "only" in printed(run)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_an_option_of_its_name(name: str, composed: Composed) -> None:
+    (stage,) = resolve_train(composed("train", f"model={name}", "+stages.only.steps=1")).stages
+    assert stage.model == ModelConfig.preset(name)
+
+
+def shrunk(run: TrainConfig, out: Path, tiny_model: Callable[..., ModelConfig]) -> TrainConfig:
+    """The run in miniature: tiny models that grow where its own grow, one update a stage."""
+    stages, n, first = [], 8, tiny_model(8)
+    for index, stage in enumerate(run.stages):
+        if index and stage.model != run.stages[index - 1].model:
+            n += 4
+        model = replace(tiny_model(n), tau=first.tau)
+        stages.append(replace(stage, steps=1, model=model))
+    return replace(
+        run,
+        out=str(out),
+        stages=tuple(stages),
+        batch_size=2,
+        micro_batch_size=2,
+        validation_sequences=2,
+        fabric=FabricConfig(accelerator="cpu", precision="32-true"),
+        logger=LoggerConfig(kinds=[]),
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_a_step_of_each_stage(
+    recipe: str,
+    composed: Composed,
+    source: Path,
+    store: TokenStore,
+    tiny_model: Callable[..., ModelConfig],
+    tmp_path: Path,
+) -> None:
+    run = resolve_train(values_of(recipe, composed, source))
+    state = fit(shrunk(run, tmp_path / "run", tiny_model), store).state
+    assert [rung.name for rung in state.rungs] == [stage.name for stage in run.stages]
+    assert state.step == len(run.stages)
+
+
+# A recipe says more than the verb's own file, and less than the command line.
+
+
+def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings."""
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping):
+            yield from leaves(value, path)
+        else:
+            yield path, value
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_changes_what_it_says_it_changes(
+    recipe: str, composed: Composed, source: Path
+) -> None:
+    said: Any = OmegaConf.to_container(OmegaConf.load(data_root() / "recipes" / f"{recipe}.yaml"))
+    said.pop("defaults", None)
+    there = dict(leaves(values_of(recipe, composed, source)))
+    for key, value in leaves(said):
+        assert there[key] == value, key
+
+
+def test_a_recipe_wins_over_the_verbs_own_file(composed: Composed) -> None:
+    without, quickstart = composed("train"), composed("train", "recipes=quickstart")
+    assert (without["name"], quickstart["name"]) == ("run", "quickstart")
+    assert (without["model"]["width"], quickstart["model"]["width"]) == (None, 128)
+    assert without["optim"]["lr"] != quickstart["optim"]["lr"]
+    assert quickstart["out"] == "runs/quickstart"
+
+
+def test_the_command_line_changes_a_recipe(composed: Composed) -> None:
+    changed = composed("train", "recipes=quickstart", "optim.lr=2e-3", "stages.small.steps=7")
+    run = resolve_train(changed)
+    assert run.stages[0].optim.lr == 2e-3
+    assert run.stages[0].steps == 7
+
+
+def test_a_stage_takes_the_settings_of_the_run_and_its_own(composed: Composed) -> None:
+    stages = "+stages={a: {steps: 1}, b: {steps: 1, optim: {warmup_steps: 0}}}"
+    values = composed("train", "model=tiny", "optim.lr=2e-3", "optim.warmup_steps=20", stages)
+    a, b = resolve_train(values).stages
+    assert (a.optim.lr, a.optim.warmup_steps) == (2e-3, 20)
+    assert (b.optim.lr, b.optim.warmup_steps) == (2e-3, 0)
+
+
+def test_a_ladder_keeps_the_tau_of_its_first_stage(composed: Composed) -> None:
+    stages = "+stages={a: {steps: 1}, b: {steps: 1, model: {tokens: {ffn: 1024}}}}"
+    a, b = resolve_train(composed("train", "model=tiny", stages)).stages
+    assert b.model.tokens.ffn == 1024
+    assert a.model.tau == b.model.tau
+    assert a.model.tau.ffn == 16  # sqrt(256)
+
+
+def test_a_dry_run_caps_every_stage_and_writes_elsewhere(composed: Composed) -> None:
+    run = resolve_train(composed("train", "recipes=quickstart", "debug=dry_run"))
+    assert {stage.steps for stage in run.stages} == {2}
+    assert run.out.startswith("runs/dry-run/quickstart-")
+
+
+def test_a_first_stage_may_name_changes_of_its_own(composed: Composed) -> None:
+    values = composed("train", "model=tiny", "+stages.a={steps: 1, model: {layers: 2}}")
+    (stage,) = resolve_train(values).stages
+    assert stage.model.layers == 2
+    assert stage.model.width == 128
+
+
+def test_the_tokenizer_is_as_large_as_the_models_vocabulary(composed: Composed) -> None:
+    assert composed("train", "recipes=quickstart")["tokenizer"]["vocab_size"] == 2048
+    values = composed("train", "recipes=quickstart", "model.vocab_size=600")
+    assert resolve_tokenizer(values["tokenizer"]).vocab_size == 600
+
+
+# The YAML says what the dataclasses say, so that both can be read alone.
+
+
+@pytest.mark.parametrize(
+    ("section", "default"),
+    [
+        ("optim", OptimConfig()),
+        ("growth", GrowthConfig()),
+        ("fabric", FabricConfig()),
+        ("logger", LoggerConfig()),
+        ("data", StdlibCorpus()),
+        ("tokenizer", TokenizerConfig()),
+    ],
+)
+def test_a_section_lists_every_setting_with_its_default(
+    section: str, default: Any, composed: Composed
+) -> None:
+    there = composed("train", "model=tiny", "model.vocab_size=4096")[section]
+    there.pop("source", None)
+    wanted = asdict(default)
+    if section == "data":
+        wanted["validation_fraction"] = 0.05  # fewer files than a corpus for training has
+    assert {k: tuple(v) if k == "betas" else v for k, v in there.items()} == wanted
+
+
+def test_a_run_lists_every_setting_with_its_default(composed: Composed) -> None:
+    there = composed("train")
+    for field in fields(TrainConfig):
+        assert field.name in there
+        if field.default is not MISSING:
+            assert there[field.name] == field.default, field.name
+    assert there["stages"] == {}
+
+
+def test_generate_lists_every_setting_with_its_default(composed: Composed) -> None:
+    assert composed("generate", "source=x")["sampling"] == asdict(SamplingConfig())
+
+
+def test_a_model_lists_every_size() -> None:
+    same = OmegaConf.load(data_root() / "conf" / "model" / "same.yaml")
+    assert set(same) == {"preset", *(field.name for field in fields(ModelConfig))}

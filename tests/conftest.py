@@ -1,0 +1,183 @@
+"""What the rooms share: a corpus, its token store, tiny ladders, and two ways to call a verb."""
+
+import os
+
+# One thread: on models this small, and beside other jobs, more of them only wait for each other.
+# Before the first import of torch, and for the programs that tests start as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.store import TokenStore, build_store
+from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
+from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.paths import data_root
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.metrics import LoggerConfig
+from tokengrow.training.optim import OptimConfig
+
+TRAIN_MODULES = ("argparse", "ast", "calendar", "copy", "glob", "heapq", "shlex", "textwrap")
+VALIDATION_MODULES = ("bisect", "fnmatch", "sched")
+VOCAB_SIZE, CONTEXT = 512, 32
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the session's own: no test reads or writes the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENGROW_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextCorpus:
+    """Eleven modules of the standard library as text files, three of them for validation."""
+    root, library = tmp_path_factory.mktemp("corpus"), Path(sysconfig.get_path("stdlib"))
+    for split, modules in (("train", TRAIN_MODULES), ("validation", VALIDATION_MODULES)):
+        (root / split).mkdir()
+        for name in modules:
+            text = (library / f"{name}.py").read_text(encoding="utf-8")
+            (root / split / f"{name}.txt").write_text(text, encoding="utf-8")
+    return TextCorpus(files=[str(root / "train")], validation_files=[str(root / "validation")])
+
+
+@pytest.fixture(scope="session")
+def store(corpus: TextCorpus, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """The corpus in tokens of a vocabulary of 512; not to be written to."""
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=VOCAB_SIZE), corpus)
+    return build_store(corpus, tokenizer, tmp_path_factory.mktemp("data") / "store", progress=False)
+
+
+def _tokens(n: int) -> Tokens:
+    return Tokens(query=n, key=n, value=n, output=n, ffn=2 * n)
+
+
+def _tiny_model(n: int = 8, **changes: Any) -> ModelConfig:
+    sizes = {"vocab_size": VOCAB_SIZE, "context_length": CONTEXT, "layers": 2, "width": 32}
+    return ModelConfig(**{**sizes, "heads": 2, "tokens": _tokens(n), **changes})
+
+
+def _tiny_run(
+    out: Path, rungs: tuple[int, ...] = (8, 12, 16), steps: int = 6, **changes: Any
+) -> TrainConfig:
+    optim = OptimConfig(lr=3e-3, min_lr=3e-4, warmup_steps=2)
+    models = [_tiny_model(n) for n in rungs]
+    taus = models[0].tau  # every rung keeps the first one's
+    stages = tuple(
+        StageConfig(name=f"n{n}", steps=steps, model=replace(model, tau=taus), optim=optim)
+        for n, model in zip(rungs, models, strict=True)
+    )
+    settings: dict[str, Any] = {
+        "out": str(out),
+        "stages": stages,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "validation_every": 3,
+        "validation_sequences": 8,
+        "checkpoint_every": 4,
+        "log_every": 2,
+        "fabric": FabricConfig(accelerator="cpu", precision="32-true"),
+        "logger": LoggerConfig(kinds=[]),
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., ModelConfig]:
+    """`tiny_model(n, **changes)`: about 25,000 parameters, n parameter tokens per role."""
+    return _tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_run() -> Callable[..., TrainConfig]:
+    """`tiny_run(out, rungs, steps, **changes)`: a ladder of tiny models, six updates a stage."""
+    return _tiny_run
+
+
+@pytest.fixture(scope="session")
+def source(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run of one rung, n8, after two updates; not to be written to."""
+    run = _tiny_run(tmp_path_factory.mktemp("source") / "run", rungs=(8,), steps=2)
+    folder = fit(run, store).checkpoint.folder
+    assert folder is not None
+    return folder
+
+
+@pytest.fixture
+def composed() -> Callable[..., dict[str, Any]]:
+    """`composed(verb, *overrides)`: the plain values that a command line composes to."""
+
+    def values(verb: str, *overrides: str) -> dict[str, Any]:
+        from tokengrow.cli.resolve import plain
+
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(data_root() / "conf"), version_base="1.3"):
+            return plain(compose(verb, list(overrides)))
+
+    return values
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """`command(verb, *arguments)`: a verb as its command runs it, but in this process."""
+
+    def call(verb: str, *arguments: str) -> Outcome:
+        from tokengrow.cli.verb import run_verb
+
+        module = import_module(f"tokengrow.cli.{verb}")
+        monkeypatch.setattr(sys, "argv", [f"tokengrow {verb}", *arguments])
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        status = 0
+        try:
+            run_verb(verb, getattr(module, "train" if verb == "train" else "main"))
+        except SystemExit as leaving:
+            status = leaving.code if isinstance(leaving.code, int) else 1
+        GlobalHydra.instance().clear()
+        return Outcome(status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Outcome]:
+    """`program(*arguments)`: `python -m tokengrow ...` in a process of its own, somewhere else."""
+
+    def run(*arguments: str, module: str = "tokengrow", cwd: Path = tmp_path) -> Outcome:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=cwd,
+            env=os.environ | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -1,0 +1,21 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from tokengrow.evaluation.format import bytes_text, count
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(999, "999"), (1_000, "1k"), (12_345_678, "12.3M"), (2e9, "2B"), (3.14159e12, "3.14T")],
+)
+def test_a_count_has_three_digits(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(12, "12 B"), (1_500, "1.5 kB"), (9_440_256, "9.4 MB"), (2_000_000_000, "2.0 GB")],
+)
+def test_bytes_are_in_decimal_units(number: int, text: str) -> None:
+    assert bytes_text(number) == text

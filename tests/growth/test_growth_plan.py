@@ -1,0 +1,98 @@
+"""Plans: what growth can do, what it keeps, and what it refuses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tokengrow.errors import UserError
+from tokengrow.growth.plan import KEPT, plan_growth
+from tokengrow.model.config import ModelConfig, Taus, Tokens
+
+Sized = Callable[..., ModelConfig]
+
+
+def test_one_step_leads_from_the_source_to_the_target(sized: Sized) -> None:
+    plan = plan_growth(sized(6), sized(9))
+    assert plan.source == sized(6)
+    (step,) = plan.steps
+    assert step.axis == "tokens"
+    assert (step.source, step.target) == (plan.source, plan.target)
+    assert step.changes == {
+        "tokens.query": (6, 9),
+        "tokens.key": (6, 9),
+        "tokens.value": (6, 9),
+        "tokens.output": (6, 9),
+        "tokens.ffn": (12, 18),
+    }
+
+
+def test_a_single_role_may_grow(sized: Sized) -> None:
+    tokens = Tokens(query=6, key=6, value=6, output=6, ffn=13)
+    (step,) = plan_growth(sized(6), sized(6, tokens=tokens)).steps
+    assert step.changes == {"tokens.ffn": (12, 13)}
+
+
+def test_equal_sizes_need_no_step(sized: Sized) -> None:
+    plan = plan_growth(sized(6), sized(6))
+    assert plan.steps == ()
+    assert plan.target == plan.source
+
+
+@pytest.mark.parametrize(
+    ("key", "kept", "asked"),
+    [
+        ("tau", Taus(query=2.0, key=2.1, value=2.2, output=2.3, ffn=2.4), Taus(query=9.0)),
+        ("rotary_channels", 4, 8),
+        ("rotary_base", 500.0, 10000.0),
+        ("norm_eps", 1e-6, 1e-5),
+        ("final_norm_eps", 1e-6, 1e-5),
+        ("init", "published", "balanced"),
+    ],
+)
+def test_what_is_not_a_size_stays_that_of_the_source(
+    sized: Sized, key: str, kept: Any, asked: Any
+) -> None:
+    plan = plan_growth(sized(6, **{key: kept}), sized(9, **{key: asked}))
+    assert getattr(plan.target, key) == kept
+    assert plan.target.tokens == sized(9).tokens
+
+
+def test_every_kept_key_has_its_test() -> None:
+    tested = {"tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init"}
+    assert set(KEPT) == tested
+
+
+def test_tau_is_that_of_the_first_model_after_two_growths(sized: Sized) -> None:
+    second = plan_growth(sized(6), sized(9)).target
+    third = plan_growth(second, sized(20)).target
+    assert third.tau == Taus.at_birth(sized(6).tokens)
+
+
+@pytest.mark.parametrize("role", ["query", "key", "value", "output", "ffn"])
+def test_a_role_that_shrinks_is_refused_by_name(sized: Sized, role: str) -> None:
+    sizes = {"query": 9, "key": 9, "value": 9, "output": 9, "ffn": 18}
+    target = sized(9, tokens=Tokens(**{**sizes, role: 5}))
+    before = 12 if role == "ffn" else 6
+    with pytest.raises(UserError, match=rf"model\.tokens\.{role}: {before} -> 5: .*least {before}"):
+        plan_growth(sized(6), target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 41}, r"model\.vocab_size: 40 -> 41.*set model\.vocab_size=40"),
+        ({"context_length": 24}, r"model\.context_length: 12 -> 24"),
+        ({"layers": 3}, r"model\.layers: 2 -> 3: growth cannot change it"),
+        ({"width": 32}, r"model\.width: 16 -> 32"),
+        ({"heads": 4}, r"model\.heads: 2 -> 4"),
+        ({"heads": 16}, r"model\.heads: 2 -> 16"),
+        ({"head_dim": 12}, r"model\.head_dim: 8 -> 12"),
+        ({"activation": "softmax"}, r"model\.activation: l2_norm_gelu -> softmax"),
+    ],
+)
+def test_a_size_that_growth_cannot_change_is_refused_by_name(
+    sized: Sized, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_growth(sized(6), sized(9, **changes))

@@ -1,0 +1,134 @@
+"""The optimizer through a growth: old entries go on as if nothing had happened."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengrow.growth.engine import Grown, GrowthConfig, carry_out
+from tokengrow.growth.moments import grow_moments
+from tokengrow.growth.plan import plan_growth
+from tokengrow.growth.tokens import token_tensors
+from tokengrow.model.config import ModelConfig
+from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.optim import (
+    SLOTS,
+    OptimConfig,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+)
+
+Sized = Callable[..., ModelConfig]
+RandomModel = Callable[..., TokenFormer]
+OPTIM = OptimConfig(lr=1e-3)
+BATCH = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(5))
+
+
+def update(model: TokenFormer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """One AdamW update on the batch; how far each parameter moved."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.zero_grad()
+    F.cross_entropy(model(BATCH[:, :-1]).flatten(0, 1), BATCH[:, 1:].flatten()).backward()
+    optimizer.step()
+    return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+
+@pytest.fixture
+def trained(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, torch.optim.Optimizer]:
+    """A float64 model after five updates."""
+    model = random_model(sized(6)).train()
+    optimizer = build_optimizer(model, OPTIM)
+    for _ in range(5):
+        update(model, optimizer)
+    return model, optimizer
+
+
+def grown_from(model: TokenFormer, optimizer: torch.optim.Optimizer, to: ModelConfig) -> Grown:
+    plan = plan_growth(model.config, to)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return carry_out(plan, weights, optimizer_state(model, optimizer), GrowthConfig())
+
+
+def resumed(grown: Grown) -> tuple[TokenFormer, torch.optim.Optimizer]:
+    model = TokenFormer.from_weights(grown.config, grown.weights).train()
+    optimizer = build_optimizer(model, OPTIM)
+    load_optimizer_state(model, optimizer, grown.optimizer)
+    return model, optimizer
+
+
+def test_the_next_update_of_the_old_entries_is_that_of_the_source(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    larger = resumed(grown_from(*trained, sized(10)))
+    moved, moved_larger = update(*trained), update(*larger)
+    for name, step in moved.items():
+        assert step.abs().max() > 0
+        old = moved_larger[name][: len(step)]
+        torch.testing.assert_close(old, step, rtol=1e-6, atol=1e-6 * OPTIM.lr)
+
+
+def test_a_fresh_optimizer_would_move_the_old_entries_elsewhere(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    # What carrying the moments is for.
+    grown = grown_from(*trained, sized(10))
+    fresh = TokenFormer.from_weights(grown.config, grown.weights).train()
+    moved, moved_fresh = update(*trained), update(fresh, build_optimizer(fresh, OPTIM))
+    difference = (moved["embedding.weight"] - moved_fresh["embedding.weight"]).abs().max()
+    assert difference.item() > 0.1 * OPTIM.lr
+
+
+def test_the_grown_state_is_complete_and_shaped_like_the_parameters(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    grown = grown_from(*trained, sized(10))
+    assert set(grown.optimizer) == {f"{slot}.{name}" for slot in SLOTS for name in grown.weights}
+    for name, weights in grown.weights.items():
+        assert grown.optimizer[f"exp_avg.{name}"].shape == weights.shape
+        assert grown.optimizer[f"exp_avg_sq.{name}"].shape == weights.shape
+        assert grown.optimizer[f"exp_avg.{name}"].dtype == weights.dtype
+
+
+def test_old_moments_stay_and_new_entries_start_from_zero(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    source = {name: t.clone() for name, t in optimizer_state(*trained).items()}
+    grown = grown_from(*trained, sized(10)).optimizer
+    growing = token_tensors(trained[0].config)
+    for key, old in source.items():
+        slot, _, name = key.partition(".")
+        if slot == "step":
+            assert grown[key].item() == old.item() == 5
+            continue
+        assert torch.equal(grown[key][: len(old)], old)
+        assert bool((grown[key][len(old) :] == 0).all())
+        assert (len(grown[key]) > len(old)) == (name in growing)
+
+
+def test_the_state_of_the_source_is_not_modified(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    state = optimizer_state(*trained)
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    plan = plan_growth(trained[0].config, sized(10))
+    weights = {name: tensor.clone() for name, tensor in trained[0].state_dict().items()}
+    larger = resumed(carry_out(plan, weights, state, GrowthConfig()))
+    update(*larger)  # nor by training the grown model
+    assert state.keys() == before.keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
+
+
+def test_a_plan_of_no_steps_keeps_the_state(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    state = optimizer_state(*trained)
+    same = grow_moments(state, plan_growth(sized(6), sized(6)))
+    assert same.keys() == state.keys()
+    assert all(torch.equal(same[key], state[key]) for key in state)
+
+
+def test_a_source_that_was_never_trained_has_no_state_to_grow(sized: Sized) -> None:
+    assert grow_moments({}, plan_growth(sized(6), sized(10))) == {}

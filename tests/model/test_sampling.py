@@ -1,0 +1,157 @@
+"""Sampling: which token is drawn, and when a row ends."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokengrow.errors import UserError
+from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.generate import SamplingConfig, generate, sample
+from tokengrow.model.tokenformer import TokenFormer
+
+VOCAB = 50
+PROMPT = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+@pytest.fixture(scope="module")
+def model() -> TokenFormer:
+    """A random model whose logits have a spread of about 4."""
+    sizes = Tokens(query=12, key=12, value=12, output=10, ffn=24)
+    config = ModelConfig(
+        vocab_size=VOCAB,
+        context_length=32,
+        layers=2,
+        width=16,
+        heads=2,
+        tokens=sizes,
+        init="published",
+    )
+    built = TokenFormer(config).eval()
+    built.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        built.embedding.weight.mul_(50)
+    return built
+
+
+def tokens(model: TokenFormer, prompt: Tensor = PROMPT, end: int | None = None, **k: Any) -> Tensor:
+    """All that is generated, [B, max_tokens]."""
+    return torch.stack(list(generate(model, prompt, SamplingConfig(**k), end)), dim=1)
+
+
+def drawn(logits: list[float], draws: int = 2000, **settings: Any) -> set[int]:
+    """Every token that many draws from one row of logits give."""
+    rows = torch.tensor([logits]).expand(draws, -1)
+    generator = torch.Generator().manual_seed(0)
+    return set(sample(rows, SamplingConfig(**settings), generator).tolist())
+
+
+def test_temperature_zero_takes_the_likeliest_token_of_a_full_forward(model: TokenFormer) -> None:
+    ids = PROMPT
+    for _ in range(10):
+        with torch.no_grad():
+            ids = torch.cat((ids, model(ids)[:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(tokens(model, max_tokens=10, temperature=0), ids[:, 5:])
+
+
+def test_a_seed_gives_the_same_tokens_again(model: TokenFormer) -> None:
+    first = tokens(model, max_tokens=20, seed=7)
+    torch.manual_seed(123)  # the global generator has no part in it
+    assert torch.equal(tokens(model, max_tokens=20, seed=7), first)
+    assert not torch.equal(tokens(model, max_tokens=20, seed=8), first)
+
+
+def test_top_k_of_one_is_greedy(model: TokenFormer) -> None:
+    greedy = tokens(model, max_tokens=20, temperature=0)
+    assert torch.equal(tokens(model, max_tokens=20, temperature=2.0, top_k=1), greedy)
+
+
+def test_a_tiny_top_p_is_greedy(model: TokenFormer) -> None:
+    greedy = tokens(model, max_tokens=20, temperature=0)
+    assert torch.equal(tokens(model, max_tokens=20, temperature=2.0, top_p=1e-6), greedy)
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    assert drawn([0.1, 0.5, 0.3, 0.4], temperature=1.0, top_k=2) == {1, 3}
+    assert drawn([0.1, 0.5, 0.3, 0.4], temperature=1.0, top_k=0) == {0, 1, 2, 3}
+    assert drawn([0.1, 0.5, 0.3, 0.4], temperature=1.0, top_k=99) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(0.3, {2}), (0.5, {2}), (0.6, {2, 0}), (0.75, {2, 0}), (0.8, {2, 0, 3}), (1.0, {0, 1, 2, 3})],
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
+    # Probabilities 1/4, 1/16, 1/2, 3/16: from the likeliest on they reach 0.5, 0.75, 0.9375, 1.
+    logits = torch.tensor([4.0, 1.0, 8.0, 3.0]).log().tolist()
+    assert drawn(logits, temperature=1.0, top_p=top_p) == kept
+
+
+def test_top_p_counts_after_temperature_and_top_k() -> None:
+    # Top 2 of 8 : 4 : 3 : 1 leaves 2/3 and 1/3; the first alone reaches 0.6, where 8/16 would not.
+    logits = torch.tensor([8.0, 4.0, 3.0, 1.0]).log().tolist()
+    assert drawn(logits, temperature=1.0, top_p=0.6) == {0, 1}
+    assert drawn(logits, temperature=1.0, top_k=2, top_p=0.6) == {0}
+    # Temperature 1/2 squares them: 64 / 90 = 0.71 reaches 0.6 alone.
+    assert drawn(logits, temperature=0.5, top_p=0.6) == {0}
+
+
+def test_temperature_divides_the_logits() -> None:
+    # Odds e^2 : 1 at temperature 1, e : 1 at temperature 2.
+    rows = torch.tensor([[2.0, 0.0]]).expand(20000, -1)
+    for temperature, share in ((1.0, 0.8808), (2.0, 0.7311)):
+        config = SamplingConfig(temperature=temperature)
+        found = sample(rows, config, torch.Generator().manual_seed(0))
+        assert (found == 0).double().mean().item() == pytest.approx(share, abs=0.01)
+
+
+def test_rows_are_drawn_one_by_one() -> None:
+    logits = torch.tensor([[0.0, 9.0, 0.0], [9.0, 0.0, 0.0]])
+    config = SamplingConfig(temperature=1.0, top_p=0.5, top_k=2)
+    assert sample(logits, config, torch.Generator()).tolist() == [1, 0]
+
+
+def test_max_tokens_are_generated(model: TokenFormer) -> None:
+    assert tokens(model, max_tokens=1).shape == (2, 1)
+    assert tokens(model, max_tokens=40).shape == (2, 40)  # past the context of 32 as well
+
+
+def test_a_row_that_ended_goes_on_yielding_the_end(model: TokenFormer) -> None:
+    free = tokens(model, max_tokens=12, temperature=0)
+    end = int(free[0, 3])
+    first = int((free[0] == end).nonzero()[0])
+    assert end not in free[1].tolist()
+    found = tokens(model, end=end, max_tokens=12, temperature=0)
+    assert torch.equal(found[0, : first + 1], free[0, : first + 1])
+    assert found[0, first:].tolist() == [end] * (12 - first)
+    assert torch.equal(found[1], free[1])
+
+
+def test_generation_stops_when_every_row_has_ended(model: TokenFormer) -> None:
+    free = tokens(model, PROMPT[:1], max_tokens=12, temperature=0)
+    end = int(free[0, 3])
+    first = int((free[0] == end).nonzero()[0])
+    found = tokens(model, PROMPT[:1], end=end, max_tokens=12, temperature=0)
+    assert torch.equal(found, free[:, : first + 1])
+
+
+def test_an_empty_prompt_is_refused(model: TokenFormer) -> None:
+    with pytest.raises(UserError, match="prompt is empty"):
+        tokens(model, torch.empty(1, 0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, r"sampling\.max_tokens must be at least 1: 0"),
+        ({"temperature": -0.1}, r"sampling\.temperature must not be negative: -0\.1"),
+        ({"temperature": float("nan")}, r"sampling\.temperature must not be negative: nan"),
+        ({"top_k": -1}, r"sampling\.top_k must not be negative: -1"),
+        ({"top_p": 0.0}, r"sampling\.top_p must lie in \(0, 1\]: 0\.0"),
+        ({"top_p": 1.1}, r"sampling\.top_p must lie in \(0, 1\]: 1\.1"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplingConfig(**settings)

@@ -1,0 +1,170 @@
+"""The arrows between the rooms, and what importing the package does and does not do."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import tokengrow
+
+PACKAGE = Path(tokengrow.__file__).parent
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+"""`room/file` to its syntax tree; the files beside the rooms have no room in front."""
+
+EVERYONES = {"errors", "typed", "paths"}
+"""Files beside the rooms that any of them may import."""
+
+ARROWS = {
+    "kernels": set(),
+    "model": {"kernels"},
+    "data": set(),
+    "growth": {"model"},
+    "checkpoint": {"model"},
+    "distributed": set(),
+    "evaluation": set(),
+    "training": {"model", "data", "checkpoint", "distributed", "growth", "evaluation"},
+    "cli": {"training", "model", "data", "checkpoint", "distributed", "growth", "evaluation"},
+}
+"""Room to the rooms that it may import: the house plan of shared/design.md."""
+
+
+def imports_of(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of the modules that a file imports, anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.names[0].name != "__version__":
+            assert node.level == 0, "relative imports are banned"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str:
+    return module.partition("/")[0] if "/" in module else ""
+
+
+def files_that_import(library: str) -> set[str]:
+    return {
+        module
+        for module, tree in MODULES.items()
+        if any(name.partition(".")[0] == library for name in imports_of(tree))
+    }
+
+
+def test_every_room_is_in_the_plan() -> None:
+    assert {room_of(module) for module in MODULES} - {""} == set(ARROWS)
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_a_room_imports_only_where_its_arrows_point(room: str) -> None:
+    allowed = ARROWS[room] | EVERYONES | {room}
+    for module, tree in MODULES.items():
+        if room_of(module) != room:
+            continue
+        for name in imports_of(tree):
+            library, _, inside = name.partition(".")
+            if library == "tokengrow" and inside:
+                assert inside.partition(".")[0] in allowed, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("shared", sorted(EVERYONES))
+def test_the_files_beside_the_rooms_import_no_room(shared: str) -> None:
+    for name in imports_of(MODULES[shared]):
+        library, _, inside = name.partition(".")
+        if library == "tokengrow":
+            assert inside.partition(".")[0] in EVERYONES
+
+
+def test_only_cli_and_paths_know_hydra() -> None:
+    assert all(room_of(m) == "cli" or m == "paths" for m in files_that_import("hydra"))
+    assert files_that_import("hydra"), "the test sees something"
+
+
+def test_only_distributed_training_and_cli_know_lightning() -> None:
+    rooms = {room_of(module) for module in files_that_import("lightning")}
+    assert rooms <= {"distributed", "training", "cli"}
+    assert rooms, "the test sees something"
+
+
+def test_only_triton_files_of_kernels_know_triton() -> None:
+    assert all(module.startswith("kernels/triton_") for module in files_that_import("triton"))
+
+
+def test_importing_the_package_prints_nothing_and_loads_little() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import tokengrow; "
+        "heavy = {'torch', 'hydra', 'lightning', 'numpy', 'matplotlib'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_model_runs_where_triton_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch; "
+        "from tokengrow import ModelConfig, TokenFormer; "
+        "from tokengrow.model.config import Tokens; "
+        "tokens = Tokens(query=4, key=4, value=4, output=4, ffn=8); "
+        "config = ModelConfig(vocab_size=9, context_length=4, layers=1, width=8, heads=2, "
+        "tokens=tokens); "
+        "assert TokenFormer(config)(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_public_names_are_there() -> None:
+    assert set(tokengrow.__all__) >= {
+        "ModelConfig",
+        "TokenFormer",
+        "grow",
+        "load_checkpoint",
+        "save_checkpoint",
+    }
+    for name in tokengrow.__all__:
+        public = getattr(tokengrow, name)
+        assert getattr(import_module(public.__module__), name) is public
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'train'"):
+        _ = tokengrow.train
+
+
+def test_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+CONFIGS = [
+    pytest.param(node, id=node.name)
+    for tree in MODULES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef)
+    and (node.name.endswith(("Config", "Corpus")) or node.name in ("Tokens", "Taus"))
+]
+
+
+@pytest.mark.parametrize("node", CONFIGS)
+def test_every_field_of_a_config_says_what_it_is(node: ast.ClassDef) -> None:
+    for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(statement, ast.AnnAssign):
+            continue
+        documented = (
+            isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
+        )
+        assert documented, f"{node.name}.{ast.unparse(statement.target)}"
+
+
+def test_the_configs_are_found() -> None:
+    names = {parameter.id for parameter in CONFIGS}
+    assert {"ModelConfig", "TrainConfig", "StageConfig", "OptimConfig", "TextCorpus"} <= names

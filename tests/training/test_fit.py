@@ -1,0 +1,295 @@
+"""The loop over stages: growth keeps the loss, a killed run ends with the same bits, and what
+stays on the disk."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints, sha256
+from tokengrow.data.store import TokenStore
+from tokengrow.training import fit as loop
+from tokengrow.training.fit import PLOT_FILE, FitResult, fit
+from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.metrics import LoggerConfig
+
+Runs = Callable[..., TrainConfig]
+
+SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")
+"""Files of a checkpoint that do not depend on where the run lies, or how often it was killed."""
+
+
+@pytest.fixture(scope="module")
+def climbed(tiny_run: Runs, store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A ladder of three rungs of six updates each, in one go; not to be written to."""
+    return fit(tiny_run(tmp_path_factory.mktemp("climbed") / "run"), store)
+
+
+def out_of(result: FitResult) -> Path:
+    assert result.checkpoint.folder is not None
+    return result.checkpoint.folder.parent
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def same_bits(one: FitResult, other: FitResult) -> bool:
+    folders = one.checkpoint.folder, other.checkpoint.folder
+    assert folders[0] and folders[1]
+    return all((folders[0] / n).read_bytes() == (folders[1] / n).read_bytes() for n in SAME_BITS)
+
+
+def steps_kept(out: Path) -> list[int]:
+    return [int(folder.name.removeprefix("step_")) for folder in find_checkpoints(out)]
+
+
+# What a ladder does
+
+
+def test_a_growth_keeps_the_validation_loss(climbed: FitResult) -> None:
+    first, *grown = climbed.state.rungs
+    assert first.loss_before is None
+    assert [rung.name for rung in grown] == ["n12", "n16"]
+    for rung in grown:
+        assert rung.loss_start == pytest.approx(rung.loss_before, abs=1e-5)
+
+
+def test_every_rung_learns(climbed: FitResult) -> None:
+    for rung in climbed.state.rungs:
+        assert rung.loss_start is not None and rung.loss_end is not None
+        assert rung.loss_end < rung.loss_start - 0.05
+
+
+def test_the_rungs_count_their_tokens_and_flops(climbed: FitResult) -> None:
+    # 6 updates of 4 sequences of 32 tokens. FLOPs of a token: 6 P + 6 L T H C, L = 2, T = H C = 32.
+    tokens = 6 * 4 * 32
+    for rung in climbed.state.rungs:
+        assert rung.tokens == tokens
+        assert rung.flops == tokens * (6 * rung.parameters + 6 * 2 * 32 * 32)
+    assert climbed.state.tokens == 3 * tokens
+    assert climbed.state.flops == sum(rung.flops for rung in climbed.state.rungs)
+
+
+def test_the_lineage_names_what_each_size_was_grown_from(climbed: FitResult) -> None:
+    lineage = climbed.checkpoint.lineage
+    assert [entry["steps"][0]["axis"] for entry in lineage] == ["tokens", "tokens"]
+    for entry, stage_end in zip(lineage, ("step_00000006", "step_00000012"), strict=True):
+        assert entry["drift"]["dtype"] == "float64"
+        assert entry["drift"]["max_logit"] < 1e-10
+        assert entry["source"]["weights_sha256"] == sha256(out_of(climbed) / stage_end / WEIGHTS)
+        assert entry["source"]["step"] == int(stage_end.removeprefix("step_"))
+
+
+def test_a_run_leaves_a_validation_history(climbed: FitResult) -> None:
+    history = [(row["stage"], row["step"]) for row in climbed.state.validation]
+    assert history == [(0, 0), (0, 3), (0, 6), (1, 6), (1, 9), (1, 12), (2, 12), (2, 15), (2, 18)]
+    assert climbed.plot == out_of(climbed) / PLOT_FILE
+    assert climbed.plot.is_file()
+
+
+def test_micro_batches_change_the_losses_by_rounding_alone(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    losses = []
+    for micro in (8, 2):
+        run = tiny_run(tmp_path / str(micro), rungs=(8, 12), batch_size=8, micro_batch_size=micro)
+        losses.append([row["loss"] for row in fit(run, store).state.validation])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_stage_may_train_at_the_size_of_the_one_before(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,), steps=2)
+    (stage,) = run.stages
+    twice = fit(tiny_run(tmp_path / "run", stages=(stage, replace(stage, name="more"))), store)
+    assert twice.checkpoint.lineage == []
+    assert twice.state.rung.drift is None
+    assert twice.state.step == 4
+
+
+# Killed and resumed
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("step", [4, 6, 10, 18], ids=lambda step: f"step_{step}")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_a_checkpoint_and_resumed_it_ends_with_the_same_bits(
+    climbed: FitResult,
+    tiny_run: Runs,
+    store: TokenStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    when: str,
+) -> None:
+    save = loop.save_checkpoint
+
+    def dies(folder: Path, checkpoint: Any) -> None:
+        if when == "after" or checkpoint.step != step:
+            save(folder, checkpoint)
+        if checkpoint.step == step:
+            raise Killed
+
+    run = tiny_run(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_checkpoint", dies)
+        fit(run, store)
+    assert same_bits(fit(run, store), climbed)
+
+
+def test_killed_right_after_a_growth_and_resumed_it_ends_with_the_same_bits(
+    climbed: FitResult,
+    tiny_run: Runs,
+    store: TokenStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grow = loop.grow_checkpoint
+
+    def dies(*arguments: Any) -> None:
+        grow(*arguments)
+        raise Killed
+
+    run = tiny_run(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "grow_checkpoint", dies)
+        fit(run, store)
+    assert same_bits(fit(run, store), climbed)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
+    climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run")
+    folder = fit(run, store).checkpoint.folder
+    assert folder is not None
+    (folder / WEIGHTS).write_bytes(b"damaged")
+    assert same_bits(fit(run, store), climbed)
+    assert (folder.with_name(f"{folder.name}.damaged") / WEIGHTS).read_bytes() == b"damaged"
+
+
+def test_a_finished_run_called_again_trains_nothing_and_changes_nothing(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8, 12), steps=2, logger=LoggerConfig())
+    first = fit(run, store)
+    before = contents(tmp_path)
+    monkeypatch.setattr(loop, "_train_stage", None)  # would fail if it were called
+    again = fit(run, store)
+    assert contents(tmp_path) == before
+    assert again.state == first.state
+
+
+def test_a_finished_ladder_can_be_given_another_rung(
+    climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    fit(tiny_run(tmp_path / "run", rungs=(8, 12)), store)
+    assert same_bits(fit(tiny_run(tmp_path / "run", rungs=(8, 12, 16)), store), climbed)
+
+
+# From another run's checkpoint
+
+
+def test_a_run_can_start_from_another_ones_checkpoint_and_grow_it(
+    climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    source = out_of(climbed) / "step_00000012"  # the end of the second rung
+    grown = fit(tiny_run(tmp_path / "run", rungs=(16,), steps=2, source=str(source)), store)
+    assert grown.state.step == 2, "a run of its own: it counts its own steps"
+    assert grown.state.rungs[0].loss_start == pytest.approx(
+        climbed.state.rungs[1].loss_end, abs=1e-5
+    )
+    assert [entry["source"]["step"] for entry in grown.checkpoint.lineage] == [6, 12]
+
+
+def test_a_checkpoints_config_is_that_of_the_model_that_was_trained(
+    climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    # The stage is born with tau = sqrt(16); a growth keeps the source's, sqrt(8).
+    source = out_of(climbed) / "step_00000012"
+    run = tiny_run(tmp_path / "run", rungs=(16,), steps=2, source=str(source))
+    assert fit(run, store).checkpoint.config.tau == climbed.checkpoint.config.tau
+
+
+def test_the_optimizer_state_of_the_source_is_carried_on(
+    climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    source = out_of(climbed) / "step_00000012"
+    grown = fit(tiny_run(tmp_path / "run", rungs=(16,), steps=2, source=str(source)), store)
+    assert grown.checkpoint.optimizer["step.embedding.weight"] == 12 + 2
+    # The same updates as in the ladder, were the batches the same: only the seed of those differs.
+    assert grown.checkpoint.optimizer["exp_avg.blocks.0.ffn.key_param_tokens"].shape == (32, 32)
+
+
+# What stays on the disk
+
+
+def test_the_newest_checkpoints_and_every_stage_end_are_kept(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8, 12), checkpoint_every=1, keep_checkpoints=2)
+    fit(run, store)
+    assert steps_kept(tmp_path / "run") == [6, 11, 12]
+
+
+def test_with_one_checkpoint_to_keep_the_stage_ends_remain(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8, 12), checkpoint_every=1, keep_checkpoints=1)
+    fit(run, store)
+    assert steps_kept(tmp_path / "run") == [6, 12]
+
+
+def test_nothing_temporary_is_left_beside_the_checkpoints(climbed: FitResult) -> None:
+    assert sorted(path.name for path in out_of(climbed).iterdir()) == [
+        "config.yaml",
+        PLOT_FILE,
+        "step_00000006",
+        "step_00000012",
+        "step_00000016",
+        "step_00000018",
+    ]
+
+
+def test_the_last_checkpoint_holds_the_runs_state_and_tokenizer(
+    climbed: FitResult, store: TokenStore
+) -> None:
+    folder = climbed.checkpoint.folder
+    assert folder is not None
+    assert json.loads((folder / "train_state.json").read_text()) == climbed.state.to_dict()
+    assert climbed.checkpoint.tokenizer == store.tokenizer().to_json()
+
+
+def test_metrics_are_written_as_csv(tiny_run: Runs, store: TokenStore, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,), steps=4, logger=LoggerConfig(kinds=["csv"]))
+    result = fit(run, store)
+    with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    trained = {int(row["step"]): row for row in rows if row["train/loss"]}
+    assert list(trained) == [2, 4]
+    assert float(trained[2]["train/lr"]) == pytest.approx(3e-3)  # the end of a warm-up of 2
+    assert float(trained[4]["train/lr"]) == pytest.approx(3e-4)  # min_lr
+    assert float(trained[4]["tokens"]) == 4 * 4 * 32
+    validated = [float(row["validation/loss"]) for row in rows if row["validation/loss"]]
+    assert validated == pytest.approx([row["loss"] for row in result.state.validation])
+
+
+def test_metrics_are_written_for_tensorboard(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    logger = LoggerConfig(kinds=["tensorboard"])
+    fit(tiny_run(tmp_path / "run", rungs=(8,), steps=2, logger=logger), store)
+    (events,) = (tmp_path / "run" / "tensorboard" / "version_0").iterdir()
+    assert events.name.startswith("events.out.tfevents")
+    assert b"validation/loss" in events.read_bytes()

@@ -1,0 +1,95 @@
+"""The LightningModule: its loss by hand, and the same training under `lightning.Trainer` and the
+loop."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from tokengrow.data.loader import Sequences, train_loader, validation_loader
+from tokengrow.data.store import TokenStore
+from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.metrics import LoggerConfig
+from tokengrow.training.module import TokenFormerModule, next_token_loss
+
+
+def test_the_loss_is_the_mean_negative_log_probability_of_the_targets() -> None:
+    # V = 2. Logits (0, ln 3) give probabilities 1/4 and 3/4; logits (0, 0) give halves.
+    logits = torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]])
+    loss = next_token_loss(logits, torch.tensor([[0, 1]]))
+    assert loss.item() == pytest.approx((math.log(4) + math.log(2)) / 2)
+
+
+def test_the_loss_of_bfloat16_logits_is_taken_in_float32() -> None:
+    logits = torch.randn(2, 8, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    targets = torch.arange(16).view(2, 8)
+    loss = next_token_loss(logits, targets)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, next_token_loss(logits.float(), targets))
+
+
+def test_the_loss_of_float64_logits_stays_float64() -> None:
+    assert next_token_loss(torch.zeros(1, 1, 4).double(), torch.tensor([[2]])).item() == math.log(4)
+
+
+class Losses(lightning.Callback):
+    """Keeps the loss of each step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.values.append(outputs["loss"].item())
+
+
+def test_under_trainer_it_learns_what_it_learns_under_the_loop(
+    tiny_run: Callable[..., TrainConfig], store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,), steps=3, log_every=1, logger=LoggerConfig())
+    end = fit(run, store)
+    with next((tmp_path / "run").glob("logs/*/metrics.csv")).open() as file:
+        looped = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+    (stage,) = run.stages
+    model = TokenFormer(stage.model)
+    model.init_weights(torch.Generator().manual_seed(run.seed))
+    losses = Losses()
+    trainer = lightning.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        gradient_clip_val=stage.optim.grad_clip,
+        callbacks=[losses],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    training = train_loader(
+        Sequences(store.split("train"), stage.model.context_length),
+        seed=run.seed,
+        batch_size=run.batch_size,
+        micro_batch_size=run.batch_size,
+    )
+    validation = validation_loader(
+        Sequences(store.split("validation"), stage.model.context_length),
+        batch_size=run.micro_batch_size,
+        max_sequences=run.validation_sequences,
+    )
+    module = TokenFormerModule(model, stage.optim, stage.steps)
+    trainer.fit(module, training, validation)
+    assert losses.values == pytest.approx(looped, rel=1e-6)
+    assert len(looped) == 3
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor, end.checkpoint.weights[name], atol=1e-6), name
+    (validated,) = trainer.validate(module, validation, verbose=False)
+    assert validated["validation/loss"] == pytest.approx(end.state.rung.loss_end, rel=1e-6)

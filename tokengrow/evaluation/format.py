@@ -1,0 +1,35 @@
+"""Numbers and tables as people read them, within 80 columns."""
+
+from rich import box
+from rich.table import Table
+
+
+def count(number: float) -> str:
+    """A quantity with three digits: 12_345_678 is `12.3M`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
+def bytes_text(number: int) -> str:
+    """Bytes in decimal units: 9_440_256 is `9.4 MB`."""
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} B"
+
+
+def table(title: str, name: str, numbers: tuple[str, ...]) -> Table:
+    """An empty table: one column of names, then columns of numbers; a header may hold a newline."""
+    made = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    made.add_column(name, no_wrap=True)
+    for header in numbers:
+        made.add_column(header, justify="right", no_wrap=True)
+    return made
