@@ -4,10 +4,10 @@ Everything below the command line takes typed objects. An unknown key is an erro
 and its nearest valid neighbour; nothing is ever instantiated from a name in a file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,16 +16,18 @@ from tokengrow.errors import UserError
 
 T = TypeVar("T")
 
+MISSING_VALUE = "???"
+"""How YAML marks a value that the user has to give."""
 
-def typed(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Builds the dataclass ``cls`` from a plain mapping, nested dataclasses included.
+
+def typed(cls: type[T], values: Any, where: str = "") -> T:
+    """Builds the dataclass `cls` from a plain mapping, nested dataclasses included.
 
     Args:
-        cls: a dataclass whose fields are scalars, lists, tuples or dataclasses.
-        values: the mapping; a key that is absent takes the field's default, and a value that is
-            typed
-            already is taken as it is.
-        where: dotted prefix of the keys in error messages, for example ``"model"``.
+        cls: a dataclass whose fields are scalars, lists, tuples, mappings or dataclasses.
+        values: the mapping; a key that is absent takes the field's default, and a dataclass object
+            is taken as it is.
+        where: dotted prefix of the keys in error messages, for example `"model"`.
 
     Raises:
         UserError: an unknown, missing or ill-typed key, or a value that the class itself refuses.
@@ -35,29 +37,27 @@ def typed(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     arguments: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         key = join_key(where, field.name)
-        if field.name not in values:
-            if field.default is MISSING and field.default_factory is MISSING:
-                raise UserError(f"{key} is missing: it has no default, so give it a value")
-            continue
-        value, hint = values[field.name], hints[field.name]
-        if _is_built(value):
-            arguments[field.name] = value
-        elif is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{key} must be a mapping, not {value!r}")
-            arguments[field.name] = typed(hint, value, key)  # type: ignore[arg-type]
-        else:
-            arguments[field.name] = _leaf(value, hint, key)
+        if field.name in values and values[field.name] != MISSING_VALUE:
+            arguments[field.name] = _convert(values[field.name], hints[field.name], key)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{key} is missing: it has no default, so give it a value ({key}=...)")
     return cls(**arguments)
 
 
-def check_keys(values: Mapping[str, Any], valid: list[str], where: str) -> None:
-    """Refuses a key that is not among the valid ones, naming the nearest valid one."""
+def check_keys(values: Any, valid: Sequence[str], where: str) -> None:
+    """Refuses what is no mapping, and a key that is not among the valid ones."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a mapping of {', '.join(valid)}, not {values!r}")
     for key in values:
         if key not in valid:
-            near = get_close_matches(str(key), valid, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(valid)}"
-            raise UserError(f"unknown key {join_key(where, str(key))}: {hint}")
+            raise UserError(f"unknown key {join_key(where, str(key))}{nearest(str(key), valid)}")
+
+
+def nearest(word: str, valid: Sequence[str]) -> str:
+    """The end of a sentence about a wrong word: the valid word nearest to it, or all of them."""
+    if near := get_close_matches(word, valid, n=1, cutoff=0.5):
+        return f": did you mean {near[0]!r}?"
+    return f": valid are {', '.join(valid)}"
 
 
 def join_key(where: str, key: str) -> str:
@@ -65,21 +65,37 @@ def join_key(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _is_built(value: Any) -> bool:
-    """Whether a value is typed already: a dataclass object, or a tuple of them."""
-    if isinstance(value, tuple):
-        return bool(value) and all(_is_built(item) for item in value)
-    return is_dataclass(value) and not isinstance(value, type)
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """One value as its field's type wants it."""
+    kind, items = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return value if isinstance(value, hint) else typed(hint, value, key)  # type: ignore[arg-type]
+    if kind is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key} must be a mapping, not {value!r}")
+        return dict(value)
+    if kind in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{key} must be a list, not {value!r}")
+        if kind is tuple and items[-1] is not Ellipsis and len(value) != len(items):
+            raise UserError(f"{key} must have {len(items)} values, not {len(value)}: {value!r}")
+        each = items if kind is tuple and items[-1] is not Ellipsis else [items[0]] * len(value)
+        converted = [
+            _convert(v, h, f"{key}[{i}]") for i, (v, h) in enumerate(zip(value, each, strict=True))
+        ]
+        return tuple(converted) if kind is tuple else converted
+    return _scalar(value, hint, key)
 
 
-def _leaf(value: Any, hint: Any, key: str) -> Any:
-    """Checks and converts one value that is not a dataclass, by OmegaConf's own rules."""
-    if isinstance(value, str) and value == "???":
-        raise UserError(f"{key} is missing: it has no default, so give it a value")
-    node = OmegaConf.structured(make_dataclass("Leaf", [("value", hint)]))
+def _scalar(value: Any, hint: Any, key: str) -> Any:
+    """Checks and converts a scalar by OmegaConf's rules."""
+    if value is None and type(None) not in get_args(hint):
+        raise UserError(f"{key} cannot be null: give it a value ({key}=...)")
+    if isinstance(value, str) and hint in (str, str | None):
+        return value  # not through OmegaConf, which would read ${ as the start of a reference
+    node = OmegaConf.structured(make_dataclass("Scalar", [("value", hint)]))
     try:
         node.value = value
-        converted = OmegaConf.to_container(node)["value"]  # type: ignore[call-overload, index]
+        return OmegaConf.to_container(node)["value"]  # type: ignore[call-overload, index]
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
-    return tuple(converted) if get_origin(hint) is tuple else converted

@@ -20,8 +20,10 @@ from tokengrow.checkpoint.store import (
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    set_damaged_aside,
 )
 from tokengrow.errors import UserError
+from tokengrow.files import sha256
 from tokengrow.growth.engine import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
@@ -136,7 +138,7 @@ class TestRoundTrip:
         for name, entry in marker.items():
             assert entry == {
                 "bytes": (folder / name).stat().st_size,
-                "sha256": layout.sha256(folder / name),
+                "sha256": sha256(folder / name),
             }
 
 
@@ -315,13 +317,20 @@ class TestLoading:
             load_checkpoint(folder)
 
 
+def newest_setting_aside(run: Path) -> Checkpoint | None:
+    """What a run's owner does before it goes on."""
+    found = newest_checkpoint(run)
+    set_damaged_aside(run, found)
+    return found
+
+
 class TestSettingAside:
     def test_damaged_checkpoints_are_renamed_and_nothing_is_deleted(
         self, run: Path, full_checkpoint: Full
     ) -> None:
         flip_byte(run / "step_00000003" / "model.safetensors")
         damaged = {p.name: p.read_bytes() for p in (run / "step_00000003").iterdir()}
-        found = newest_checkpoint(run, set_aside=True)
+        found = newest_setting_aside(run)
         assert found is not None
         assert_same(found, full_checkpoint(2))
         assert {path.name for path in run.iterdir()} == {
@@ -336,7 +345,7 @@ class TestSettingAside:
         self, run: Path, full_checkpoint: Full
     ) -> None:
         flip_byte(run / "step_00000003" / "model.safetensors")
-        newest_checkpoint(run, set_aside=True)
+        newest_setting_aside(run)
         save_checkpoint(run / "step_00000003", full_checkpoint(3))
         assert_same(load_checkpoint(run), full_checkpoint(3))
 
@@ -345,7 +354,7 @@ class TestSettingAside:
     ) -> None:
         for _ in range(3):
             flip_byte(run / "step_00000003" / "model.safetensors")
-            newest_checkpoint(run, set_aside=True)
+            newest_setting_aside(run)
             save_checkpoint(run / "step_00000003", full_checkpoint(3))
         assert len(list(run.glob("step_00000003.damaged*"))) == 3
 
@@ -354,13 +363,13 @@ class TestSettingAside:
     ) -> None:
         for _ in range(2):
             flip_byte(run / "step_00000003" / "model.safetensors")
-            newest_checkpoint(run, set_aside=True)
+            newest_setting_aside(run)
             save_checkpoint(run / "step_00000003", full_checkpoint(3))
         for file in (run / "step_00000003.damaged").iterdir():
             file.unlink()
         (run / "step_00000003.damaged").rmdir()
         flip_byte(run / "step_00000003" / "model.safetensors")
-        found = newest_checkpoint(run, set_aside=True)
+        found = newest_setting_aside(run)
         assert found is not None and found.step == 2
 
 
@@ -411,7 +420,7 @@ class TestLineage:
         assert entry["source"] == {
             "parameters": sizes(4).num_parameters(),
             "step": 3,
-            "weights_sha256": layout.sha256(run / "step_00000003" / "model.safetensors"),
+            "weights_sha256": sha256(run / "step_00000003" / "model.safetensors"),
             "config": sizes(4).to_dict(),
         }
         assert entry["target"]["parameters"] == grown.config.num_parameters()
@@ -448,5 +457,5 @@ class TestLineage:
         first, second = checkpoint.lineage
         assert first["source"]["config"]["tokens"]["query"] == 4
         assert first["target"]["config"] == second["source"]["config"]
-        digest = layout.sha256(tmp_path / "n6" / "model.safetensors")
+        digest = sha256(tmp_path / "n6" / "model.safetensors")
         assert second["source"]["weights_sha256"] == digest

@@ -99,7 +99,7 @@ def test_a_misspelt_choice_is_named_with_the_nearest(
 ) -> None:
     said = refused("train", choice)
     assert said.startswith(choice)
-    assert f"did you mean {nearest}?" in said
+    assert f"did you mean {nearest!r}?" in said
 
 
 def test_an_unknown_group_is_named(refused: Command) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tokengrow.checkpoint.layout import WEIGHTS, sha256
+from tokengrow.checkpoint.layout import WEIGHTS
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
+from tokengrow.files import sha256
 
 Command = Callable[..., Any]
 

@@ -83,5 +83,5 @@ def test_wrong_input_to_the_program_is_one_sentence(program: Program, tmp_path: 
     outcome = program("train", "recipes=quickstart", "optm.lr=3")
     assert outcome.status == 2
     assert outcome.out == ""
-    assert outcome.err == "tokengrow train: unknown key optm.lr: did you mean optim.lr?\n"
+    assert outcome.err == "tokengrow train: unknown key optm.lr: did you mean 'optim.lr'?\n"
     assert list(tmp_path.iterdir()) == []

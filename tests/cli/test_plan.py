@@ -27,7 +27,7 @@ def test_the_rows_of_a_recipe_are_its_configs_numbers(
     outcome = command("plan", "recipes=quickstart")
     assert outcome.status == 0
     rows = rows_of(outcome.out)
-    run = resolve_train(composed("plan", "recipes=quickstart"))
+    run = resolve_train(composed("plan", "recipes=quickstart")).run
     for stage in run.stages:
         row = rows[stage.name]
         assert f"{stage.model.num_parameters():,}" in row

@@ -61,7 +61,7 @@ def printed(run: TrainConfig) -> str:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_resolves_and_has_a_plan(recipe: str, composed: Composed, source: Path) -> None:
     values = values_of(recipe, composed, source)
-    run = resolve_train(values)
+    run = resolve_train(values).run
     resolve_corpus(values["data"])
     resolve_tokenizer(values["tokenizer"])
     table = printed(run)
@@ -80,7 +80,7 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
     if option == "model/same":
         given.append(f"source={source}")
     values = composed("train", *given, "+stages.only.steps=3")
-    run = resolve_train(values)
+    run = resolve_train(values).run
     resolve_corpus(values["data"])
     resolve_tokenizer(values["tokenizer"])
     assert "only" in printed(run)
@@ -88,7 +88,7 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_an_option_of_its_name(name: str, composed: Composed) -> None:
-    (stage,) = resolve_train(composed("train", f"model={name}", "+stages.only.steps=1")).stages
+    (stage,) = resolve_train(composed("train", f"model={name}", "+stages.only.steps=1")).run.stages
     assert stage.model == ModelConfig.preset(name)
 
 
@@ -121,7 +121,7 @@ def test_a_recipe_trains_a_step_of_each_stage(
     tiny_model: Callable[..., ModelConfig],
     tmp_path: Path,
 ) -> None:
-    run = resolve_train(values_of(recipe, composed, source))
+    run = resolve_train(values_of(recipe, composed, source)).run
     state = fit(shrunk(run, tmp_path / "run", tiny_model), store).state
     assert [rung.name for rung in state.rungs] == [stage.name for stage in run.stages]
     assert state.step == len(run.stages)
@@ -161,7 +161,7 @@ def test_a_recipe_wins_over_the_verbs_own_file(composed: Composed) -> None:
 
 def test_the_command_line_changes_a_recipe(composed: Composed) -> None:
     changed = composed("train", "recipes=quickstart", "optim.lr=2e-3", "stages.small.steps=7")
-    run = resolve_train(changed)
+    run = resolve_train(changed).run
     assert run.stages[0].optim.lr == 2e-3
     assert run.stages[0].steps == 7
 
@@ -169,36 +169,37 @@ def test_the_command_line_changes_a_recipe(composed: Composed) -> None:
 def test_a_stage_takes_the_settings_of_the_run_and_its_own(composed: Composed) -> None:
     stages = "+stages={a: {steps: 1}, b: {steps: 1, optim: {warmup_steps: 0}}}"
     values = composed("train", "model=tiny", "optim.lr=2e-3", "optim.warmup_steps=20", stages)
-    a, b = resolve_train(values).stages
+    a, b = resolve_train(values).run.stages
     assert (a.optim.lr, a.optim.warmup_steps) == (2e-3, 20)
     assert (b.optim.lr, b.optim.warmup_steps) == (2e-3, 0)
 
 
 def test_a_ladder_keeps_the_tau_of_its_first_stage(composed: Composed) -> None:
     stages = "+stages={a: {steps: 1}, b: {steps: 1, model: {tokens: {ffn: 1024}}}}"
-    a, b = resolve_train(composed("train", "model=tiny", stages)).stages
+    a, b = resolve_train(composed("train", "model=tiny", stages)).run.stages
     assert b.model.tokens.ffn == 1024
     assert a.model.tau == b.model.tau
     assert a.model.tau.ffn == 16  # sqrt(256)
 
 
 def test_a_dry_run_caps_every_stage_and_writes_elsewhere(composed: Composed) -> None:
-    run = resolve_train(composed("train", "recipes=quickstart", "debug=dry_run"))
+    run = resolve_train(composed("train", "recipes=quickstart", "debug=dry_run")).run
     assert {stage.steps for stage in run.stages} == {2}
     assert run.out.startswith("runs/dry-run/quickstart-")
 
 
 def test_a_first_stage_may_name_changes_of_its_own(composed: Composed) -> None:
     values = composed("train", "model=tiny", "+stages.a={steps: 1, model: {layers: 2}}")
-    (stage,) = resolve_train(values).stages
+    (stage,) = resolve_train(values).run.stages
     assert stage.model.layers == 2
     assert stage.model.width == 128
 
 
 def test_the_tokenizer_is_as_large_as_the_models_vocabulary(composed: Composed) -> None:
-    assert composed("train", "recipes=quickstart")["tokenizer"]["vocab_size"] == 2048
-    values = composed("train", "recipes=quickstart", "model.vocab_size=600")
-    assert resolve_tokenizer(values["tokenizer"]).vocab_size == 600
+    values = composed("train", "recipes=quickstart")
+    assert resolve_tokenizer(values["tokenizer"], vocab_size=600).vocab_size == 600
+    chosen = composed("train", "recipes=quickstart", "tokenizer.vocab_size=500")
+    assert resolve_tokenizer(chosen["tokenizer"], vocab_size=600).vocab_size == 500
 
 
 # The YAML says what the dataclasses say, so that both can be read alone.
@@ -221,6 +222,8 @@ def test_a_section_lists_every_setting_with_its_default(
     there = composed("train", "model=tiny", "model.vocab_size=4096")[section]
     there.pop("source", None)
     wanted = asdict(default)
+    if section == "tokenizer":
+        wanted["vocab_size"] = None  # the model's
     if section == "data":
         wanted["validation_fraction"] = 0.05  # fewer files than a corpus for training has
     assert {k: tuple(v) if k == "betas" else v for k, v in there.items()} == wanted

@@ -144,7 +144,8 @@ def test_the_cache_has_one_store_per_source(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tokengrow.data import atomic, build
+from tokengrow import files
+from tokengrow.data import build
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import build_store
 from tokengrow.data.tokenizer import Tokenizer

@@ -173,8 +173,8 @@ def test_each_role_has_its_shape() -> None:
         ({"rotary_channels": 6}, r"model.rotary_channels .* at most head_dim \(4\), not 6"),
         ({"rotary_channels": 3}, "model.rotary_channels must be even .* not 3"),
         ({"rotary_channels": -2}, "model.rotary_channels must be even .* not -2"),
-        ({"tau": Taus(value=-1.0)}, "model.tau must be positive"),
-        ({"tau": Taus(ffn=math.nan)}, "model.tau must be positive"),
+        ({"tau": Taus(value=-1.0)}, "model.tau.value must be positive"),
+        ({"tau": Taus(ffn=math.nan)}, "model.tau.ffn must be positive"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], message: str) -> None:

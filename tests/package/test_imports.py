@@ -18,7 +18,7 @@ MODULES = {
 }
 """`room/file` to its syntax tree; the files beside the rooms have no room in front."""
 
-EVERYONES = {"errors", "typed", "paths"}
+EVERYONES = {"errors", "typed", "paths", "files"}
 """Files beside the rooms that any of them may import."""
 
 ARROWS = {

@@ -67,7 +67,7 @@ def test_killed_twice_the_same_command_ends_with_the_same_bits(
     recipe.write_text(RECIPE)
     changes = [f"hydra.searchpath=[file://{recipe.parents[1]}]", "recipes=climb"]
     changes += [f"store={store.folder}", "fabric=cpu", f"out={tmp_path / 'whole'}"]
-    whole = fit(resolve_train(composed("train", *changes)), store).checkpoint.folder
+    whole = fit(resolve_train(composed("train", *changes)).run, store).checkpoint.folder
     assert whole is not None
 
     out = tmp_path / "killed"

@@ -9,13 +9,12 @@ COMPLETE is written last and holds every file's size and SHA-256; a folder witho
 exist.
 """
 
-import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 from tokengrow.errors import UserError
+from tokengrow.files import sha256, sync
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -24,6 +23,11 @@ CONFIG = "config.yaml"
 LINEAGE = "lineage.json"
 TOKENIZER = "tokenizer.json"
 COMPLETE = "COMPLETE"
+
+ALWAYS = {WEIGHTS, TRAIN_STATE, CONFIG, LINEAGE}
+"""The files that no checkpoint lacks."""
+
+_WAY_OUT = "use another checkpoint of this run"
 
 _STEP = re.compile(r"step_(\d{8,})")
 
@@ -42,13 +46,14 @@ def find_checkpoints(run: Path) -> list[Path]:
 
 
 def write_marker(folder: Path) -> None:
-    """Makes the folder a checkpoint: sizes and hashes of its files, on the disk before it
-    returns."""
+    """Makes the folder a checkpoint: writes sizes and hashes of its files, flushed to the disk."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.iterdir())
     }
-    write_durably(folder / COMPLETE, json.dumps(files, indent=1))
+    marker = folder / COMPLETE
+    marker.write_text(json.dumps(files, indent=1), encoding="utf-8")
+    sync(marker)
 
 
 def verify(folder: Path) -> None:
@@ -57,45 +62,28 @@ def verify(folder: Path) -> None:
     Raises:
         UserError: names the first file that is missing or not what was written.
     """
+    for name, (size, digest) in _read_marker(folder).items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {_WAY_OUT}")
+        if (found := path.stat().st_size) != size:
+            raise UserError(f"{path} has {found} bytes, {size} were written: {_WAY_OUT}")
+        if sha256(path) != digest:
+            raise UserError(
+                f"{path} is damaged (its SHA-256 is not that in {COMPLETE}): {_WAY_OUT}"
+            )
+
+
+def _read_marker(folder: Path) -> dict[str, tuple[int, str]]:
+    """File name to (bytes, SHA-256)."""
     marker = folder / COMPLETE
     if not marker.is_file():
         raise UserError(f"{folder} has no {COMPLETE}: it is not a checkpoint, or half of one")
     try:
-        files = json.loads(marker.read_text())
-    except ValueError:
-        raise UserError(f"{marker} is damaged: use another checkpoint of this run") from None
-    for name, wanted in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing: use another checkpoint of this run")
-        if (size := path.stat().st_size) != wanted["bytes"]:
-            raise UserError(
-                f"{path} has {size} bytes, {wanted['bytes']} were written: "
-                "use another checkpoint of this run"
-            )
-        if sha256(path) != wanted["sha256"]:
-            raise UserError(
-                f"{path} is damaged (its SHA-256 is not that in {COMPLETE}): "
-                "use another checkpoint of this run"
-            )
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a text file that is on the disk when this returns."""
-    path.write_text(text)
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        entries = json.loads(marker.read_text(encoding="utf-8")).items()
+        files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in entries}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        files = {}
+    if not files.keys() >= ALWAYS:
+        raise UserError(f"{marker} is damaged: {_WAY_OUT}")
+    return files

@@ -6,15 +6,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokengrow.checkpoint import layout
 from tokengrow.errors import UserError
+from tokengrow.files import read_yaml, replace_durably, sha256, sync, write_yaml
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.typed import typed
@@ -65,7 +66,7 @@ class Checkpoint:
 
     def ancestor(self) -> dict[str, Any]:
         """How a lineage names this checkpoint: size, step and the hash of its weights."""
-        digest = layout.sha256(self.folder / layout.WEIGHTS) if self.folder else None
+        digest = sha256(self.folder / layout.WEIGHTS) if self.folder else None
         return {
             "parameters": self.config.num_parameters(),
             "step": self.step,
@@ -96,11 +97,10 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
     partial.mkdir(parents=True)
     _write_files(partial, checkpoint)
     for path in partial.iterdir():
-        layout.sync(path)
+        sync(path)
     layout.write_marker(partial)
-    layout.sync(partial)
-    partial.rename(folder)
-    layout.sync(folder.parent)
+    sync(partial)
+    replace_durably(partial, folder)
     return folder
 
 
@@ -121,42 +121,51 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path} does not exist: give the folder of a run or of a checkpoint")
     found = newest_checkpoint(path)
     if found is None:
-        raise UserError(f"{path} holds no whole checkpoint (step_*/{layout.COMPLETE})")
+        raise UserError(
+            f"{path} holds no whole checkpoint: neither it nor a step_* in it has a whole "
+            f"{layout.COMPLETE} and what that lists"
+        )
     return found
 
 
-def newest_checkpoint(run: Path, set_aside: bool = False) -> Checkpoint | None:
-    """The newest checkpoint of a run that is what was written; damaged ones are named in the log.
-
-    Args:
-        run: the run's folder.
-        set_aside: rename damaged ones to `*.damaged`, for the run's owner; nothing is deleted.
-    """
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; damaged ones are named in the log."""
     for folder in reversed(layout.find_checkpoints(run)):
         try:
             layout.verify(folder)
         except UserError as error:
             log.warning("%s; falling back to an older one", error)
-            if set_aside:
-                _set_aside(folder)
             continue
         return _read_files(folder)
     return None
 
 
-def _set_aside(folder: Path) -> None:
-    taken = len(list(folder.parent.glob(f"{folder.name}.damaged*")))
-    folder.rename(folder.with_name(f"{folder.name}.damaged{taken or ''}"))
+def set_damaged_aside(run: Path, newest: Checkpoint | None) -> None:
+    """Renames to `*.damaged` what `newest_checkpoint` fell back from; deletes nothing.
+
+    For the run's owner alone, who will write those steps again.
+
+    Args:
+        run: the run's folder.
+        newest: what `newest_checkpoint` gave for it.
+    """
+    whole = newest.folder.name if newest and newest.folder else ""
+    for folder in layout.find_checkpoints(run):
+        if folder.name > whole:  # steps are padded, so names are ordered as numbers
+            names = (f"{folder.name}.damaged{number or ''}" for number in count())
+            paths = (folder.with_name(name) for name in names)
+            folder.rename(next(path for path in paths if not path.exists()))
 
 
 def prune_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:
     """Deletes all but the newest `keep` checkpoints of a run and those of `keep_steps`."""
     kept = {layout.step_folder(step) for step in keep_steps}
+    for left_by_a_kill in run.glob(".step_*.pruned"):
+        shutil.rmtree(left_by_a_kill)
     for folder in layout.find_checkpoints(run)[:-keep]:
         if folder.name not in kept:
-            # Without its marker first: a kill half-way must not leave a "complete" half.
-            (folder / layout.COMPLETE).unlink()
-            shutil.rmtree(folder)
+            # Renamed first: a kill must leave neither half a checkpoint nor its name taken.
+            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.pruned")))
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
@@ -168,25 +177,24 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         "end_of_text": checkpoint.end_of_text,
         "run": dict(checkpoint.run),
     }
-    OmegaConf.save(OmegaConf.create(config), folder / layout.CONFIG)
+    write_yaml(folder / layout.CONFIG, config)
     _write_json(folder / layout.TRAIN_STATE, checkpoint.train_state)
     _write_json(folder / layout.LINEAGE, checkpoint.lineage)
     if checkpoint.tokenizer is not None:
-        (folder / layout.TOKENIZER).write_text(checkpoint.tokenizer)
+        (folder / layout.TOKENIZER).write_bytes(checkpoint.tokenizer.encode())
 
 
 def _read_files(folder: Path) -> Checkpoint:
-    config = OmegaConf.to_container(OmegaConf.load(folder / layout.CONFIG))
-    assert isinstance(config, dict)
+    config = read_yaml(folder / layout.CONFIG)
     optimizer, tokenizer = folder / layout.OPTIMIZER, folder / layout.TOKENIZER
     return Checkpoint(
         config=typed(ModelConfig, config["model"], "model"),
         weights=load_file(folder / layout.WEIGHTS),
         optimizer=load_file(optimizer) if optimizer.is_file() else {},
-        train_state=json.loads((folder / layout.TRAIN_STATE).read_text()),
+        train_state=_read_json(folder / layout.TRAIN_STATE),
         run=config["run"],
-        lineage=json.loads((folder / layout.LINEAGE).read_text()),
-        tokenizer=tokenizer.read_text() if tokenizer.is_file() else None,
+        lineage=_read_json(folder / layout.LINEAGE),
+        tokenizer=tokenizer.read_bytes().decode() if tokenizer.is_file() else None,
         end_of_text=config["end_of_text"],
         folder=folder,
     )
@@ -197,4 +205,8 @@ def _contiguous(tensors: State) -> State:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1))
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
 """tokengrow data: a corpus into a token store."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -10,19 +12,30 @@ from tokengrow.cli.verb import run_verb
 from tokengrow.data.store import build_store
 from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.paths import cache_dir
+from tokengrow.typed import typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """The keys of data.yaml."""
+
+    out: str
+    """Folder of the token store."""
+    data: dict[str, Any]
+    """The text source; its keys depend on `data.source`."""
+    tokenizer: dict[str, Any]
+    """Which tokenizer to use."""
 
 
 def main(config: DictConfig) -> None:
     """Tokenises `data` into `out`; called again after a kill, it goes on where it was."""
-    values = plain(config, "out")
-    corpus, tokenizer_config = (
-        resolve_corpus(values["data"]),
-        resolve_tokenizer(values["tokenizer"]),
-    )
+    arguments = typed(DataArguments, plain(config))
+    corpus = resolve_corpus(arguments.data)
+    tokenizer_config = resolve_tokenizer(arguments.tokenizer)
     console = Console(highlight=False)
     with console.status("tokenizer"):
         tokenizer = prepare_tokenizer(tokenizer_config, corpus, cache_dir())
-    store = build_store(corpus, tokenizer, Path(values["out"]))
+    store = build_store(corpus, tokenizer, Path(arguments.out))
     console.print(f"training    {len(store.split('train')):,} tokens")
     console.print(f"validation  {len(store.split('validation')):,} tokens")
     console.print(f"vocabulary  {store.vocab_size:,}")

@@ -1,6 +1,7 @@
 """tokengrow generate: text from a checkpoint, printed as it comes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from omegaconf import DictConfig
@@ -13,13 +14,24 @@ from tokengrow.model.generate import SamplingConfig, generate
 from tokengrow.typed import typed
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerateArguments:
+    """The keys of generate.yaml."""
+
+    source: str
+    """Checkpoint, or run whose newest checkpoint is taken."""
+    prompt: str
+    """Start of the text; empty: end-of-text, the start of a document."""
+    sampling: SamplingConfig
+    """How tokens are chosen."""
+
+
 def main(config: DictConfig) -> None:
     """Prints the prompt and what the model makes of it."""
-    values = plain(config, "source")
-    sampling = typed(SamplingConfig, values["sampling"], "sampling")
-    checkpoint = load_checkpoint(values["source"])
+    arguments = typed(GenerateArguments, plain(config))
+    checkpoint = load_checkpoint(arguments.source)
     console = Console(highlight=False)
-    for piece in stream_text(checkpoint, values["prompt"], sampling):
+    for piece in stream_text(checkpoint, arguments.prompt, arguments.sampling):
         console.out(piece, end="")
     console.out("")
 

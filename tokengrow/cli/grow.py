@@ -1,6 +1,8 @@
 """tokengrow grow: one growth of a checkpoint, verified, with lineage."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -21,26 +23,43 @@ from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.typed import typed
 
 
+@dataclass(frozen=True, kw_only=True)
+class GrowArguments:
+    """The keys of grow.yaml."""
+
+    source: str
+    """Checkpoint, or run whose newest checkpoint is taken."""
+    out: str
+    """Folder that will hold the grown checkpoint."""
+    model: dict[str, Any]
+    """Sizes wanted; null stands for the source's."""
+    growth: GrowthConfig
+    """How new parameters are born."""
+    store: str | None
+    """Token store whose validation tokens are the probe."""
+
+
 def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
-    values = plain(config, "source", "out")
-    out = Path(values["out"])
+    arguments = typed(GrowArguments, plain(config))
+    out = Path(arguments.out)
     if out.exists():
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
-    source = load_checkpoint(values["source"])
-    refuse_kept(values["model"], "model")
-    plan = plan_growth(source.config, resolve_model(values["model"], source.config))
+    source = load_checkpoint(arguments.source)
+    refuse_kept(arguments.model, "model")
+    plan = plan_growth(source.config, resolve_model(arguments.model, source.config))
     if not plan.steps:
         raise UserError(
             "model is the size that source has already: name a larger one, for example "
             f"model.tokens.ffn={2 * source.config.tokens.ffn}"
         )
-    growth = typed(GrowthConfig, values["growth"], "growth")
     console = Console()
     with console.status("growing and verifying"):
-        grown = grow_checkpoint(source, plan, growth, _probe(values["store"], source.config))
+        grown = grow_checkpoint(
+            source, plan, arguments.growth, _probe(arguments.store, source.config)
+        )
         folder = save_checkpoint(out / step_folder(source.step), grown)
-    show(console, plan, grown, folder, tokens="validation" if values["store"] else "random")
+    show(console, plan, grown, folder, tokens="validation" if arguments.store else "random")
 
 
 def _probe(store: str | None, config: ModelConfig) -> Tensor | None:

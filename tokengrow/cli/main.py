@@ -2,10 +2,10 @@
 
 import runpy
 import sys
-from difflib import get_close_matches
 
 from tokengrow import __version__
 from tokengrow.paths import data_root
+from tokengrow.typed import nearest
 
 VERBS = {
     "train": ("recipes=NAME [key=value ...] [--multirun]", "a ladder: train, grow, train on"),
@@ -28,9 +28,7 @@ def main() -> None:
         return
     verb = arguments[0]
     if verb not in VERBS:
-        near = get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(VERBS)}"
-        print(f"tokengrow: unknown verb {verb!r}: {hint}", file=sys.stderr)
+        print(f"tokengrow: unknown verb {verb!r}{nearest(verb, list(VERBS))}", file=sys.stderr)
         sys.exit(2)
     # As the program itself, not by a call: what launches further processes repeats the command
     # line of `-m tokengrow.cli.VERB`, and would lose the verb that a dispatcher took off it.

@@ -1,6 +1,9 @@
 """tokengrow plan: parameters, FLOPs, memory and tokens of a recipe or a growth, without building a
 model."""
 
+from dataclasses import dataclass, fields
+from typing import Any
+
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +17,22 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.memory import checkpoint_bytes, training_bytes
+from tokengrow.typed import typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthArguments:
+    """The keys of plan.yaml that describe one growth."""
+
+    source: str | None
+    """Checkpoint, or run whose newest checkpoint is taken."""
+    model: dict[str, Any]
+    """Sizes wanted; null stands for the source's."""
+    micro_batch_size: int
+    """Sequences whose activations count as training memory."""
+
+
+GROWTH_KEYS = [item.name for item in fields(GrowthArguments)]
 
 
 def main(config: DictConfig) -> None:
@@ -21,15 +40,15 @@ def main(config: DictConfig) -> None:
     values = plain(config)
     console = Console(highlight=False)
     if values["stages"]:
-        run = resolve_train(values)
-        console.print(ladder_table(run))
+        console.print(ladder_table(resolve_train(values).run))
         return
-    if values["source"] is None:
+    arguments = typed(GrowthArguments, {key: values[key] for key in GROWTH_KEYS})
+    if arguments.source is None:
         raise UserError("nothing to plan: give recipes=NAME, or source=DIR and model=NAME")
-    source = load_checkpoint(values["source"]).config
-    refuse_kept(values["model"], "model")
-    target = plan_growth(source, resolve_model(values["model"], source)).target
-    console.print(growth_table(source, target, values["micro_batch_size"]))
+    source = load_checkpoint(arguments.source).config
+    refuse_kept(arguments.model, "model")
+    target = plan_growth(source, resolve_model(arguments.model, source)).target
+    console.print(growth_table(source, target, arguments.micro_batch_size))
 
 
 SIZES = ("parameters", "FLOPs\n/token", "checkpoint", "training\nmemory")

@@ -1,6 +1,7 @@
 """The composed YAML into typed objects, once: everything below takes these."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,62 +9,77 @@ from omegaconf import DictConfig, OmegaConf
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.corpus import CORPORA, Corpus
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig
-from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
-from tokengrow.growth.engine import GrowthConfig
 from tokengrow.growth.plan import KEPT, plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
 from tokengrow.typed import check_keys, typed
 
 Values = dict[str, Any]
 
-SECTIONS = {"growth": GrowthConfig, "fabric": FabricConfig, "logger": LoggerConfig}
-"""Keys of train.yaml that are dataclasses of their own."""
 
-NOT_OF_THE_RUN = (
-    "name",
-    "data",
-    "tokenizer",
-    "store",
-    "model",
-    "optim",
-    "max_steps_per_stage",
-    "prompt",
-)
-"""Keys of train.yaml that are spent on the way to a TrainConfig, or belong to the verb alone."""
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """A stage as a recipe writes it."""
+
+    steps: int
+    """Optimizer updates."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Sizes that differ from the stage before."""
+    optim: dict[str, Any] = field(default_factory=dict)
+    """Settings that differ from the recipe's."""
 
 
-def plain(config: DictConfig, *needed: str) -> Values:
-    """The composed config as plain values, interpolations resolved.
-
-    Raises:
-        UserError: one of the keys that the verb needs has no value.
-    """
-    for key in needed:
-        if OmegaConf.is_missing(config, key):
-            raise UserError(f"{key} is missing: it has no default, so give it a value ({key}=...)")
+def plain(config: DictConfig) -> Values:
+    """The composed config as plain values, interpolations resolved."""
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def resolve_train(values: Values) -> TrainConfig:
-    """The run that a composed train.yaml describes.
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """What run.yaml says: a run, and what the verbs need around it."""
+
+    run: TrainConfig
+    """Stages, data order, where it writes."""
+    store: str | None
+    """Token store to train on; null: made from `data` and `tokenizer`."""
+    data: dict[str, Any]
+    """The text source; its keys depend on `data.source`."""
+    tokenizer: dict[str, Any]
+    """Which tokenizer to use."""
+    prompt: str
+    """Of the sample at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spent:
+    """The keys of run.yaml that are used up on the way to a TrainConfig."""
+
+    name: str
+    source: str | None
+    stages: dict[str, Any]
+    model: dict[str, Any]
+    optim: dict[str, Any]
+    max_steps_per_stage: int | None
+
+
+def resolve_train(values: Values) -> TrainArguments:
+    """The run that a composed run.yaml describes.
 
     Each stage's model is the one before with the stage's changes; the first one's is that of
     `source`, if given, with the changes of `model`.
     """
-    source = values["source"]
-    base = load_checkpoint(source).config if source else None
-    rest = {key: value for key, value in values.items() if key not in NOT_OF_THE_RUN}
-    sections: Values = {key: typed(cls, rest.pop(key), key) for key, cls in SECTIONS.items()}
-    stages = resolve_stages(
-        rest.pop("stages"), values["model"], values["optim"], base, values["max_steps_per_stage"]
-    )
-    return typed(TrainConfig, {**rest, **sections, "stages": stages})
+    names = {cls: [f.name for f in fields(cls)] for cls in (_Spent, TrainConfig, TrainArguments)}
+    check_keys(values, [key for keys in names.values() for key in keys if key != "run"], "")
+    parts = {cls: {k: v for k, v in values.items() if k in names[cls]} for cls in names}
+    spent = typed(_Spent, parts[_Spent])
+    base = load_checkpoint(spent.source).config if spent.source else None
+    stages = resolve_stages(spent.stages, spent.model, spent.optim, base, spent.max_steps_per_stage)
+    run = typed(TrainConfig, {**parts[TrainConfig], "source": spent.source, "stages": stages})
+    return typed(TrainArguments, {**parts[TrainArguments], "run": run})
 
 
 def resolve_stages(
@@ -87,22 +103,16 @@ def resolve_stages(
     typed(OptimConfig, optim, "optim")  # its mistakes are its own, not those of the first stage
     for name, stage in stages.items():
         where = f"stages.{name}"
-        stage = stage or {}
-        check_keys(stage, ["steps", "model", "optim"], where)
-        changes = _overlay(model, stage.get("model") or {}) if not resolved else stage.get("model")
+        entry = typed(StageEntry, stage or {}, where)
+        changes = entry.model if resolved else _overlay(model, entry.model)
         where_model = f"{where}.model" if resolved else "model"
-        target = resolve_model(changes or {}, previous, where_model)
+        target = resolve_model(changes, previous, where_model)
         if previous is not None:
-            refuse_kept(changes or {}, where_model)
+            refuse_kept(changes, where_model)
             target = plan_growth(previous, target, where_model).target
-        steps = stage.get("steps")
-        if isinstance(steps, int) and max_steps is not None:
-            steps = min(steps, max_steps)
-        settings = typed(OptimConfig, {**optim, **(stage.get("optim") or {})}, f"{where}.optim")
-        entry = {"name": name, "model": target, "optim": settings}
-        if steps is not None:
-            entry["steps"] = steps
-        resolved.append(typed(StageConfig, entry, where))
+        settings = typed(OptimConfig, {**optim, **entry.optim}, f"{where}.optim")
+        steps = entry.steps if max_steps is None else min(entry.steps, max_steps)
+        resolved.append(StageConfig(name=name, steps=steps, model=target, optim=settings))
         previous = target
     return tuple(resolved)
 
@@ -147,9 +157,17 @@ def resolve_corpus(values: Values) -> Corpus:
     return typed(CORPORA[source], fields, "data")
 
 
-def resolve_tokenizer(values: Values) -> TokenizerConfig:
-    """The tokenizer of the `tokenizer` section."""
-    return typed(TokenizerConfig, values, "tokenizer")
+def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> TokenizerConfig:
+    """The tokenizer of the `tokenizer` section.
+
+    Args:
+        values: the section; a null `vocab_size` stands for that of the model.
+        vocab_size: the model's; without a model, the default of `TokenizerConfig`.
+    """
+    given = _without_nulls(values)
+    if vocab_size is not None:
+        given.setdefault("vocab_size", vocab_size)
+    return typed(TokenizerConfig, given, "tokenizer")
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -12,6 +11,7 @@ from rich.console import Console
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.generate import stream_text
 from tokengrow.cli.resolve import (
+    TrainArguments,
     checkpoint_tokenizer,
     plain,
     resolve_corpus,
@@ -27,34 +27,32 @@ from tokengrow.evaluation.report import rung_table
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.paths import cache_dir
 from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.ladder import TrainConfig
 
 SAMPLE = SamplingConfig(max_tokens=96)
 """How the text at the end of a run is sampled."""
 
 
 def train(config: DictConfig) -> float:
-    """Trains what the composed config describes; returns the last validation loss, a sweep's
-    objective."""
+    """Trains what the config describes; returns the last validation loss, a sweep's objective."""
     values = plain(config)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
-    run = resolve_train(values)
+    arguments = resolve_train(values)
     console = Console()
-    store = open_store(values, run, console)
-    result = fit(run, store, console)
-    show(console, run, result, values["prompt"])
+    store = open_store(arguments, console)
+    result = fit(arguments.run, store, console)
+    show(console, arguments, result)
     loss = result.state.rung.loss_end
     assert loss is not None
     return loss
 
 
-def open_store(values: dict[str, Any], run: TrainConfig, console: Console) -> TokenStore:
+def open_store(arguments: TrainArguments, console: Console) -> TokenStore:
     """The run's tokens: the store that is given, or one made from `data` and kept in the cache."""
-    if values["store"]:
-        return TokenStore.open(Path(values["store"]))
-    corpus = resolve_corpus(values["data"])
-    tokenizer = _tokenizer(values, run, corpus, console)
+    if arguments.store:
+        return TokenStore.open(Path(arguments.store))
+    corpus = resolve_corpus(arguments.data)
+    tokenizer = _tokenizer(arguments, corpus, console)
     store = prepare_store(corpus, tokenizer, cache_dir())
     console.print(
         f"data: {len(store.split('train')):,} training and {len(store.split('validation')):,} "
@@ -65,12 +63,11 @@ def open_store(values: dict[str, Any], run: TrainConfig, console: Console) -> To
     return store
 
 
-def _tokenizer(
-    values: dict[str, Any], run: TrainConfig, corpus: Corpus, console: Console
-) -> Tokenizer:
+def _tokenizer(arguments: TrainArguments, corpus: Corpus, console: Console) -> Tokenizer:
     """The source's tokenizer if the run starts from one, else that of the `tokenizer` section."""
+    run = arguments.run
     room = min(stage.model.vocab_size for stage in run.stages)
-    config = resolve_tokenizer(values["tokenizer"])
+    config = resolve_tokenizer(arguments.tokenizer, vocab_size=room)
     if run.source and config.file is None:
         return checkpoint_tokenizer(load_checkpoint(run.source))
     if config.file is None and config.vocab_size > room:
@@ -89,14 +86,14 @@ def _does_not_fit(tokenizer: int, model: int) -> UserError:
     )
 
 
-def show(console: Console, run: TrainConfig, result: FitResult, prompt: str) -> None:
+def show(console: Console, arguments: TrainArguments, result: FitResult) -> None:
     """Prints the ladder's table, a sample of the last model, and where everything is."""
     console.print()
     console.print(rung_table([asdict(rung) for rung in result.state.rungs]))
-    sample = "".join(stream_text(result.checkpoint, prompt, SAMPLE))
+    sample = "".join(stream_text(result.checkpoint, arguments.prompt, SAMPLE))
     console.print("\n[bold]sample[/]")
     console.print(sample, markup=False, highlight=False)
-    paths = {"checkpoint": result.checkpoint.folder, "plot": result.plot, "run": run.out}
+    paths = {"checkpoint": result.checkpoint.folder, "plot": result.plot, "run": arguments.run.out}
     console.print()
     for what, path in paths.items():
         console.print(f"{what:<11} {path}", highlight=False, soft_wrap=True)

@@ -3,8 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -17,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
+from tokengrow.typed import nearest
 
 WRONG_INPUT = 2
 """Exit status for a wrong input."""
@@ -64,23 +64,16 @@ def _explain(name: str, error: Exception) -> str:
     """One sentence for an exception of Hydra or OmegaConf, with the nearest valid key or choice."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={choice}: there is no such choice{_nearest(choice, error.options)}"
+        return f"{group}={choice}: there is no such choice{nearest(choice, error.options)}"
     text = str(error)
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)
-        return f"unknown key {key}{_nearest(key, list(_valid_keys(name)))}"
+        return f"unknown key {key}{nearest(key, list(_valid_keys(name)))}"
     key = getattr(error, "full_key", None)
     if key and "Missing mandatory value" in text:
         return f"{key} is missing: it has no default, so give it a value ({key}=...)"
     first = text.strip().splitlines()[0]
     return f"{key}: {first}" if key and key not in first else first
-
-
-def _nearest(word: str, valid: Sequence[str]) -> str:
-    near = get_close_matches(word, valid, n=1, cutoff=0.5)
-    if near:
-        return f": did you mean {near[0]}?"
-    return f"; valid are {', '.join(sorted(key for key in valid if '.' not in key))}"
 
 
 def _valid_keys(name: str) -> Iterator[str]:

@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tokengrow.data.atomic import TEMPORARY, replace_durably, write_atomically
 from tokengrow.data.corpus import Corpus, Split
 from tokengrow.data.layout import (
     MARKER,
@@ -28,6 +27,7 @@ from tokengrow.data.layout import (
 )
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
+from tokengrow.files import TEMPORARY, replace_durably, write_atomically
 
 BATCH_CHARACTERS = 2**22
 """Text handed to the tokenizer at once: enough documents to keep many cores busy."""

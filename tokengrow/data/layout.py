@@ -6,9 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tokengrow.data.atomic import write_atomically
 from tokengrow.data.corpus import Split
 from tokengrow.errors import UserError
+from tokengrow.files import write_atomically
 
 MARKER = "store.json"
 """Written last: a folder without it is no token store."""

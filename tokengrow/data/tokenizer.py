@@ -9,9 +9,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tokengrow.data.atomic import write_atomically
 from tokengrow.data.corpus import Corpus
 from tokengrow.errors import UserError
+from tokengrow.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 _NUM_BYTES = 256

@@ -150,5 +150,7 @@ def _generator(plan: GrowthPlan, seed: int) -> torch.Generator:
     With the bare seed two growths in a row would draw the same values; with zero keys beside them
     the new tokens would be twins, and twins have the same gradients for ever.
     """
-    digest = hashlib.sha256(f"{seed}:{plan.source}".encode()).digest()
+    source = plan.source
+    sizes = source.layers, source.width, source.heads, source.head_dim, *source.tokens.items()
+    digest = hashlib.sha256(f"{seed}:{sizes}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))

@@ -62,10 +62,11 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
         UserError: a target that is smaller somewhere, or differs in a key that growth cannot
             change.
     """
-    target = replace(requested, **{key: getattr(source, key) for key in KEPT})
-    axis_of = {key: axis for axis, keys in AXES.items() for key in keys}
-    for key, (before, after) in source.differences(target).items():
-        if key not in axis_of:
+    grows = {key for keys in AXES.values() for key in keys}
+    for key, (before, after) in source.differences(requested).items():
+        if key.split(".")[0] in KEPT:
+            continue
+        if key not in grows:
             raise UserError(
                 f"{where}.{key}: {before} -> {after}: growth cannot change it (it grows "
                 f"{', '.join(AXES)}); set {where}.{key}={before}"
@@ -75,5 +76,6 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
                 f"{where}.{key}: {before} -> {after}: growth never makes a model smaller; "
                 f"set it to at least {before}"
             )
+    target = replace(requested, **{key: getattr(source, key) for key in KEPT})
     steps = [Step("tokens", source, target)] if source != target else []
     return GrowthPlan(source, target, tuple(steps))

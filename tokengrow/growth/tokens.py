@@ -53,7 +53,7 @@ def append_tokens(
         if name.endswith("key_param_tokens"):
             new = old.new_zeros(count, old.shape[1])
         else:
-            std = value_scale * _value_std(old)
+            std = value_scale * _value_rms(old)
             new = torch.empty(count, old.shape[1], dtype=torch.float64)
             new = new.normal_(0.0, std, generator=generator).to(old.dtype)
         grown[name] = torch.cat((old, new)) if count else old
@@ -75,7 +75,7 @@ def append_moments(moments: State, source: ModelConfig, target: ModelConfig) -> 
     return grown
 
 
-def _value_std(values: Tensor) -> float:
+def _value_rms(values: Tensor) -> float:
     """Root mean square of [N, E] values; for values that never moved, the init scale of the
     keys."""
     return float(values.double().square().mean().sqrt()) or INIT_STD

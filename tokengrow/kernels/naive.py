@@ -34,12 +34,18 @@ def pattention_naive(x: Tensor, key: Tensor, value: Tensor, activation: str, tau
     return F.linear(weights, value.T)
 
 
+def _scale_to(rows: Tensor, norm: float) -> Tensor:
+    """Gives every row [..., N] this L2 norm; a zero row stays zero."""
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows * torch.where(norms > MIN_NORM, norm / norms.clamp_min(MIN_NORM), 0.0)
+
+
 def _l2_norm_gelu(scores: Tensor, tau: float) -> Tensor:
-    return F.gelu(F.normalize(scores, dim=-1, eps=MIN_NORM) * tau)
+    return F.gelu(_scale_to(scores, tau))
 
 
 def _gelu_l2_norm(scores: Tensor, tau: float) -> Tensor:
-    return F.normalize(F.gelu(scores), dim=-1, eps=MIN_NORM) * tau
+    return _scale_to(F.gelu(scores), tau)
 
 
 def _softmax(scores: Tensor, tau: float) -> Tensor:

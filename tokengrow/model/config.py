@@ -100,7 +100,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "context_length", "layers", "width", "heads"):
-            _require(getattr(self, key) >= 1, f"model.{key} must be at least 1")
+            value = getattr(self, key)
+            _require(value >= 1, f"model.{key} must be at least 1, not {value}")
         for role, n in self.tokens.items():
             _require(n >= 1, f"model.tokens.{role} must be at least 1, not {n}")
         _require(
@@ -108,6 +109,9 @@ class ModelConfig:
             f"model.activation {self.activation!r}: valid are {', '.join(ACTIVATIONS)}",
         )
         _require(self.init in INITS, f"model.init {self.init!r}: valid are {', '.join(INITS)}")
+        for key in ("rotary_base", "norm_eps", "final_norm_eps"):
+            value = getattr(self, key)
+            _require(value > 0, f"model.{key} must be positive, not {value}")
         self._derive()
         _require(
             0 <= self.rotary_channels <= self.head_dim and self.rotary_channels % 2 == 0,
@@ -130,7 +134,8 @@ class ModelConfig:
             object.__setattr__(self, "rotary_channels", channels)
         birth = Taus.at_birth(self.tokens)
         taus = {role: getattr(self.tau, role) or getattr(birth, role) for role in ROLES}
-        _require(all(tau > 0 for tau in taus.values()), "model.tau must be positive for every role")
+        for role, tau in taus.items():
+            _require(tau > 0, f"model.tau.{role} must be positive, not {tau}")
         object.__setattr__(self, "tau", Taus(**taus))
 
     @classmethod

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.fabric import build_fabric
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
+from tokengrow.files import write_yaml
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
@@ -129,6 +129,11 @@ def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) 
 
 def _check_fits(config: TrainConfig, store: TokenStore) -> None:
     """Refuses data that does not fit and a ladder that cannot be climbed."""
+    if config.batch_size % config.micro_batch_size:
+        raise UserError(
+            f"batch_size ({config.batch_size}) is not a multiple of micro_batch_size "
+            f"({config.micro_batch_size}): change one of them"
+        )
     previous: StageConfig | None = None
     for stage in config.stages:
         if store.vocab_size > stage.model.vocab_size:
@@ -141,18 +146,13 @@ def _check_fits(config: TrainConfig, store: TokenStore) -> None:
         for split in ("train", "validation"):
             check_sequences(store.split(split), stage.model.context_length, split)
         previous = stage
-    if config.batch_size % config.micro_batch_size:
-        raise UserError(
-            f"batch_size ({config.batch_size}) is not a multiple of micro_batch_size "
-            f"({config.micro_batch_size}): change one of them"
-        )
 
 
 def _write_config(config: TrainConfig) -> None:
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(config.to_dict()), out / CONFIG_FILE)
+        write_yaml(out / CONFIG_FILE, config.to_dict())
     except OSError as error:
         raise UserError(
             f"out={out} cannot be written ({error.strerror}): choose another out="
@@ -350,7 +350,7 @@ def _save(run: Run, training: Training, state: TrainState) -> Path:
     """Writes a checkpoint and prunes older ones, but never the last of a stage."""
     folder = run.out / step_folder(state.step)
     checkpoint = Checkpoint(
-        config=training.stage.model,
+        config=training.model.config,
         weights={k: v.detach().cpu() for k, v in training.model.state_dict().items()},
         optimizer=optimizer_state(training.model, training.optimizer),
         train_state=state.to_dict(),

@@ -36,7 +36,7 @@ def activation_bytes(config: ModelConfig, batch: int) -> int:
     attention = 5 * config.inner_dim
     norms = 4 * config.width  # two inputs, and two outputs that the projections share
     per_token = config.layers * (pattention + attention + norms)
-    per_token += 2 * config.width + 2 * config.vocab_size
+    per_token += 2 * config.width + config.vocab_size
     return batch * config.context_length * per_token * FLOAT32
 
 

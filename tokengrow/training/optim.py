@@ -39,7 +39,7 @@ class OptimConfig:
             "lr": self.lr > 0,
             "min_lr": 0 <= self.min_lr <= self.lr or self.schedule != "cosine",
             "warmup_steps": self.warmup_steps >= 0,
-            "betas": all(0 <= beta < 1 for beta in self.betas),
+            "betas": len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             "eps": self.eps > 0,
             "weight_decay": self.weight_decay >= 0,
             "grad_clip": self.grad_clip > 0,
@@ -107,11 +107,19 @@ def load_optimizer_state(
     """Puts back what `optimizer_state` gave.
 
     Raises:
-        UserError: a tensor that is missing.
+        UserError: a tensor that is missing or of another shape.
     """
     if not state:
         return
     names = {parameter: name for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for slot in SLOTS[1:]:
+            moment = state.get(f"{slot}.{name}")
+            if moment is not None and moment.shape != parameter.shape:
+                raise UserError(
+                    f"the optimizer state's {slot}.{name} is {list(moment.shape)}, the parameter "
+                    f"{list(parameter.shape)}: it is of another model"
+                )
     full = optimizer.state_dict()
     order = [names[p] for group in optimizer.param_groups for p in group["params"]]
     try:

@@ -4,9 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
+from tokengrow.checkpoint.store import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    set_damaged_aside,
+)
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
+from tokengrow.growth.plan import plan_growth
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
 
@@ -29,27 +35,31 @@ def find_start(config: TrainConfig, store: TokenStore) -> tuple[TrainState, Chec
         UserError: `out` holds something else, or a run that this one cannot go on with.
     """
     out = Path(config.out)
-    found = newest_checkpoint(out, set_aside=True)
-    if config.resume == "never" and out.is_dir() and any(out.iterdir()):
+    holds_something = out.is_dir() and any(out.iterdir())
+    if config.resume == "never" and holds_something:
         raise UserError(
             f"out={out} is not empty: choose another out=, or resume=auto to go on there"
         )
+    found = newest_checkpoint(out)
     if found is not None:
         check_same_run(config, store.fingerprint, found)
+        set_damaged_aside(out, found)
         return TrainState.from_dict(found.train_state), found
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
+    if holds_something and not (out / CONFIG_FILE).is_file():
         raise UserError(f"out={out} holds something that is not a run: choose another out=")
-    state = TrainState(data={"fingerprint": store.fingerprint})
-    return state, _load_source(config.source, store) if config.source else None
+    source = _load_source(config, store) if config.source else None
+    set_damaged_aside(out, None)
+    return TrainState(data={"fingerprint": store.fingerprint}), source
 
 
-def _load_source(path: str, store: TokenStore) -> Checkpoint:
-    """The checkpoint that a run starts from, if it speaks the same tokens."""
-    source = load_checkpoint(path)
+def _load_source(config: TrainConfig, store: TokenStore) -> Checkpoint:
+    """The checkpoint that a run starts from, if it can be grown and speaks the same tokens."""
+    source = load_checkpoint(config.source or "")
+    plan_growth(source.config, config.stages[0].model)
     if source.tokenizer is not None and source.tokenizer != store.tokenizer().to_json():
         raise UserError(
-            f"source={path} was trained on the tokens of another tokenizer: make the store with "
-            f"tokenizer.file={source.folder}/tokenizer.json"
+            f"source={config.source} was trained on the tokens of another tokenizer: make the "
+            f"store with tokenizer=file tokenizer.file={source.folder}/tokenizer.json"
         )
     return source
 

@@ -1,0 +1,53 @@
+"""Files that are there whole or not at all, whenever the process or the machine stops."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TEMPORARY = ".tmp"
+"""Ending of names that a killed process may leave behind; never anything of value."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `content` under another name, flushes it to disk, then renames it to `path`."""
+    # The process id keeps two processes that write the same cache entry out of each other's file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary.write_bytes(content)
+    sync(temporary)
+    replace_durably(temporary, path)
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Renames a flushed file or folder, so that the new name survives a power cut."""
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to the disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_yaml(path: Path, value: dict[str, Any]) -> None:
+    """Writes plain values, keys in their order."""
+    path.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads what `write_yaml` wrote."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
