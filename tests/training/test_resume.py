@@ -71,7 +71,7 @@ def test_other_data_is_refused(run: TrainConfig, other_store: TokenStore) -> Non
     [
         ({"seed": 1}, r"seed was 0, now 1"),
         ({"batch_size": 8}, r"batch_size was 4, now 8"),
-        ({"growth": GrowthConfig(new_value_scale=0.5)}, r"growth.new_value_scale was 1.0, now 0.5"),
+        ({"growth": GrowthConfig(new_value_scale=0.5)}, r"growth.new_value_scale was 0.1, now 0.5"),
     ],
 )
 def test_what_shapes_the_result_cannot_change(

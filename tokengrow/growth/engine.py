@@ -28,7 +28,7 @@ OPERATORS: dict[str, Operator] = {"tokens": append_tokens}
 class GrowthConfig:
     """How new parameters are born and how exact a growth must be."""
 
-    new_value_scale: float = 1.0
+    new_value_scale: float = 0.1
     """Standard deviation of new value tokens over that of the old ones; never 0, the keys being
     0."""
     tolerance: float | None = None
