@@ -40,7 +40,8 @@ class FabricConfig:
 def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric:
     """A launched Fabric on one device."""
     # Its notes on precision and tensor cores would break into the progress display at every stage.
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     precision = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if config.on_gpu else "32-true"

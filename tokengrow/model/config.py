@@ -10,6 +10,7 @@ from typing import Any
 
 from tokengrow.errors import UserError
 from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.model.presets import PADDED_VOCABULARY, PRESETS
 
 ROLES = ("query", "key", "value", "output", "ffn")
 """The five Pattention layers of a block."""
@@ -140,10 +141,26 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> "ModelConfig":
-        """A published size: see `tokengrow.model.presets.PRESETS` for the names."""
-        from tokengrow.model.presets import preset  # presets build ModelConfigs: a cycle otherwise
+        """A published size, with the published initialisation.
 
-        return preset(name)
+        Args:
+            name: a key of `tokengrow.model.presets.PRESETS`.
+
+        Raises:
+            UserError: a name that is not there.
+        """
+        if name not in PRESETS:
+            raise UserError(f"model.preset {name!r}: valid are {', '.join(PRESETS)}")
+        layers, width, heads, n, n_ffn, context = PRESETS[name]
+        return cls(
+            vocab_size=PADDED_VOCABULARY,
+            context_length=context,
+            layers=layers,
+            width=width,
+            heads=heads,
+            tokens=Tokens(query=n, key=n, value=n, output=n, ffn=n_ffn),
+            init="published",
+        )
 
     @property
     def inner_dim(self) -> int:

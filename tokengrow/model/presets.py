@@ -2,14 +2,11 @@
 
 150m to 1.5b: the four released models (Pile, 2048 tokens of context, GPT-NeoX vocabulary padded to
 50304). owt2-*: the two OpenWebText2 recipes of the published code. paper-*: the ladder of
-arXiv 2410.23168, section 4.2, which grows by parameter tokens alone (the count for attention and
-FFN).
+arXiv 2410.23168, section 4.2, which grows by parameter tokens alone.
 """
 
-from tokengrow.errors import UserError
-from tokengrow.model.config import ModelConfig, Tokens
-
 PADDED_VOCABULARY = 50304
+"""The GPT-NeoX vocabulary of 50277, padded to a multiple of 128."""
 
 # name: (layers, width, heads, parameter tokens of attention, of the FFN, context length)
 PRESETS: dict[str, tuple[int, int, int, int, int, int]] = {
@@ -24,23 +21,3 @@ PRESETS: dict[str, tuple[int, int, int, int, int, int]] = {
     "paper-757m": (12, 768, 12, 4850, 19400, 1024),
     "paper-1.4b": (12, 768, 12, 8620, 34480, 1024),
 }
-
-
-def preset(name: str) -> ModelConfig:
-    """The config of a published size, with the published initialisation.
-
-    Raises:
-        UserError: a name that is not in `PRESETS`.
-    """
-    if name not in PRESETS:
-        raise UserError(f"model.preset {name!r}: valid are {', '.join(PRESETS)}")
-    layers, width, heads, attention, ffn, context = PRESETS[name]
-    return ModelConfig(
-        vocab_size=PADDED_VOCABULARY,
-        context_length=context,
-        layers=layers,
-        width=width,
-        heads=heads,
-        tokens=Tokens(query=attention, key=attention, value=attention, output=attention, ffn=ffn),
-        init="published",
-    )

@@ -1,0 +1,60 @@
+"""What the README and docs/ tell the user to type is valid as it stands there."""
+
+import ast
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:\.venv/bin/)?tokengrow (\w+) (.*)$", re.MULTILINE)
+OWN_RECIPE = "my-ladder"  # the one that docs/training.md has the reader write
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for name, text in BLOCK.findall(page.read_text()) if name == language]
+
+
+def commands() -> list[Any]:
+    return [
+        pytest.param(verb, shlex.split(rest), id=f"{page.stem}: {verb} {rest}")
+        for page in PAGES
+        for block in blocks(page, "")
+        for verb, rest in COMMAND.findall(block)
+        if OWN_RECIPE not in rest
+    ]
+
+
+@pytest.mark.parametrize(("verb", "arguments"), commands())
+def test_a_documented_command_composes(
+    verb: str, arguments: list[str], composed: Callable[..., dict[str, Any]]
+) -> None:
+    overrides = [word for word in arguments if not word.startswith("--")]
+    if "--multirun" in arguments:  # one value of each sweep
+        overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", word) for word in overrides]
+    values = composed(verb, *overrides)
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key in values and not isinstance(values[key], dict) and not value.startswith("["):
+            assert str(values[key]) == value
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_documented_python_parses_and_its_names_exist(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.parse(block).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokengrow"):
+                module = __import__(node.module, fromlist=[alias.name for alias in node.names])
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
