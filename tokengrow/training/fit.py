@@ -23,6 +23,7 @@ from tokengrow.checkpoint.store import (
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    set_damaged_aside,
 )
 from tokengrow.data.corpus import Split
 from tokengrow.data.loader import (
@@ -111,9 +112,11 @@ def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) 
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
     """
     _check_fits(config, store)
-    state, checkpoint = find_start(config, store)
-    _write_config(config)
     fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
+    state, checkpoint = find_start(config, store)
+    fabric.barrier()  # every rank has read `out` before one writes there
+    if fabric.is_global_zero:
+        _prepare_out(config, checkpoint if state.rungs else None)
     run = Run(config, fabric, store, store.tokenizer(), console or Console(quiet=True))
     for index, stage in enumerate(config.stages):
         if index < state.stage or (index == state.stage and state.stage_step == stage.steps):
@@ -122,8 +125,10 @@ def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) 
         _train_stage(run, training, state)
         checkpoint = _leave_stage(run, training, state)
     assert checkpoint is not None, "a finished run has a checkpoint"
-    rungs = [asdict(rung) for rung in state.rungs]
-    plot = plot_loss_against_flops(rungs, state.validation, run.out / PLOT_FILE)
+    plot = run.out / PLOT_FILE
+    if fabric.is_global_zero:
+        rungs = [asdict(rung) for rung in state.rungs]
+        plot_loss_against_flops(rungs, state.validation, plot)
     return FitResult(state, checkpoint, plot)
 
 
@@ -148,10 +153,12 @@ def _check_fits(config: TrainConfig, store: TokenStore) -> None:
         previous = stage
 
 
-def _write_config(config: TrainConfig) -> None:
+def _prepare_out(config: TrainConfig, newest: Checkpoint | None) -> None:
+    """Makes the run's folder ready: damaged checkpoints aside, the resolved recipe written."""
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        set_damaged_aside(out, newest)
         write_yaml(out / CONFIG_FILE, config.to_dict())
     except OSError as error:
         raise UserError(

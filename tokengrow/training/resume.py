@@ -4,12 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokengrow.checkpoint.store import (
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    set_damaged_aside,
-)
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import plan_growth
@@ -43,12 +38,10 @@ def find_start(config: TrainConfig, store: TokenStore) -> tuple[TrainState, Chec
     found = newest_checkpoint(out)
     if found is not None:
         check_same_run(config, store.fingerprint, found)
-        set_damaged_aside(out, found)
         return TrainState.from_dict(found.train_state), found
     if holds_something and not (out / CONFIG_FILE).is_file():
         raise UserError(f"out={out} holds something that is not a run: choose another out=")
     source = _load_source(config, store) if config.source else None
-    set_damaged_aside(out, None)
     return TrainState(data={"fingerprint": store.fingerprint}), source
 
 
