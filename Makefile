@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test test-slow lint format clean
+.PHONY: install quickstart test lint format clean
 
 install: $(INSTALLED)
 
@@ -19,9 +19,6 @@ quickstart: install
 	$(BIN)/tokengrow train recipes=quickstart
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: install
 	$(BIN)/python -m pytest
 
 lint: install

@@ -16,6 +16,12 @@ def data_root() -> Path:
     raise FileNotFoundError(f"tokengrow: no conf/ in or beside {_PACKAGE}: the install is broken")
 
 
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = data_root() / "recipes"
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
 def cache_dir() -> Path:
     """Where tokenizers and token stores are kept between runs: TOKENGROW_CACHE, else the XDG
     one."""
@@ -25,4 +31,4 @@ def cache_dir() -> Path:
 
 
 OmegaConf.register_new_resolver("tokengrow.root", lambda: str(data_root()), replace=True)
-OmegaConf.register_new_resolver("tokengrow.cache", lambda: str(cache_dir()), replace=True)
+OmegaConf.register_new_resolver("tokengrow.recipes", lambda: ", ".join(recipes()), replace=True)

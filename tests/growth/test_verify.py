@@ -80,7 +80,7 @@ def test_a_perturbed_copy_is_found_out(random_model: RandomModel, sized: Sized) 
         check_drift(drift)
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-10), ("float32", 1e-4)])
+@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-12), ("float32", 1e-5)])
 def test_each_precision_has_its_tolerance(dtype: str, limit: float) -> None:
     check_drift(replace(NONE, dtype=dtype, relative=limit))
     with pytest.raises(DriftError):

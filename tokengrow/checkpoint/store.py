@@ -75,6 +75,15 @@ class Checkpoint:
         }
 
 
+PARTIAL = ".partial"
+"""Ending of the hidden folder in which a checkpoint is written before it gets its name."""
+
+
+def left_by_a_kill(path: Path) -> bool:
+    """Whether this is what a save that was killed leaves behind."""
+    return path.name.startswith(".step_") and path.name.endswith(PARTIAL)
+
+
 def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Path:
     """Writes a checkpoint: first beside its place, then, whole and on the disk, into it.
 
@@ -92,7 +101,7 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another place; nothing is overwritten")
     checkpoint = Checkpoint.of(source) if isinstance(source, TokenFormer) else source
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)  # ours alone: left by a save that was killed
     partial.mkdir(parents=True)
     _write_files(partial, checkpoint)
@@ -104,22 +113,24 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
     return folder
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, tensors: bool = True) -> Checkpoint:
     """Reads a checkpoint after verifying every file's hash.
 
     Args:
         path: a checkpoint's folder, or a run's, whose newest whole checkpoint is taken.
+        tensors: read weights and moments too; without, they are neither read nor verified.
 
     Raises:
         UserError: nothing there, or nothing whole.
     """
     path = Path(path)
     if (path / layout.COMPLETE).is_file():
-        layout.verify(path)
-        return _read_files(path)
+        layout.verify(path, tensors)
+        return _read_files(path, tensors)
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: give the folder of a run or of a checkpoint")
-    found = newest_checkpoint(path)
+        what = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}: give the folder of a run or of a checkpoint")
+    found = newest_checkpoint(path, tensors)
     if found is None:
         raise UserError(
             f"{path} holds no whole checkpoint: neither it nor a step_* in it has a whole "
@@ -128,20 +139,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return found
 
 
-def newest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; damaged ones are named in the log."""
+def newest_checkpoint(run: Path, tensors: bool = True) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; damaged ones are named in the log.
+
+    Args:
+        run: the run's folder.
+        tensors: as for `load_checkpoint`.
+    """
     for folder in reversed(layout.find_checkpoints(run)):
         try:
-            layout.verify(folder)
+            layout.verify(folder, tensors)
         except UserError as error:
             log.warning("%s; falling back to an older one", error)
             continue
-        return _read_files(folder)
+        return _read_files(folder, tensors)
     return None
 
 
 def set_damaged_aside(run: Path, newest: Checkpoint | None) -> None:
-    """Renames to `*.damaged` what `newest_checkpoint` fell back from; deletes nothing.
+    """Renames to `*.damaged` every checkpoint folder after the newest whole one; deletes nothing.
 
     For the run's owner alone, who will write those steps again.
 
@@ -149,9 +165,9 @@ def set_damaged_aside(run: Path, newest: Checkpoint | None) -> None:
         run: the run's folder.
         newest: what `newest_checkpoint` gave for it.
     """
-    whole = newest.folder.name if newest and newest.folder else ""
-    for folder in layout.find_checkpoints(run):
-        if folder.name > whole:  # steps are padded, so names are ordered as numbers
+    last = layout.step_of(newest.folder) if newest and newest.folder else -1
+    for folder in layout.step_folders(run):
+        if layout.step_of(folder) > last:
             names = (f"{folder.name}.damaged{number or ''}" for number in count())
             paths = (folder.with_name(name) for name in names)
             folder.rename(next(path for path in paths if not path.exists()))
@@ -184,13 +200,13 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / layout.TOKENIZER).write_bytes(checkpoint.tokenizer.encode())
 
 
-def _read_files(folder: Path) -> Checkpoint:
+def _read_files(folder: Path, tensors: bool) -> Checkpoint:
     config = read_yaml(folder / layout.CONFIG)
     optimizer, tokenizer = folder / layout.OPTIMIZER, folder / layout.TOKENIZER
     return Checkpoint(
-        config=typed(ModelConfig, config["model"], "model"),
-        weights=load_file(folder / layout.WEIGHTS),
-        optimizer=load_file(optimizer) if optimizer.is_file() else {},
+        config=_model_config(folder, config["model"]),
+        weights=load_file(folder / layout.WEIGHTS) if tensors else {},
+        optimizer=load_file(optimizer) if tensors and optimizer.is_file() else {},
         train_state=_read_json(folder / layout.TRAIN_STATE),
         run=config["run"],
         lineage=_read_json(folder / layout.LINEAGE),
@@ -198,6 +214,13 @@ def _read_files(folder: Path) -> Checkpoint:
         end_of_text=config["end_of_text"],
         folder=folder,
     )
+
+
+def _model_config(folder: Path, values: Any) -> ModelConfig:
+    try:
+        return typed(ModelConfig, values, "model")
+    except UserError as error:
+        raise UserError(f"{folder / layout.CONFIG}: {error}") from None
 
 
 def _contiguous(tensors: State) -> State:

@@ -28,7 +28,7 @@ class DataArguments:
 
 
 def main(config: DictConfig) -> None:
-    """Tokenises `data` into `out`; called again after a kill, it goes on where it was."""
+    """Tokenises `data` into `out`, or goes on where that was left, and verifies the result."""
     arguments = typed(DataArguments, plain(config))
     corpus = resolve_corpus(arguments.data)
     tokenizer_config = resolve_tokenizer(arguments.tokenizer)
@@ -36,8 +36,15 @@ def main(config: DictConfig) -> None:
     with console.status("tokenizer"):
         tokenizer = prepare_tokenizer(tokenizer_config, corpus, cache_dir())
     store = build_store(corpus, tokenizer, Path(arguments.out))
+    store.verify()
     console.print(f"training    {len(store.split('train')):,} tokens")
     console.print(f"validation  {len(store.split('validation')):,} tokens")
+    if not len(store.split("validation")):
+        console.print(
+            "            none is held out, and training needs some: raise "
+            "data.validation_fraction, or give data.validation_files",
+            soft_wrap=True,
+        )
     console.print(f"vocabulary  {store.vocab_size:,}")
     console.print(f"store       {store.folder}", soft_wrap=True)
 

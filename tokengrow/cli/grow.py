@@ -9,7 +9,12 @@ from rich.console import Console
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.checkpoint.store import (
+    Checkpoint,
+    left_by_a_kill,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tokengrow.cli.resolve import plain, refuse_kept, resolve_model
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.loader import check_sequences, probe_batch
@@ -43,7 +48,7 @@ def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
     arguments = typed(GrowArguments, plain(config))
     out = Path(arguments.out)
-    if out.exists():
+    if out.exists() and any(not left_by_a_kill(path) for path in out.iterdir()):
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
     source = load_checkpoint(arguments.source)
     refuse_kept(arguments.model, "model")

@@ -4,7 +4,7 @@ import runpy
 import sys
 
 from tokengrow import __version__
-from tokengrow.paths import data_root
+from tokengrow.paths import recipes
 from tokengrow.typed import nearest
 
 VERBS = {
@@ -37,16 +37,12 @@ def main() -> None:
 
 
 def _help() -> str:
-    recipes = sorted(
-        str(path.relative_to(data_root() / "recipes").with_suffix(""))
-        for path in (data_root() / "recipes").rglob("*.yaml")
-    )
     lines = [
         "tokengrow: train a small TokenFormer, grow it exactly, go on training",
         "",
         *(f"  tokengrow {verb:<9} {usual:<42} {what}" for verb, (usual, what) in VERBS.items()),
         "",
-        f"recipes: {', '.join(recipes)}",
+        f"recipes: {', '.join(recipes())}",
         "tokengrow VERB --help: its keys and groups; --cfg job --resolve: the whole config",
     ]
     return "\n".join(lines)

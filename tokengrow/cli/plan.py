@@ -11,7 +11,6 @@ from rich.table import Table
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.resolve import plain, refuse_kept, resolve_model, resolve_train
 from tokengrow.cli.verb import run_verb
-from tokengrow.errors import UserError
 from tokengrow.evaluation.format import bytes_text, count, table
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
@@ -22,7 +21,7 @@ from tokengrow.typed import typed
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthArguments:
-    """The keys of plan.yaml that describe one growth."""
+    """The keys of plan.yaml that describe one model or one growth."""
 
     source: str | None
     """Checkpoint, or run whose newest checkpoint is taken."""
@@ -36,7 +35,7 @@ GROWTH_KEYS = [item.name for item in fields(GrowthArguments)]
 
 
 def main(config: DictConfig) -> None:
-    """Prints a recipe's stages, or the sizes before and after one growth of `source`."""
+    """Prints a recipe's stages, one growth of `source`, or the sizes of one model."""
     values = plain(config)
     console = Console(highlight=False)
     if values["stages"]:
@@ -44,11 +43,13 @@ def main(config: DictConfig) -> None:
         return
     arguments = typed(GrowthArguments, {key: values[key] for key in GROWTH_KEYS})
     if arguments.source is None:
-        raise UserError("nothing to plan: give recipes=NAME, or source=DIR and model=NAME")
-    source = load_checkpoint(arguments.source).config
+        console.print(sizes_table({"model": resolve_model(arguments.model)}, arguments))
+        return
+    source = load_checkpoint(arguments.source, tensors=False).config
     refuse_kept(arguments.model, "model")
     target = plan_growth(source, resolve_model(arguments.model, source)).target
-    console.print(growth_table(source, target, arguments.micro_batch_size))
+    models = {"source": source} if target == source else {"source": source, "grown": target}
+    console.print(sizes_table(models, arguments))
 
 
 SIZES = ("parameters", "FLOPs\n/token", "checkpoint", "training\nmemory")
@@ -70,17 +71,16 @@ def ladder_table(run: TrainConfig) -> Table:
     return rows
 
 
-def growth_table(source: ModelConfig, target: ModelConfig, micro_batch_size: int) -> Table:
-    """The sizes before and after one growth."""
-    rows = table(_title(micro_batch_size), "model", SIZES)
-    rows.add_row("source", *_sizes(source, micro_batch_size))
-    if target != source:
-        rows.add_row("grown", *_sizes(target, micro_batch_size))
+def sizes_table(models: dict[str, ModelConfig], arguments: GrowthArguments) -> Table:
+    """One row per named model."""
+    rows = table(_title(arguments.micro_batch_size), "model", SIZES)
+    for name, model in models.items():
+        rows.add_row(name, *_sizes(model, arguments.micro_batch_size))
     return rows
 
 
 def _title(micro_batch_size: int) -> str:
-    return f"Plan (memory: float32, micro-batches of {micro_batch_size} sequences)"
+    return f"Plan (memory in float32, micro-batch {micro_batch_size})"
 
 
 def _sizes(model: ModelConfig, micro_batch_size: int) -> tuple[str, ...]:

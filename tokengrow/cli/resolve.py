@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,16 @@ from tokengrow.training.optim import OptimConfig
 from tokengrow.typed import check_keys, typed
 
 Values = dict[str, Any]
+
+
+INHERITED = ("seed", "batch_size", "micro_batch_size", "validation_every", "validation_sequences")
+"""Keys of run.yaml that, when null, are as in the source's run; so are those of optim."""
+
+TOKENS_FROM = ("data", "tokenizer", "store")
+"""Keys of run.yaml that say where tokens come from; with `data=same`, as in the source's run."""
+
+_MADE = ("run", "tokens_from")
+"""Fields that no key of run.yaml gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,45 +84,59 @@ def resolve_train(values: Values) -> TrainArguments:
     `source`, if given, with the changes of `model`.
     """
     names = {cls: [f.name for f in fields(cls)] for cls in (_Spent, TrainConfig, TrainArguments)}
-    check_keys(values, [key for keys in names.values() for key in keys if key != "run"], "")
+    check_keys(values, [key for keys in names.values() for key in keys if key not in _MADE], "")
+    source = None
+    if values["source"] is not None:
+        source = load_checkpoint(str(values["source"]), tensors=False)
+        values = {**inherit(values, source.run), "source": str(Path(values["source"]).resolve())}
     parts = {cls: {k: v for k, v in values.items() if k in names[cls]} for cls in names}
     spent = typed(_Spent, parts[_Spent])
-    base = load_checkpoint(spent.source).config if spent.source else None
-    stages = resolve_stages(spent.stages, spent.model, spent.optim, base, spent.max_steps_per_stage)
-    run = typed(TrainConfig, {**parts[TrainConfig], "source": spent.source, "stages": stages})
+    made = {
+        "source": spent.source,
+        "stages": resolve_stages(spent, source.config if source else None),
+        "tokens_from": {key: values[key] for key in TOKENS_FROM},
+    }
+    run = typed(TrainConfig, {**parts[TrainConfig], **made})
     return typed(TrainArguments, {**parts[TrainArguments], "run": run})
 
 
-def resolve_stages(
-    stages: Mapping[str, Any],
-    model: Values,
-    optim: Values,
-    source: ModelConfig | None,
-    max_steps: int | None,
-) -> tuple[StageConfig, ...]:
+def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
+    """A run's values with null replaced by what the source's run had.
+
+    Args:
+        values: the composed run.yaml.
+        recorded: the `run` of the source's checkpoint; empty if no run made it.
+    """
+    if not recorded:
+        return values
+    below = {key: recorded[key] for key in INHERITED}
+    below["optim"] = list(recorded["stages"].values())[-1]["optim"]
+    if values["data"].get("source") is None:
+        below |= recorded["tokens_from"]
+    return _overlay(below, values)
+
+
+def resolve_stages(spent: _Spent, source: ModelConfig | None) -> tuple[StageConfig, ...]:
     """The stages of a ladder with their models and optimizers filled in.
 
     Args:
-        stages: name to `{steps, model, optim}`, the last two being changes.
-        model: the `model` section: sizes of the first stage.
-        optim: the `optim` section: settings of every stage.
+        spent: stages, and the model and optim sections that they change.
         source: size of the checkpoint that the ladder starts from.
-        max_steps: cap on every stage's steps.
     """
     resolved: list[StageConfig] = []
     previous = source
-    typed(OptimConfig, optim, "optim")  # its mistakes are its own, not those of the first stage
-    for name, stage in stages.items():
+    typed(OptimConfig, spent.optim, "optim")  # its mistakes are its own, not the first stage's
+    for name, stage in spent.stages.items():
         where = f"stages.{name}"
         entry = typed(StageEntry, stage or {}, where)
-        changes = entry.model if resolved else _overlay(model, entry.model)
+        changes = entry.model if resolved else _overlay(spent.model, entry.model)
         where_model = f"{where}.model" if resolved else "model"
         target = resolve_model(changes, previous, where_model)
         if previous is not None:
             refuse_kept(changes, where_model)
             target = plan_growth(previous, target, where_model).target
-        settings = typed(OptimConfig, {**optim, **entry.optim}, f"{where}.optim")
-        steps = entry.steps if max_steps is None else min(entry.steps, max_steps)
+        settings = typed(OptimConfig, {**spent.optim, **entry.optim}, f"{where}.optim")
+        steps = min(entry.steps, spent.max_steps_per_stage or entry.steps)
         resolved.append(StageConfig(name=name, steps=steps, model=target, optim=settings))
         previous = target
     return tuple(resolved)
@@ -131,6 +156,10 @@ def resolve_model(
     if preset := changes.pop("preset", None):
         base = ModelConfig.preset(preset)
     given = _without_nulls(changes)
+    if base is None and not given:
+        raise UserError(
+            f"{where} says nothing: choose model=NAME, or give source=DIR to start from"
+        )
     start: Values = base.to_dict() if base else {}
     if base and given.get("tokens"):
         # A preset's tau is sqrt(N) of its own N; of a changed N it is born anew. A source's is
@@ -152,6 +181,11 @@ def resolve_corpus(values: Values) -> Corpus:
     """The text source that the `data` section names."""
     fields = dict(values)
     source = fields.pop("source", None)
+    if source is None:
+        raise UserError(
+            "data says nothing: choose data=NAME or store=DIR, or a source= whose run recorded "
+            "its own"
+        )
     if source not in CORPORA:
         raise UserError(f"data.source {source!r}: valid are {', '.join(CORPORA)}")
     return typed(CORPORA[source], fields, "data")
@@ -177,7 +211,10 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         UserError: a checkpoint that was saved without one.
     """
     if checkpoint.tokenizer is None or checkpoint.end_of_text is None:
-        raise UserError(f"{checkpoint.folder} holds no tokenizer: it was saved without one")
+        raise UserError(
+            f"{checkpoint.folder} holds no tokenizer, as a bare model does: save a checkpoint "
+            "with `tokenizer` and `end_of_text`, or grow it with `tokengrow grow`"
+        )
     return Tokenizer.from_json(checkpoint.tokenizer, checkpoint.end_of_text)
 
 

@@ -22,7 +22,6 @@ from tokengrow.cli.verb import run_verb
 from tokengrow.data.corpus import Corpus
 from tokengrow.data.store import TokenStore, prepare_store
 from tokengrow.data.tokenizer import Tokenizer, prepare_tokenizer
-from tokengrow.errors import UserError
 from tokengrow.evaluation.report import rung_table
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.paths import cache_dir
@@ -66,24 +65,15 @@ def open_store(arguments: TrainArguments, console: Console) -> TokenStore:
 def _tokenizer(arguments: TrainArguments, corpus: Corpus, console: Console) -> Tokenizer:
     """The source's tokenizer if the run starts from one, else that of the `tokenizer` section."""
     run = arguments.run
-    room = min(stage.model.vocab_size for stage in run.stages)
-    config = resolve_tokenizer(arguments.tokenizer, vocab_size=room)
+    config = resolve_tokenizer(arguments.tokenizer, min(s.model.vocab_size for s in run.stages))
     if run.source and config.file is None:
-        return checkpoint_tokenizer(load_checkpoint(run.source))
-    if config.file is None and config.vocab_size > room:
-        raise _does_not_fit(config.vocab_size, room)  # before minutes are spent on training it
+        return checkpoint_tokenizer(load_checkpoint(run.source, tensors=False))
+    if config.file is None:
+        run.check_vocabulary(config.vocab_size)  # before minutes are spent on training it
     with console.status("tokenizer: training, once; it is kept in the cache"):
         tokenizer = prepare_tokenizer(config, corpus, cache_dir())
-    if tokenizer.vocab_size > room:
-        raise _does_not_fit(tokenizer.vocab_size, room)
+    run.check_vocabulary(tokenizer.vocab_size)
     return tokenizer
-
-
-def _does_not_fit(tokenizer: int, model: int) -> UserError:
-    return UserError(
-        f"the tokenizer's vocabulary ({tokenizer}) does not fit model.vocab_size ({model}): "
-        f"set model.vocab_size={tokenizer} or more, or a smaller tokenizer.vocab_size"
-    )
 
 
 def show(console: Console, arguments: TrainArguments, result: FitResult) -> None:

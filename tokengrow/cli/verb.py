@@ -46,13 +46,32 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
 
     # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = [as_hydra_reads_it(word) for word in sys.argv[1:]]
     try:
         job()
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        _refuse(name, f"{error.filename}: {error.strerror}: choose another place")
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(name, _explain(name, error))
     except KeyboardInterrupt:
         print(f"\ntokengrow {name}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def as_hydra_reads_it(word: str) -> str:
+    """An argument of the command line in Hydra's grammar, for two keys that are not plain values.
+
+    A prompt is text, whatever it holds: it is quoted. A stage's changes of model and optim name
+    keys that the recipe need not list, so they are added where they are not there.
+    """
+    key, equals, value = word.partition("=")
+    if equals and key == "prompt":
+        # Hydra: a quote is escaped by a backslash, and backslashes before a quote are doubled.
+        value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+        return f"prompt='{value}'".replace("${", "\\${")
+    if re.fullmatch(r"stages\.[^.]+\.(model|optim)(\.\w+)+", key):
+        return f"++{word}"
+    return word
 
 
 def _refuse(name: str, message: str) -> NoReturn:
@@ -91,7 +110,8 @@ def _valid_keys(name: str) -> Iterator[str]:
         else:
             return
     yield from _dotted(OmegaConf.to_container(config, resolve=False))
-    yield "recipes"
+    if "stages" in config:
+        yield "recipes"
 
 
 def _dotted(node: Any, where: str = "") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Lightning Fabric from config."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,6 @@ class FabricConfig:
                 raise UserError(
                     f"fabric.{key} {getattr(self, key)!r}: valid are {', '.join(valid)}"
                 )
-        if self.accelerator == "cuda" and not torch.cuda.is_available():
-            raise UserError("fabric.accelerator=cuda: no GPU is visible; set fabric=cpu")
 
     @property
     def on_gpu(self) -> bool:
@@ -38,7 +37,18 @@ class FabricConfig:
 
 
 def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric:
-    """A launched Fabric on one device."""
+    """A launched Fabric on one device.
+
+    Raises:
+        UserError: a GPU that is not there, or a launcher of several processes.
+    """
+    if config.accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("fabric.accelerator=cuda: no GPU is visible; set fabric=cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a run takes one device so far; "
+            "start it without torchrun or srun"
+        )
     # Its notes on precision and tensor cores would break into the progress display at every stage.
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -12,12 +12,11 @@ from torch import Tensor
 from tokengrow.errors import UserError
 from tokengrow.growth.moments import grow_moments
 from tokengrow.growth.plan import GrowthPlan, plan_growth
-from tokengrow.growth.tokens import append_tokens
+from tokengrow.growth.tokens import State, append_tokens
 from tokengrow.growth.verify import Drift, check_drift, measure_drift, probe_dtype, random_probe
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 
-State = dict[str, Tensor]
 Operator = Callable[[State, ModelConfig, ModelConfig, float, torch.Generator], State]
 
 OPERATORS: dict[str, Operator] = {"tokens": append_tokens}
@@ -32,9 +31,9 @@ class GrowthConfig:
     """Standard deviation of new value tokens over that of the old ones; never 0, the keys being
     0."""
     tolerance: float | None = None
-    """Largest drift allowed, relative to the logits; null: 1e-10 in float64, 1e-4 in float32."""
+    """Largest drift allowed, relative to the logits; null: 1e-12 in float64, 1e-5 in float32."""
     seed: int = 0
-    """Seed of the new values and of a random probe batch."""
+    """Seed of the new values and of a random probe batch; a run adds its own seed."""
 
     def __post_init__(self) -> None:
         if not self.new_value_scale > 0:

@@ -4,14 +4,19 @@ The state is flat: `{slot}.{parameter name}` to a tensor, the slots being `exp_a
 (shaped like the parameter) and `step` (a scalar).
 """
 
-from torch import Tensor
+from collections.abc import Callable
 
 from tokengrow.growth.plan import GrowthPlan
-from tokengrow.growth.tokens import append_moments
+from tokengrow.growth.tokens import State, append_moments
+from tokengrow.model.config import ModelConfig
 
-State = dict[str, Tensor]
+POWERS = {"exp_avg": 1, "exp_avg_sq": 2}
+"""Adam's per-entry slots, and the power of the gradient that each averages."""
 
-MOMENT_OPERATORS = {"tokens": append_moments}
+MomentOperator = Callable[[State, ModelConfig, ModelConfig, int], State]
+
+MOMENT_OPERATORS: dict[str, MomentOperator] = {"tokens": append_moments}
+"""Growth axis to the counterpart of its operator on one of Adam's moments."""
 
 
 def grow_moments(state: State, plan: GrowthPlan) -> State:
@@ -29,8 +34,8 @@ def grow_moments(state: State, plan: GrowthPlan) -> State:
     for key, tensor in state.items():
         slot, _, name = key.partition(".")
         slots.setdefault(slot, {})[name] = tensor
-    for slot in ("exp_avg", "exp_avg_sq"):
+    for slot, power in POWERS.items():
         for step in plan.steps:
-            moments = slots.get(slot, {})
-            slots[slot] = MOMENT_OPERATORS[step.axis](moments, step.source, step.target)
+            operator = MOMENT_OPERATORS[step.axis]
+            slots[slot] = operator(slots.get(slot, {}), step.source, step.target, power)
     return {f"{slot}.{name}": t for slot, tensors in slots.items() for name, t in tensors.items()}

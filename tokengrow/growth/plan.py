@@ -1,7 +1,7 @@
 """What a growth will do, as data: source, target and the ordered steps between them.
 
-`AXES` fixes the order in which axes grow. A new axis is a function `(source, target) -> Step |
-None` in the table here, and an operator in `tokengrow.growth.engine.OPERATORS`.
+A new axis is a line in `AXES`, an operator in `tokengrow.growth.engine.OPERATORS` and one in
+`tokengrow.growth.moments.MOMENT_OPERATORS`.
 """
 
 from dataclasses import dataclass, replace
@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 
-AXES: dict[str, tuple[str, ...]] = {
-    "tokens": ("tokens.query", "tokens.key", "tokens.value", "tokens.output", "tokens.ffn"),
-}
-"""Growth axis to the config keys that it changes, in the order in which axes are grown."""
+AXES: dict[str, tuple[str, ...]] = {"tokens": ("tokens",)}
+"""Growth axis to the config fields that it changes, in the order in which axes are grown."""
 
 KEPT = ("tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init")
 """Part of the function, or of its history, and not of its size: the grown model keeps the
@@ -24,7 +22,7 @@ class Step:
     """One exact growth along one axis."""
 
     axis: str
-    """tokens; later also depth, width, heads."""
+    """A key of `AXES`."""
     source: ModelConfig
     """The model before this step."""
     target: ModelConfig
@@ -62,11 +60,12 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
         UserError: a target that is smaller somewhere, or differs in a key that growth cannot
             change.
     """
-    grows = {key for keys in AXES.values() for key in keys}
+    grows = {name for names in AXES.values() for name in names}
     for key, (before, after) in source.differences(requested).items():
-        if key.split(".")[0] in KEPT:
+        field = key.partition(".")[0]
+        if field in KEPT:
             continue
-        if key not in grows:
+        if field not in grows:
             raise UserError(
                 f"{where}.{key}: {before} -> {after}: growth cannot change it (it grows "
                 f"{', '.join(AXES)}); set {where}.{key}={before}"
@@ -76,6 +75,12 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
                 f"{where}.{key}: {before} -> {after}: growth never makes a model smaller; "
                 f"set it to at least {before}"
             )
-    target = replace(requested, **{key: getattr(source, key) for key in KEPT})
-    steps = [Step("tokens", source, target)] if source != target else []
+    target = replace(requested, **{name: getattr(source, name) for name in KEPT})
+    steps: list[Step] = []
+    before = source
+    for axis, names in AXES.items():
+        after = replace(before, **{name: getattr(target, name) for name in names})
+        if after != before:
+            steps.append(Step(axis, before, after))
+        before = after
     return GrowthPlan(source, target, tuple(steps))

@@ -40,7 +40,8 @@ def append_tokens(
         state: weights of the source, on the CPU; not modified.
         source: config before.
         target: config after; differs in `tokens` alone.
-        value_scale: standard deviation of the new values over that of the tensor's old ones.
+        value_scale: standard deviation of the new values over the root mean square of the tensor's
+            old ones.
         generator: of the new values.
 
     Returns:
@@ -53,18 +54,24 @@ def append_tokens(
         if name.endswith("key_param_tokens"):
             new = old.new_zeros(count, old.shape[1])
         else:
-            std = value_scale * _value_rms(old)
+            # Values that never moved have no scale of their own to go by.
+            std = value_scale * rms if (rms := _rms(old)) else INIT_STD
             new = torch.empty(count, old.shape[1], dtype=torch.float64)
             new = new.normal_(0.0, std, generator=generator).to(old.dtype)
         grown[name] = torch.cat((old, new)) if count else old
     return grown
 
 
-def append_moments(moments: State, source: ModelConfig, target: ModelConfig) -> State:
+def append_moments(moments: State, source: ModelConfig, target: ModelConfig, power: int) -> State:
     """Zero moments for the appended tokens; the old entries' are exact as they are.
 
-    The gradient of an old entry is the same after the growth, so its moments are too. Works for
-    each of Adam's per-entry tensors, named like the weights.
+    The gradient of an old entry is the same after the growth, so its moments are too.
+
+    Args:
+        moments: one of Adam's moments, named like the weights; not modified.
+        source: config before.
+        target: config after; differs in `tokens` alone.
+        power: of the gradient in this moment, 1 or 2; here the rule is the same for both.
     """
     grown = dict(moments)
     for name, role in token_tensors(source).items():
@@ -75,7 +82,6 @@ def append_moments(moments: State, source: ModelConfig, target: ModelConfig) -> 
     return grown
 
 
-def _value_rms(values: Tensor) -> float:
-    """Root mean square of [N, E] values; for values that never moved, the init scale of the
-    keys."""
-    return float(values.double().square().mean().sqrt()) or INIT_STD
+def _rms(values: Tensor) -> float:
+    """Root mean square of all entries."""
+    return float(values.double().square().mean().sqrt())

@@ -18,7 +18,7 @@ FLOAT64_PARAMETERS = 50_000_000
 own
 noise would hide the drift)."""
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest |delta logit| over max(1, largest |logit|) that counts as the same function."""
 
 

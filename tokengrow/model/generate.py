@@ -31,8 +31,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         checks = {
             "max_tokens must be at least 1": self.max_tokens >= 1,
-            "temperature must not be negative": self.temperature >= 0,
+            "temperature must be 0 or at least 0.001": self.temperature == 0
+            or self.temperature >= 1e-3,
             "top_k must not be negative": self.top_k >= 0,
+            "seed must lie in [0, 2**63)": 0 <= self.seed < 2**63,
             "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
         }
         for message, holds in checks.items():

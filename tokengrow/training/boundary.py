@@ -9,6 +9,9 @@ from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.growth.engine import GrowthConfig, carry_out
 from tokengrow.growth.plan import GrowthPlan
 
+KEPT_STATE = ("step", "fingerprint", "next_batch")
+"""What of a run's state a checkpoint outside any run still has: how far it was, in which data."""
+
 
 def grow_checkpoint(
     source: Checkpoint, plan: GrowthPlan, config: GrowthConfig, probe: Tensor | None = None
@@ -39,6 +42,6 @@ def grow_checkpoint(
         weights=grown.weights,
         optimizer=grown.optimizer,
         lineage=[*source.lineage, entry],
-        train_state={"step": source.step},
+        train_state={k: v for k, v in source.train_state.items() if k in KEPT_STATE},
         folder=None,
     )

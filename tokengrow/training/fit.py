@@ -8,7 +8,7 @@ Shapes: `B` batch, `T` sequence.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,7 +95,7 @@ class Training:
     model: TokenFormer
     """The bare model inside it."""
     optimizer: Any
-    """AdamW, likewise."""
+    """AdamW, in Fabric's wrapper too."""
     lineage: list[Any]
     """Of the model."""
 
@@ -118,6 +118,8 @@ def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) 
     if fabric.is_global_zero:
         _prepare_out(config, checkpoint if state.rungs else None)
     run = Run(config, fabric, store, store.tokenizer(), console or Console(quiet=True))
+    if state.rungs:
+        run.console.print(_where_it_stands(config, state), highlight=False)
     for index, stage in enumerate(config.stages):
         if index < state.stage or (index == state.stage and state.stage_step == stage.steps):
             continue  # done before this session
@@ -132,25 +134,19 @@ def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) 
     return FitResult(state, checkpoint, plot)
 
 
+def _where_it_stands(config: TrainConfig, state: TrainState) -> str:
+    stage = config.stages[state.stage]
+    if state.stage == len(config.stages) - 1 and state.stage_step == stage.steps:
+        return f"{config.out} is finished: nothing to train"
+    return f"{config.out} goes on from stage {stage.name}, step {state.stage_step}/{stage.steps}"
+
+
 def _check_fits(config: TrainConfig, store: TokenStore) -> None:
-    """Refuses data that does not fit and a ladder that cannot be climbed."""
-    if config.batch_size % config.micro_batch_size:
-        raise UserError(
-            f"batch_size ({config.batch_size}) is not a multiple of micro_batch_size "
-            f"({config.micro_batch_size}): change one of them"
-        )
-    previous: StageConfig | None = None
+    """Refuses tokens that do not fit the models."""
+    config.check_vocabulary(store.vocab_size)
     for stage in config.stages:
-        if store.vocab_size > stage.model.vocab_size:
-            raise UserError(
-                f"model.vocab_size ({stage.model.vocab_size}) is smaller than the tokenizer's "
-                f"vocabulary ({store.vocab_size}): raise it, or set tokenizer.vocab_size"
-            )
-        if previous is not None:
-            plan_growth(previous.model, stage.model)
         for split in ("train", "validation"):
             check_sequences(store.split(split), stage.model.context_length, split)
-        previous = stage
 
 
 def _prepare_out(config: TrainConfig, newest: Checkpoint | None) -> None:
@@ -203,7 +199,8 @@ def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> C
     if not plan.steps:
         return checkpoint
     probe = probe_batch(run.sequences(stage, "validation"))
-    grown = grow_checkpoint(checkpoint, plan, run.config.growth, probe)
+    growth = replace(run.config.growth, seed=run.config.growth.seed + run.config.seed)
+    grown = grow_checkpoint(checkpoint, plan, growth, probe)
     rung.drift = grown.lineage[-1]["drift"]["max_logit"]
     run.console.print(
         f"grown {plan.source.num_parameters():,} -> {plan.target.num_parameters():,} parameters: "
@@ -215,7 +212,8 @@ def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> C
 
 def _set_up(run: Run, stage: StageConfig, start: Checkpoint) -> Training:
     """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too."""
-    model = TokenFormer.from_weights(start.config, start.weights).train()
+    # Weights are float32 whatever they were saved in; Fabric's precision takes it from there.
+    model = TokenFormer.from_weights(start.config, start.weights, torch.float32).train()
     module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
     optimizer = module.configure_optimizers()["optimizer"]
     load_optimizer_state(model, optimizer, start.optimizer)
@@ -227,7 +225,7 @@ def _set_up(run: Run, stage: StageConfig, start: Checkpoint) -> Training:
 def _train_stage(run: Run, training: Training, state: TrainState) -> None:
     """Trains until the stage has had its steps; validates, logs and saves on the way."""
     config, stage = run.config, training.stage
-    batches = _batches(run, stage, state.step)
+    batches = _batches(run, stage, state.next_batch)
     tokens = config.batch_size * stage.model.context_length
     flops_per_token = stage.model.flops_per_token()
     speed = Throughput()
@@ -285,9 +283,18 @@ def _update(
             fabric.backward(loss)
         total += loss.detach()
     norm = fabric.clip_gradients(
-        training.module, training.optimizer, max_norm=stage.optim.grad_clip
+        training.module,
+        training.optimizer,
+        max_norm=stage.optim.grad_clip,
+        error_if_nonfinite=False,
     )
     assert norm is not None
+    if not norm.isfinite():
+        raise UserError(
+            f"stage {stage.name}, step {update}: the gradient is not finite (loss {total:.4g}, "
+            f"learning rate {rate:.3g}): lower stages.{stage.name}.optim.lr or raise its "
+            "warmup_steps; this step was not taken, and checkpoints before it are whole"
+        )
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     return total, norm, rate
@@ -308,7 +315,7 @@ def _mean_loss(run: Run, stage: StageConfig, module: Any) -> float:
     for index, batch in enumerate(fabric.setup_dataloaders(loader, use_distributed_sampler=False)):
         with fabric.autocast():
             loss = module.validation_step(batch, index)
-        total += torch.tensor([loss.item() * len(batch), len(batch)], device=fabric.device)
+        total += total.new_tensor([loss.item() * len(batch), len(batch)])
     summed, count = cast(Tensor, fabric.all_reduce(total, reduce_op="sum")).tolist()
     return summed / count
 

@@ -1,11 +1,13 @@
 """What a run is, typed: its stages with their resolved models, and everything around them."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.engine import GrowthConfig
+from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
@@ -63,6 +65,8 @@ class TrainConfig:
     """Devices and precision."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Where metrics go."""
+    tokens_from: dict[str, Any] = field(default_factory=dict)
+    """The recipe's data, tokenizer and store, recorded for a run that goes on from here."""
 
     def __post_init__(self) -> None:
         for key in (
@@ -78,8 +82,27 @@ class TrainConfig:
                 raise UserError(f"{key} must be at least 1, not {getattr(self, key)}")
         if not self.stages:
             raise UserError("stages is empty: choose a recipe (recipes=quickstart) or add stages")
+        if self.batch_size % self.micro_batch_size:
+            raise UserError(
+                f"batch_size ({self.batch_size}) is not a multiple of micro_batch_size "
+                f"({self.micro_batch_size}): change one of them"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must lie in [0, 2**63), not {self.seed}")
+        for before, after in pairwise(self.stages):
+            plan_growth(before.model, after.model, f"stages.{after.name}.model")
         if self.resume not in ("auto", "never"):
             raise UserError(f"resume {self.resume!r}: valid are auto, never")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses a tokenizer with more entries than a stage's model has rows for."""
+        room = min(stage.model.vocab_size for stage in self.stages)
+        if vocab_size > room:
+            raise UserError(
+                f"the tokenizer's vocabulary ({vocab_size}) does not fit model.vocab_size "
+                f"({room}): set model.vocab_size={vocab_size} or more, or a smaller "
+                "tokenizer.vocab_size"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, stages by name: what a checkpoint keeps of its recipe."""

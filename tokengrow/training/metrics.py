@@ -25,11 +25,6 @@ class LoggerConfig:
         for kind in self.kinds:
             if kind not in LOGGERS:
                 raise UserError(f"logger.kinds {kind!r}: valid are {', '.join(LOGGERS)}")
-        if "tensorboard" in self.kinds and find_spec("tensorboard") is None:
-            raise UserError(
-                "logger.kinds names tensorboard, which is not installed: "
-                "pip install 'tokengrow[tensorboard]', or set logger=csv"
-            )
 
 
 def build_loggers(config: LoggerConfig, out: Path) -> list[Logger]:
@@ -39,6 +34,11 @@ def build_loggers(config: LoggerConfig, out: Path) -> list[Logger]:
     if "csv" in config.kinds:
         loggers.append(CSVLogger(root_dir=out, name="logs", flush_logs_every_n_steps=1))
     if "tensorboard" in config.kinds:
+        if find_spec("tensorboard") is None:
+            raise UserError(
+                "logger.kinds names tensorboard, which is not installed: pip install tensorboard, "
+                "or set logger=csv"
+            )
         loggers.append(TensorBoardLogger(root_dir=out, name="tensorboard"))
     return loggers
 

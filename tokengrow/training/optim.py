@@ -47,9 +47,10 @@ class OptimConfig:
         }
         for key, holds in checks.items():
             if not holds:
-                valid = f": valid are {', '.join(SCHEDULES)}" if key == "schedule" else ""
+                reason = {"schedule": f": valid are {', '.join(SCHEDULES)}"}
+                reason["min_lr"] = f": it must lie between 0 and lr ({self.lr})"
                 raise UserError(
-                    f"optim.{key} cannot be {getattr(self, key)!r} (lr is {self.lr}){valid}"
+                    f"optim.{key} cannot be {getattr(self, key)!r}{reason.get(key, '')}"
                 )
 
 

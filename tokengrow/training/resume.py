@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
+from tokengrow.files import read_yaml
 from tokengrow.growth.plan import plan_growth
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
@@ -39,10 +42,25 @@ def find_start(config: TrainConfig, store: TokenStore) -> tuple[TrainState, Chec
     if found is not None:
         check_same_run(config, store.fingerprint, found)
         return TrainState.from_dict(found.train_state), found
-    if holds_something and not (out / CONFIG_FILE).is_file():
+    if holds_something and not _is_run(out):
         raise UserError(f"out={out} holds something that is not a run: choose another out=")
-    source = _load_source(config, store) if config.source else None
-    return TrainState(data={"fingerprint": store.fingerprint}), source
+    state = TrainState(store.fingerprint)
+    if not config.source:
+        return state, None
+    source = _load_source(config, store)
+    if source.train_state.get("fingerprint") == store.fingerprint:
+        # The data that the source has not seen comes next, as in the stages of one run.
+        seen = source.train_state["next_batch"] * source.run.get("batch_size", config.batch_size)
+        state.next_batch = -(-seen // config.batch_size)
+    return state, source
+
+
+def _is_run(out: Path) -> bool:
+    """Whether a folder without checkpoints is a run that has just begun: by its resolved recipe."""
+    try:
+        return set(read_yaml(out / CONFIG_FILE)) >= {"out", "stages", "growth"}
+    except (OSError, TypeError, ValueError, yaml.YAMLError):
+        return False
 
 
 def _load_source(config: TrainConfig, store: TokenStore) -> Checkpoint:
@@ -69,15 +87,18 @@ def check_same_run(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint
         )
     state = TrainState.from_dict(checkpoint.train_state)
     where = f"{config.out} holds a run ({checkpoint.folder and checkpoint.folder.name})"
-    if state.data["fingerprint"] != fingerprint:
+    if state.fingerprint != fingerprint:
         raise UserError(
-            f"{where} on other data: its token store was {state.data['fingerprint'][:12]}, this "
+            f"{where} on other data: its token store was {state.fingerprint[:12]}, this "
             f"one is {fingerprint[:12]}; give the same data and tokenizer, or choose another out="
         )
     there, here = checkpoint.run, config.to_dict()
     passed = list(there["stages"])[: state.stage + 1]
     if list(here["stages"])[: len(passed)] != passed:
-        raise UserError(f"{where} whose first stages are {', '.join(passed)}: choose another out=")
+        raise UserError(
+            f"{where} whose stages so far are {', '.join(passed)}: give these first, then others, "
+            "or choose another out="
+        )
     for keys in [*([key] for key in SHAPES_THE_RESULT), *(["stages", name] for name in passed)]:
         before, now = there, here
         for key in keys:

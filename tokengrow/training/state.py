@@ -35,11 +35,12 @@ class Rung:
 class TrainState:
     """Counters of a run, the rungs climbed and the validation losses seen."""
 
-    data: dict[str, Any]
-    """Fingerprint of the token store; the position in it is `step`, the number of the next
-    batch."""
+    fingerprint: str
+    """Of the token store."""
+    next_batch: int = 0
+    """Number of the next global batch; with the fingerprint, the whole state of the data."""
     step: int = 0
-    """Optimizer updates done, which is the number of the next global batch."""
+    """Optimizer updates done in this run."""
     stage: int = 0
     """Index of the stage."""
     stage_step: int = 0
@@ -63,6 +64,7 @@ class TrainState:
     def advance(self, tokens: int, flops_per_token: int) -> None:
         """Counts one update over `tokens` tokens."""
         self.step += 1
+        self.next_batch += 1
         self.stage_step += 1
         self.tokens += tokens
         self.flops += tokens * flops_per_token
