@@ -112,7 +112,10 @@ def tiny_run() -> Callable[..., TrainConfig]:
 @pytest.fixture(scope="session")
 def source(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last checkpoint of a run of one rung, n8, after two updates; not to be written to."""
-    run = _tiny_run(tmp_path_factory.mktemp("source") / "run", rungs=(8,), steps=2)
+    sections = {"data": {"source": "stdlib", "validation_fraction": 0.05}, "tokenizer": {}}
+    tokens_from = {**sections, "store": str(store.folder)}
+    out = tmp_path_factory.mktemp("source") / "run"
+    run = _tiny_run(out, rungs=(8,), steps=2, tokens_from=tokens_from)
     folder = fit(run, store).checkpoint.folder
     assert folder is not None
     return folder

@@ -283,7 +283,7 @@ def test_a_run_of_other_stages_is_refused(
     refused: Command, source: Path, store: TokenStore
 ) -> None:
     said = refused("train", *LADDER, f"out={source.parent}", f"store={store.folder}")
-    assert "whose first stages are n8" in said
+    assert "whose stages so far are n8" in said
 
 
 def test_a_source_that_is_not_there_is_refused(refused: Command) -> None:

@@ -14,7 +14,7 @@ Command = Callable[..., Any]
 
 
 def test_it_prints_the_prompt_and_goes_on(command: Command, source: Path) -> None:
-    outcome = command("generate", f"source={source}", "prompt='def f(x):'", "sampling.max_tokens=8")
+    outcome = command("generate", f"source={source}", "prompt=def f(x):", "sampling.max_tokens=8")
     assert outcome.status == 0
     assert outcome.err == ""
     assert outcome.out.startswith("def f(x):")

@@ -39,7 +39,13 @@ def test_an_unknown_choice_is_refused_by_name(key: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"fabric\.accelerator=cuda: no GPU is visible"):
-        FabricConfig(accelerator="cuda")
+        build_fabric(FabricConfig(accelerator="cuda"))
+
+
+def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2: a run takes one device so far"):
+        build_fabric(FabricConfig())
 
 
 @pytest.mark.gpu

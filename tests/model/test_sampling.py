@@ -145,8 +145,8 @@ def test_an_empty_prompt_is_refused(model: TokenFormer) -> None:
     ("settings", "message"),
     [
         ({"max_tokens": 0}, r"sampling\.max_tokens must be at least 1: 0"),
-        ({"temperature": -0.1}, r"sampling\.temperature must not be negative: -0\.1"),
-        ({"temperature": float("nan")}, r"sampling\.temperature must not be negative: nan"),
+        ({"temperature": -0.1}, r"sampling\.temperature must be 0 or at least 0\.001: -0\.1"),
+        ({"temperature": float("nan")}, r"sampling\.temperature must be 0 or at least 0\.001: nan"),
         ({"top_k": -1}, r"sampling\.top_k must not be negative: -1"),
         ({"top_p": 0.0}, r"sampling\.top_p must lie in \(0, 1\]: 0\.0"),
         ({"top_p": 1.1}, r"sampling\.top_p must lie in \(0, 1\]: 1\.1"),

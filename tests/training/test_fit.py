@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints, sha256
+from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints
 from tokengrow.data.store import TokenStore
+from tokengrow.errors import UserError
+from tokengrow.files import sha256
 from tokengrow.training import fit as loop
 from tokengrow.training.fit import PLOT_FILE, FitResult, fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.metrics import LoggerConfig
+from tokengrow.training.optim import OptimConfig
 
 Runs = Callable[..., TrainConfig]
 
@@ -293,3 +296,52 @@ def test_metrics_are_written_for_tensorboard(
     (events,) = (tmp_path / "run" / "tensorboard" / "version_0").iterdir()
     assert events.name.startswith("events.out.tfevents")
     assert b"validation/loss" in events.read_bytes()
+
+
+def test_a_run_from_a_source_goes_on_in_its_data(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fit(tiny_run(tmp_path / "first", rungs=(8,), steps=3), store).checkpoint.folder
+    started: list[int] = []
+    loader = loop.train_loader
+
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        started.append(settings["start_batch"])
+        return loader(*arguments, **settings)
+
+    monkeypatch.setattr(loop, "train_loader", noted)
+    fit(tiny_run(tmp_path / "next", rungs=(8,), steps=1, source=str(first)), store)
+    twice = tiny_run(
+        tmp_path / "twice", rungs=(8,), steps=1, source=str(first), batch_size=8, micro_batch_size=4
+    )
+    fit(twice, store)
+    assert started == [3, 2]  # batches of 4: the fourth; of 8: after the 12 seen, rounded up
+
+
+def test_a_folder_with_a_checkpoints_name_and_no_marker_stops_nothing(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,))
+    fit(run, store)
+    (tmp_path / "run" / "step_00000006" / "COMPLETE").unlink()
+    assert fit(run, store).state.step == 6
+    assert (tmp_path / "run" / "step_00000006.damaged").is_dir()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_in_one_sentence(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,))
+    wild = replace(run.stages[0], optim=OptimConfig(lr=1e30, warmup_steps=0, schedule="constant"))
+    with pytest.raises(UserError, match=r"stage n8, step \d: the gradient is not finite"):
+        fit(replace(run, stages=(wild,)), store)
+
+
+def test_somebody_elses_config_is_not_overwritten(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "config.yaml"
+    theirs.write_text("database: prod\n")
+    with pytest.raises(UserError, match="holds something that is not a run"):
+        fit(tiny_run(tmp_path), store)
+    assert theirs.read_text() == "database: prod\n"

@@ -90,7 +90,7 @@ def test_the_steps_of_a_passed_stage_cannot_change(run: TrainConfig, store: Toke
 
 
 def test_passed_stages_cannot_be_renamed(run: TrainConfig, store: TokenStore) -> None:
-    refused(with_stage(run, 0, name="other"), store, "whose first stages are n8, n12")
+    refused(with_stage(run, 0, name="other"), store, "whose stages so far are n8, n12")
 
 
 def test_what_does_not_shape_the_result_may_change(

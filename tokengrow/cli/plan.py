@@ -9,8 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.resolve import plain, refuse_kept, resolve_model, resolve_train
+from tokengrow.cli.resolve import (
+    plain,
+    refuse_kept,
+    resolve_model,
+    resolve_train,
+    without_nulls,
+)
 from tokengrow.cli.verb import run_verb
+from tokengrow.errors import UserError
 from tokengrow.evaluation.format import bytes_text, count, table
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
@@ -42,6 +49,8 @@ def main(config: DictConfig) -> None:
         console.print(ladder_table(resolve_train(values).run))
         return
     arguments = typed(GrowthArguments, {key: values[key] for key in GROWTH_KEYS})
+    if arguments.source is None and not without_nulls(arguments.model):
+        raise UserError("nothing to plan: give recipes=NAME, model=NAME, or source=DIR")
     if arguments.source is None:
         console.print(sizes_table({"model": resolve_model(arguments.model)}, arguments))
         return

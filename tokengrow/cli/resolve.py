@@ -113,7 +113,7 @@ def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
     below["optim"] = list(recorded["stages"].values())[-1]["optim"]
     if values["data"].get("source") is None:
         below |= recorded["tokens_from"]
-    return _overlay(below, values)
+    return {**values, **_overlay(below, values)}
 
 
 def resolve_stages(spent: _Spent, source: ModelConfig | None) -> tuple[StageConfig, ...]:
@@ -155,7 +155,7 @@ def resolve_model(
     changes = dict(changes)
     if preset := changes.pop("preset", None):
         base = ModelConfig.preset(preset)
-    given = _without_nulls(changes)
+    given = without_nulls(changes)
     if base is None and not given:
         raise UserError(
             f"{where} says nothing: choose model=NAME, or give source=DIR to start from"
@@ -173,7 +173,7 @@ def resolve_model(
 def refuse_kept(changes: Values, where: str) -> None:
     """Refuses a growth that names what every growth keeps: it would be ignored otherwise."""
     for key in KEPT:
-        if key in _without_nulls(changes):
+        if key in without_nulls(changes):
             raise UserError(f"{where}.{key} cannot be set here: a growth keeps the source's")
 
 
@@ -198,7 +198,7 @@ def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> Tokenize
         values: the section; a null `vocab_size` stands for that of the model.
         vocab_size: the model's; without a model, the default of `TokenizerConfig`.
     """
-    given = _without_nulls(values)
+    given = without_nulls(values)
     if vocab_size is not None:
         given.setdefault("vocab_size", vocab_size)
     return typed(TokenizerConfig, given, "tokenizer")
@@ -218,11 +218,12 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_json(checkpoint.tokenizer, checkpoint.end_of_text)
 
 
-def _without_nulls(values: Values) -> Values:
+def without_nulls(values: Values) -> Values:
+    """The values that say something, in nested mappings too."""
     kept = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            value = _without_nulls(dict(value)) or None
+            value = without_nulls(dict(value)) or None
         if value is not None:
             kept[key] = value
     return kept
