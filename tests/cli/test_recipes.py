@@ -62,8 +62,8 @@ def printed(run: TrainConfig) -> str:
 def test_a_recipe_resolves_and_has_a_plan(recipe: str, composed: Composed, source: Path) -> None:
     arguments = resolve_train(values_of(recipe, composed, source))
     run = arguments.run
-    resolve_corpus(arguments.data)
-    resolve_tokenizer(arguments.tokenizer)
+    resolve_corpus(arguments.recipe.data)
+    resolve_tokenizer(arguments.recipe.tokenizer)
     table = printed(run)
     for stage in run.stages:
         assert f"{stage.model.num_parameters():,}" in table
@@ -80,8 +80,8 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
     if choice == "same":
         given.append(f"source={source}")
     arguments = resolve_train(composed("train", *given, "+stages.only.steps=3"))
-    resolve_corpus(arguments.data)
-    resolve_tokenizer(arguments.tokenizer)
+    resolve_corpus(arguments.recipe.data)
+    resolve_tokenizer(arguments.recipe.tokenizer)
     assert "only" in printed(arguments.run)
 
 

@@ -67,9 +67,9 @@ def test_null_stands_for_what_the_sources_run_had(composed: Composed, source: Pa
     arguments = resolve_train(values)
     assert (arguments.run.batch_size, arguments.run.validation_sequences) == (4, 8)
     assert arguments.run.stages[0].optim.lr == 3e-3
-    assert arguments.data["source"] == "stdlib"
-    assert arguments.store is not None
+    assert arguments.recipe.data["source"] == "stdlib"
+    assert arguments.recipe.store is not None
     given = resolve_train({**values, "batch_size": 8, "data": {"source": "text", "files": ["a"]}})
     assert given.run.batch_size == 8
-    assert given.data == {"source": "text", "files": ["a"]}
-    assert given.store is None
+    assert given.recipe.data == {"source": "text", "files": ["a"]}
+    assert given.recipe.store is None

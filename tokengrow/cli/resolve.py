@@ -15,19 +15,15 @@ from tokengrow.growth.plan import KEPT, plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.optim import OptimConfig
-from tokengrow.typed import check_keys, typed
+from tokengrow.typed import typed
 
 Values = dict[str, Any]
-
 
 INHERITED = ("seed", "batch_size", "micro_batch_size", "validation_every", "validation_sequences")
 """Keys of run.yaml that, when null, are as in the source's run; so are those of optim."""
 
 TOKENS_FROM = ("data", "tokenizer", "store")
 """Keys of run.yaml that say where tokens come from; with `data=same`, as in the source's run."""
-
-_MADE = ("run", "tokens_from")
-"""Fields that no key of run.yaml gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +46,21 @@ def plain(config: DictConfig) -> Values:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainArguments:
-    """What run.yaml says: a run, and what the verbs need around it."""
+class Recipe:
+    """The keys of run.yaml of which a TrainConfig is made, or that only the verb needs."""
 
-    run: TrainConfig
-    """Stages, data order, where it writes."""
+    name: str
+    """Of the run; `out` is made of it."""
+    source: str | None
+    """Checkpoint or run from which the first stage starts."""
+    stages: dict[str, Any]
+    """Name to StageEntry, smallest first."""
+    model: dict[str, Any]
+    """Sizes of the first stage."""
+    optim: dict[str, Any]
+    """Settings of every stage."""
+    max_steps_per_stage: int | None
+    """Cap on every stage's steps."""
     store: str | None
     """Token store to train on; null: made from `data` and `tokenizer`."""
     data: dict[str, Any]
@@ -66,15 +72,13 @@ class TrainArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Spent:
-    """The keys of run.yaml that are used up on the way to a TrainConfig."""
+class TrainArguments:
+    """What run.yaml says."""
 
-    name: str
-    source: str | None
-    stages: dict[str, Any]
-    model: dict[str, Any]
-    optim: dict[str, Any]
-    max_steps_per_stage: int | None
+    run: TrainConfig
+    """Stages, data order, where it writes."""
+    recipe: Recipe
+    """What the verb needs around it."""
 
 
 def resolve_train(values: Values) -> TrainArguments:
@@ -83,21 +87,19 @@ def resolve_train(values: Values) -> TrainArguments:
     Each stage's model is the one before with the stage's changes; the first one's is that of
     `source`, if given, with the changes of `model`.
     """
-    names = {cls: [f.name for f in fields(cls)] for cls in (_Spent, TrainConfig, TrainArguments)}
-    check_keys(values, [key for keys in names.values() for key in keys if key not in _MADE], "")
     source = None
     if values["source"] is not None:
         source = load_checkpoint(str(values["source"]), tensors=False)
         values = {**inherit(values, source.run), "source": str(Path(values["source"]).resolve())}
-    parts = {cls: {k: v for k, v in values.items() if k in names[cls]} for cls in names}
-    spent = typed(_Spent, parts[_Spent])
+    names = {item.name for item in fields(Recipe)}
+    recipe = typed(Recipe, {key: value for key, value in values.items() if key in names})
+    rest = {key: value for key, value in values.items() if key not in names}
     made = {
-        "source": spent.source,
-        "stages": resolve_stages(spent, source.config if source else None),
+        "source": recipe.source,
+        "stages": resolve_stages(recipe, source.config if source else None),
         "tokens_from": {key: values[key] for key in TOKENS_FROM},
     }
-    run = typed(TrainConfig, {**parts[TrainConfig], **made})
-    return typed(TrainArguments, {**parts[TrainArguments], "run": run})
+    return TrainArguments(run=typed(TrainConfig, {**rest, **made}), recipe=recipe)
 
 
 def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
@@ -116,27 +118,27 @@ def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
     return {**values, **_overlay(below, values)}
 
 
-def resolve_stages(spent: _Spent, source: ModelConfig | None) -> tuple[StageConfig, ...]:
+def resolve_stages(recipe: Recipe, source: ModelConfig | None) -> tuple[StageConfig, ...]:
     """The stages of a ladder with their models and optimizers filled in.
 
     Args:
-        spent: stages, and the model and optim sections that they change.
+        recipe: stages, and the model and optim sections that they change.
         source: size of the checkpoint that the ladder starts from.
     """
     resolved: list[StageConfig] = []
     previous = source
-    typed(OptimConfig, spent.optim, "optim")  # its mistakes are its own, not the first stage's
-    for name, stage in spent.stages.items():
+    typed(OptimConfig, recipe.optim, "optim")  # its mistakes are its own, not the first stage's
+    for name, stage in recipe.stages.items():
         where = f"stages.{name}"
         entry = typed(StageEntry, stage or {}, where)
-        changes = entry.model if resolved else _overlay(spent.model, entry.model)
+        changes = entry.model if resolved else _overlay(recipe.model, entry.model)
         where_model = f"{where}.model" if resolved else "model"
         target = resolve_model(changes, previous, where_model)
         if previous is not None:
             refuse_kept(changes, where_model)
             target = plan_growth(previous, target, where_model).target
-        settings = typed(OptimConfig, {**spent.optim, **entry.optim}, f"{where}.optim")
-        steps = min(entry.steps, spent.max_steps_per_stage or entry.steps)
+        settings = typed(OptimConfig, {**recipe.optim, **entry.optim}, f"{where}.optim")
+        steps = min(entry.steps, recipe.max_steps_per_stage or entry.steps)
         resolved.append(StageConfig(name=name, steps=steps, model=target, optim=settings))
         previous = target
     return tuple(resolved)

@@ -48,9 +48,9 @@ def train(config: DictConfig) -> float:
 
 def open_store(arguments: TrainArguments, console: Console) -> TokenStore:
     """The run's tokens: the store that is given, or one made from `data` and kept in the cache."""
-    if arguments.store:
-        return TokenStore.open(Path(arguments.store))
-    corpus = resolve_corpus(arguments.data)
+    if arguments.recipe.store:
+        return TokenStore.open(Path(arguments.recipe.store))
+    corpus = resolve_corpus(arguments.recipe.data)
     tokenizer = _tokenizer(arguments, corpus, console)
     store = prepare_store(corpus, tokenizer, cache_dir())
     console.print(
@@ -65,7 +65,9 @@ def open_store(arguments: TrainArguments, console: Console) -> TokenStore:
 def _tokenizer(arguments: TrainArguments, corpus: Corpus, console: Console) -> Tokenizer:
     """The source's tokenizer if the run starts from one, else that of the `tokenizer` section."""
     run = arguments.run
-    config = resolve_tokenizer(arguments.tokenizer, min(s.model.vocab_size for s in run.stages))
+    config = resolve_tokenizer(
+        arguments.recipe.tokenizer, min(s.model.vocab_size for s in run.stages)
+    )
     if run.source and config.file is None:
         return checkpoint_tokenizer(load_checkpoint(run.source, tensors=False))
     if config.file is None:
@@ -80,7 +82,7 @@ def show(console: Console, arguments: TrainArguments, result: FitResult) -> None
     """Prints the ladder's table, a sample of the last model, and where everything is."""
     console.print()
     console.print(rung_table([asdict(rung) for rung in result.state.rungs]))
-    sample = "".join(stream_text(result.checkpoint, arguments.prompt, SAMPLE))
+    sample = "".join(stream_text(result.checkpoint, arguments.recipe.prompt, SAMPLE))
     console.print("\n[bold]sample[/]")
     console.print(sample, markup=False, highlight=False)
     paths = {"checkpoint": result.checkpoint.folder, "plot": result.plot, "run": arguments.run.out}
