@@ -5,8 +5,8 @@
         config.yaml  lineage.json  tokenizer.json
         COMPLETE
 
-COMPLETE is written last and holds every file's size and SHA-256; a folder without it does not
-exist.
+COMPLETE is written last and holds every file's size and SHA-256. Without it there is no
+checkpoint.
 """
 
 import json

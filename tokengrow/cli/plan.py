@@ -1,5 +1,4 @@
-"""tokengrow plan: parameters, FLOPs, memory and tokens of a recipe or a growth, without building a
-model."""
+"""tokengrow plan: parameters, FLOPs, memory and tokens, without building a model."""
 
 from dataclasses import dataclass, fields
 from typing import Any

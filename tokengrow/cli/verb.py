@@ -96,8 +96,7 @@ def _explain(name: str, error: Exception) -> str:
 
 
 def _valid_keys(name: str) -> Iterator[str]:
-    """The dotted keys of a verb's config and its groups, with the recipe of the command line if it
-    has one."""
+    """The dotted keys of a verb's config, with the groups that the command line chose."""
     GlobalHydra.instance().clear()
     chosen = [word for word in sys.argv[1:] if re.fullmatch(r"(recipes|model|data)=[\w./-]+", word)]
     with initialize_config_dir(str(data_root() / "conf"), version_base="1.3"):

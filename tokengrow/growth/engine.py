@@ -70,8 +70,7 @@ def grow(
     Args:
         model: the source; not modified.
         target: the sizes wanted, nowhere smaller than the source's; tau and rotary channels stay
-            the
-            source's.
+            the source's.
         config: how new parameters are born.
         probe: [B, T + 1] int64 token ids on which sameness is measured; random ones by default.
 

@@ -49,8 +49,7 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
     Args:
         source: the model at hand.
         requested: the sizes wanted. What is not a size (`KEPT`) is taken from the source: a tau
-            recomputed
-            from the new number of tokens would rescale every score.
+            recomputed from the new number of tokens would rescale every score.
         where: the section that asked for it, in error messages.
 
     Returns:

@@ -14,9 +14,8 @@ from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 
 FLOAT64_PARAMETERS = 50_000_000
-"""Models up to this size are compared in float64, larger ones in float32 (never in bfloat16, whose
-own
-noise would hide the drift)."""
+"""Models up to this size are compared in float64, larger ones in float32; never in bfloat16, whose
+own noise would hide the drift."""
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest |delta logit| over max(1, largest |logit|) that counts as the same function."""

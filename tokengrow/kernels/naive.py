@@ -58,5 +58,4 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gelu_l2_norm": _gelu_l2_norm,
     "softmax": _softmax,
 }
-"""Scores [..., N] and tau to weights [..., N] (TokenFormer, arXiv 2410.23168, section 3 and table
-6)."""
+"""Scores [..., N] and tau to weights [..., N] (TokenFormer, arXiv 2410.23168, section 3)."""

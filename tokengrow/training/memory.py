@@ -24,9 +24,9 @@ def activation_bytes(config: ModelConfig, batch: int) -> int:
 
     Counts the tensors that autograd saves in the plain-PyTorch model, per token: of a Pattention
     layer its three arrays of N (scores, normalised scores, weights) and its input; of attention
-    the rotated query and key, value and output; of a norm its input; of the head the input, the
-    logits and their log-softmax. An estimate: `tests/training/test_memory.py` holds it to 15 % of
-    what autograd saves.
+    the rotated query and key, value and output; of a norm its input; of the head the input
+    and the log-softmax of the logits. An estimate: `tests/training/test_memory.py` holds it to
+    15 % of what autograd saves.
 
     Args:
         config: the model.
