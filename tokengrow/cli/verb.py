@@ -36,9 +36,12 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
         function: takes the composed config.
     """
 
+    as_typed = sys.argv[1:]
+
     @hydra.main(version_base="1.3", config_path=str(data_root() / "conf"), config_name=name)
     @wraps(function)
     def job(config: DictConfig) -> Any:
+        sys.argv[1:] = as_typed  # what launches further processes repeats the command line
         try:
             return function(config)
         except UserError as error:  # here: Hydra would print a line of its own on its way out
@@ -46,7 +49,7 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
 
     # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv[1:] = [as_hydra_reads_it(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [as_hydra_reads_it(word) for word in as_typed]
     try:
         job()
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -54,7 +57,8 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(name, _explain(name, error))
     except KeyboardInterrupt:
-        print(f"\ntokengrow {name}: interrupted", file=sys.stderr)
+        resumes = "; the same command goes on from its last checkpoint" if name == "train" else ""
+        print(f"\ntokengrow {name}: interrupted{resumes}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
