@@ -1,10 +1,13 @@
 """The arrows between the rooms, and what importing the package does and does not do."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 import tokengrow
 
 PACKAGE = Path(tokengrow.__file__).parent
+ROOT = Path(__file__).parents[2]
 MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -168,3 +172,17 @@ def test_every_field_of_a_config_says_what_it_is(node: ast.ClassDef) -> None:
 def test_the_configs_are_found() -> None:
     names = {parameter.id for parameter in CONFIGS}
     assert {"ModelConfig", "TrainConfig", "StageConfig", "OptimConfig", "TextCorpus"} <= names
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[ <>=;\[]", line)[0] for line in project["dependencies"]}
+    declared |= {"tensorboard"}  # an extra, asked for by find_spec before it is used
+    distributions = packages_distributions()
+    for module, tree in MODULES.items():
+        for name in imports_of(tree):
+            library = name.partition(".")[0]
+            if library in sys.stdlib_module_names or library in ("tokengrow", ""):
+                continue
+            named = {each.lower() for each in distributions[library]}
+            assert named & {each.lower() for each in declared}, f"{module} imports {library}"

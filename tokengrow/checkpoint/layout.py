@@ -89,6 +89,11 @@ def verify(folder: Path, tensors: bool = True) -> None:
             )
 
 
+def recorded_sha256(folder: Path, name: str) -> str:
+    """The hash that a checkpoint's marker holds of one of its files."""
+    return _read_marker(folder)[name][1]
+
+
 def _read_marker(folder: Path) -> dict[str, tuple[int, str]]:
     """File name to (bytes, SHA-256)."""
     marker = folder / COMPLETE

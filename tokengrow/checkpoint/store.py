@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokengrow.checkpoint import layout
 from tokengrow.errors import UserError
-from tokengrow.files import read_yaml, replace_durably, sha256, sync, write_yaml
+from tokengrow.files import read_yaml, replace_durably, sync, write_yaml
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.typed import typed
@@ -66,7 +66,7 @@ class Checkpoint:
 
     def ancestor(self) -> dict[str, Any]:
         """How a lineage names this checkpoint: size, step and the hash of its weights."""
-        digest = sha256(self.folder / layout.WEIGHTS) if self.folder else None
+        digest = layout.recorded_sha256(self.folder, layout.WEIGHTS) if self.folder else None
         return {
             "parameters": self.config.num_parameters(),
             "step": self.step,

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
 from tokengrow.cli.verb import run_verb
-from tokengrow.data.store import build_store
+from tokengrow.data.store import TokenStore, build_store
 from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.paths import cache_dir
 from tokengrow.typed import typed
@@ -35,8 +35,12 @@ def main(config: DictConfig) -> None:
     console = Console(highlight=False)
     with console.status("tokenizer"):
         tokenizer = prepare_tokenizer(tokenizer_config, corpus, cache_dir())
-    store = build_store(corpus, tokenizer, Path(arguments.out))
-    store.verify()
+    out = Path(arguments.out)
+    was_there = out.is_dir() and TokenStore.is_complete(out)
+    store = build_store(corpus, tokenizer, out)
+    if was_there:
+        with console.status("verifying the store that is there"):
+            store.verify()
     console.print(f"training    {len(store.split('train')):,} tokens")
     console.print(f"validation  {len(store.split('validation')):,} tokens")
     if not len(store.split("validation")):

@@ -20,7 +20,7 @@ import numpy as np
 
 from tokengrow.data.build import write_store
 from tokengrow.data.corpus import Corpus, Split
-from tokengrow.data.layout import SPLITS, TOKENIZER, StoreRecord
+from tokengrow.data.layout import MARKER, SPLITS, TOKENIZER, StoreRecord
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 
@@ -95,6 +95,11 @@ class TokenStore:
                 "it anew"
             )
         return cls(folder, record)
+
+    @staticmethod
+    def is_complete(folder: Path) -> bool:
+        """Whether a store was finished in this folder."""
+        return (folder / MARKER).is_file()
 
     @property
     def vocab_size(self) -> int:
