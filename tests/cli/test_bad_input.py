@@ -327,3 +327,14 @@ def test_a_refused_sampling_setting_is_named(
     refused: Command, source: Path, override: str, key: str
 ) -> None:
     assert key in refused("generate", f"source={source}", override)
+
+
+def test_an_out_below_a_file_is_refused(refused: Command, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "grown"
+    said = refused("grow", f"source={source}", "model.tokens.ffn=40", f"out={out}")
+    assert "Not a directory: choose another place" in said
+
+
+def test_a_seed_that_no_generator_takes_is_refused(refused: Command) -> None:
+    assert refused("plan", "recipes=quickstart", f"seed={2**63}").startswith("seed must lie in")

@@ -44,16 +44,17 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
         sys.argv[1:] = as_typed  # what launches further processes repeats the command line
         try:
             return function(config)
-        except UserError as error:  # here: Hydra would print a line of its own on its way out
+        # Here, and not around the job: Hydra would print a line of its own on their way out.
+        except UserError as error:
             _refuse(name, str(error))
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            _refuse(name, f"{error.filename}: {error.strerror}: choose another place")
 
     # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = [as_hydra_reads_it(word) for word in as_typed]
     try:
         job()
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        _refuse(name, f"{error.filename}: {error.strerror}: choose another place")
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(name, _explain(name, error))
     except KeyboardInterrupt:
