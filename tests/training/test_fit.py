@@ -13,7 +13,7 @@ import pytest
 from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
-from tokengrow.files import sha256
+from tokengrow.files import locked, sha256
 from tokengrow.training import fit as loop
 from tokengrow.training.fit import PLOT_FILE, FitResult, fit
 from tokengrow.training.ladder import TrainConfig
@@ -345,3 +345,15 @@ def test_somebody_elses_config_is_not_overwritten(
     with pytest.raises(UserError, match="holds something that is not a run"):
         fit(tiny_run(tmp_path), store)
     assert theirs.read_text() == "database: prod\n"
+
+
+def test_a_second_run_in_one_folder_is_refused(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,))
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"):
+        with pytest.raises(UserError, match="is being trained by another process"):
+            fit(run, store)
+        assert list((tmp_path / "run").iterdir()) == []
+    assert fit(run, store).state.step == 6

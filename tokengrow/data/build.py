@@ -27,7 +27,7 @@ from tokengrow.data.layout import (
 )
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
-from tokengrow.files import TEMPORARY, replace_durably, write_atomically
+from tokengrow.files import TEMPORARY, locked, replace_durably, write_atomically
 
 BATCH_CHARACTERS = 2**22
 """Text handed to the tokenizer at once: enough documents to keep many cores busy."""
@@ -68,7 +68,7 @@ def write_store(
         raise UserError(f"out: {folder} is a file: choose another out=")
     is_new_folder = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    with locked(folder):
         if (folder / MARKER).is_file():
             _check_finished(folder, source)
             return
@@ -266,19 +266,3 @@ def _bar(visible: bool) -> Iterator[_Bar]:
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not visible) as shown:
         yield _Bar(shown)
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Lets one process at a time work in a folder, by a lock that dies with its holder."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where nothing starts several processes on one cache
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

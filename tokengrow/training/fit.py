@@ -8,6 +8,7 @@ Shapes: `B` batch, `T` sequence.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +39,7 @@ from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.fabric import build_fabric
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
-from tokengrow.files import write_yaml
+from tokengrow.files import locked, write_yaml
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
@@ -115,12 +116,20 @@ def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) 
     fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
     state, checkpoint = find_start(config, store)
     fabric.barrier()  # every rank has read `out` before one writes there
-    if fabric.is_global_zero:
-        _prepare_out(config, checkpoint if state.rungs else None)
     run = Run(config, fabric, store, store.tokenizer(), console or Console(quiet=True))
+    with ExitStack() as held:
+        if fabric.is_global_zero:
+            _take(run.out, held)
+            set_damaged_aside(run.out, checkpoint if state.rungs else None)
+            write_yaml(run.out / CONFIG_FILE, config.to_dict())
+        return _climb(run, state, checkpoint)
+
+
+def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
+    """Trains the stages that are not done yet."""
     if state.rungs:
-        run.console.print(_where_it_stands(config, state), highlight=False)
-    for index, stage in enumerate(config.stages):
+        run.console.print(_where_it_stands(run.config, state), highlight=False)
+    for index, stage in enumerate(run.config.stages):
         if index < state.stage or (index == state.stage and state.stage_step == stage.steps):
             continue  # done before this session
         training = _enter_stage(run, index, state, checkpoint)
@@ -128,7 +137,7 @@ def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) 
         checkpoint = _leave_stage(run, training, state)
     assert checkpoint is not None, "a finished run has a checkpoint"
     plot = run.out / PLOT_FILE
-    if fabric.is_global_zero:
+    if run.fabric.is_global_zero:
         rungs = [asdict(rung) for rung in state.rungs]
         plot_loss_against_flops(rungs, state.validation, plot)
     return FitResult(state, checkpoint, plot)
@@ -149,13 +158,15 @@ def _check_fits(config: TrainConfig, store: TokenStore) -> None:
             check_sequences(store.split(split), stage.model.context_length, split)
 
 
-def _prepare_out(config: TrainConfig, newest: Checkpoint | None) -> None:
-    """Makes the run's folder ready: damaged checkpoints aside, the resolved recipe written."""
-    out = Path(config.out)
+def _take(out: Path, held: ExitStack) -> None:
+    """Makes the run's folder and holds it against a second run."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        set_damaged_aside(out, newest)
-        write_yaml(out / CONFIG_FILE, config.to_dict())
+        held.enter_context(locked(out, wait=False))
+    except BlockingIOError:
+        raise UserError(
+            f"out={out} is being trained by another process: wait for it, or choose another out="
+        ) from None
     except OSError as error:
         raise UserError(
             f"out={out} cannot be written ({error.strerror}): choose another out="
