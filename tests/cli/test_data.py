@@ -11,6 +11,18 @@ from tokengrow.data.store import TokenStore
 
 Command = Callable[..., Any]
 
+SMALL = [
+    "recipes=quickstart",
+    "model.vocab_size=300",
+    "model.width=32",
+    "model.layers=1",
+    "model.context_length=16",
+    "max_steps_per_stage=1",
+    "validation_sequences=4",
+    "fabric=cpu",
+]
+"""One update a stage of a model that the store's vocabulary fits."""
+
 
 @pytest.fixture
 def arguments(corpus: TextCorpus, tmp_path: Path) -> list[str]:
@@ -57,14 +69,9 @@ def test_an_out_with_tokens_of_another_corpus_is_refused(
 
 def test_a_store_trains_a_model(command: Command, arguments: list[str], tmp_path: Path) -> None:
     command("data", *arguments)
-    small = ["model.vocab_size=300", "model.width=32", "model.layers=1", "model.context_length=16"]
     outcome = command(
         "train",
-        "recipes=quickstart",
-        *small,
-        "max_steps_per_stage=1",
-        "validation_sequences=4",
-        "fabric=cpu",
+        *SMALL,
         f"store={tmp_path / 'store'}",
         f"out={tmp_path / 'run'}",
     )
@@ -74,16 +81,11 @@ def test_a_store_trains_a_model(command: Command, arguments: list[str], tmp_path
 def test_training_keeps_its_store_in_the_cache(
     command: Command, arguments: list[str], cache: Path, tmp_path: Path
 ) -> None:
-    small = ["model.vocab_size=300", "model.width=32", "model.layers=1", "model.context_length=16"]
     for run in ("first", "second"):
         outcome = command(
             "train",
-            "recipes=quickstart",
+            *SMALL,
             *arguments[:-1],
-            *small,
-            "max_steps_per_stage=1",
-            "validation_sequences=4",
-            "fabric=cpu",
             f"out={tmp_path / run}",
         )
         assert outcome.status == 0, outcome.err

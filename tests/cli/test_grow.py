@@ -14,6 +14,15 @@ from tokengrow.files import sha256
 
 Command = Callable[..., Any]
 
+ONE_STEP = [
+    "recipes=continue",
+    "stages.continued.steps=1",
+    "batch_size=2",
+    "micro_batch_size=2",
+    "fabric=cpu",
+]
+"""Going on from a checkpoint for one update."""
+
 
 @pytest.fixture
 def grown(command: Command, source: Path, store: TokenStore, tmp_path: Path) -> tuple[Any, Path]:
@@ -75,14 +84,10 @@ def test_a_grown_checkpoint_can_be_trained_on(
 ) -> None:
     outcome = command(
         "train",
-        "recipes=continue",
         f"source={grown[1]}",
         f"store={store.folder}",
         f"out={tmp_path / 'on'}",
-        "stages.continued.steps=1",
-        "batch_size=2",
-        "micro_batch_size=2",
-        "fabric=cpu",
+        *ONE_STEP,
     )
     assert outcome.status == 0, outcome.err
     last: Checkpoint = load_checkpoint(tmp_path / "on")
@@ -95,16 +100,12 @@ def test_a_checkpoint_can_be_trained_on_with_data_in_place_of_a_store(
 ) -> None:
     outcome = command(
         "train",
-        "recipes=continue",
         f"source={source}",
         "data=text",
         f"data.files={corpus.files}",
         f"data.validation_files={corpus.validation_files}",
         f"out={tmp_path / 'on'}",
-        "stages.continued.steps=1",
-        "batch_size=2",
-        "micro_batch_size=2",
-        "fabric=cpu",
+        *ONE_STEP,
     )
     assert outcome.status == 0, outcome.err
     assert load_checkpoint(tmp_path / "on").tokenizer == load_checkpoint(source).tokenizer

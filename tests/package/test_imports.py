@@ -101,14 +101,18 @@ def test_only_triton_files_of_kernels_know_triton() -> None:
     assert all(module.startswith("kernels/triton_") for module in files_that_import("triton"))
 
 
+def assert_runs_in_silence(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_importing_the_package_prints_nothing_and_loads_little() -> None:
     code = (
         "import sys; sys.modules['triton'] = None; import tokengrow; "
         "heavy = {'torch', 'hydra', 'lightning', 'numpy', 'matplotlib'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert_runs_in_silence(code)
 
 
 def test_a_model_runs_where_triton_is_missing() -> None:
@@ -121,8 +125,7 @@ def test_a_model_runs_where_triton_is_missing() -> None:
         "tokens=tokens); "
         "assert TokenFormer(config)(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert_runs_in_silence(code)
 
 
 def test_the_public_names_are_there() -> None:

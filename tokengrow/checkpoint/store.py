@@ -51,8 +51,7 @@ class Checkpoint:
     @classmethod
     def of(cls, model: TokenFormer) -> "Checkpoint":
         """A checkpoint of a bare model."""
-        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        return cls(model.config, weights)
+        return cls(model.config, model.to_weights())
 
     @cached_property
     def model(self) -> TokenFormer:
@@ -176,8 +175,8 @@ def set_damaged_aside(run: Path, newest: Checkpoint | None) -> None:
 def prune_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:
     """Deletes all but the newest `keep` checkpoints of a run and those of `keep_steps`."""
     kept = {layout.step_folder(step) for step in keep_steps}
-    for left_by_a_kill in run.glob(".step_*.pruned"):
-        shutil.rmtree(left_by_a_kill)
+    for leftover in run.glob(".step_*.pruned"):  # of a pruning that was killed
+        shutil.rmtree(leftover)
     for folder in layout.find_checkpoints(run)[:-keep]:
         if folder.name not in kept:
             # Renamed first: a kill must leave neither half a checkpoint nor its name taken.

@@ -15,14 +15,14 @@ from tokengrow.checkpoint.store import (
     load_checkpoint,
     save_checkpoint,
 )
-from tokengrow.cli.resolve import plain, refuse_kept, resolve_model
+from tokengrow.cli.resolve import plain, resolve_growth
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.loader import check_sequences, probe_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.growth.engine import GrowthConfig
-from tokengrow.growth.plan import GrowthPlan, plan_growth
+from tokengrow.growth.plan import GrowthPlan
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.typed import typed
@@ -51,8 +51,7 @@ def main(config: DictConfig) -> None:
     if out.exists() and any(not left_by_a_kill(path) for path in out.iterdir()):
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
     source = load_checkpoint(arguments.source)
-    refuse_kept(arguments.model, "model")
-    plan = plan_growth(source.config, resolve_model(arguments.model, source.config))
+    plan = resolve_growth(arguments.model, source.config)
     if not plan.steps:
         raise UserError(
             "model is the size that source has already: name a larger one, for example "

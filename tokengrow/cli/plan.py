@@ -10,7 +10,7 @@ from rich.table import Table
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.resolve import (
     plain,
-    refuse_kept,
+    resolve_growth,
     resolve_model,
     resolve_train,
     without_nulls,
@@ -18,7 +18,6 @@ from tokengrow.cli.resolve import (
 from tokengrow.cli.verb import run_verb
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import bytes_text, count, table
-from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.memory import checkpoint_bytes, training_bytes
@@ -54,8 +53,7 @@ def main(config: DictConfig) -> None:
         console.print(sizes_table({"model": resolve_model(arguments.model)}, arguments))
         return
     source = load_checkpoint(arguments.source, tensors=False).config
-    refuse_kept(arguments.model, "model")
-    target = plan_growth(source, resolve_model(arguments.model, source)).target
+    target = resolve_growth(arguments.model, source).target
     models = {"source": source} if target == source else {"source": source, "grown": target}
     console.print(sizes_table(models, arguments))
 

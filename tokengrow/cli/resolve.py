@@ -11,7 +11,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.corpus import CORPORA, Corpus
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig
 from tokengrow.errors import UserError
-from tokengrow.growth.plan import KEPT, plan_growth
+from tokengrow.growth.plan import KEPT, GrowthPlan, plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.optim import OptimConfig
@@ -133,10 +133,10 @@ def resolve_stages(recipe: Recipe, source: ModelConfig | None) -> tuple[StageCon
         entry = typed(StageEntry, stage or {}, where)
         changes = entry.model if resolved else _overlay(recipe.model, entry.model)
         where_model = f"{where}.model" if resolved else "model"
-        target = resolve_model(changes, previous, where_model)
-        if previous is not None:
-            refuse_kept(changes, where_model)
-            target = plan_growth(previous, target, where_model).target
+        if previous is None:
+            target = resolve_model(changes, where=where_model)
+        else:
+            target = resolve_growth(changes, previous, where_model).target
         settings = typed(OptimConfig, {**recipe.optim, **entry.optim}, f"{where}.optim")
         steps = min(entry.steps, recipe.max_steps_per_stage or entry.steps)
         resolved.append(StageConfig(name=name, steps=steps, model=target, optim=settings))
@@ -172,17 +172,22 @@ def resolve_model(
     return typed(ModelConfig, _overlay(start, given), where)
 
 
-def refuse_kept(changes: Values, where: str) -> None:
-    """Refuses a growth that names what every growth keeps: it would be ignored otherwise."""
+def resolve_growth(changes: Values, source: ModelConfig, where: str = "model") -> GrowthPlan:
+    """The growth from `source` to what the `model` section, or a stage's part of it, asks for.
+
+    Raises:
+        UserError: a key that every growth keeps, and would ignore, or a target out of reach.
+    """
     for key in KEPT:
         if key in without_nulls(changes):
             raise UserError(f"{where}.{key} cannot be set here: a growth keeps the source's")
+    return plan_growth(source, resolve_model(changes, source, where), where)
 
 
 def resolve_corpus(values: Values) -> Corpus:
     """The text source that the `data` section names."""
-    fields = dict(values)
-    source = fields.pop("source", None)
+    settings = dict(values)
+    source = settings.pop("source", None)
     if source is None:
         raise UserError(
             "data says nothing: choose data=NAME or store=DIR, or a source= whose run recorded "
@@ -190,7 +195,7 @@ def resolve_corpus(values: Values) -> Corpus:
         )
     if source not in CORPORA:
         raise UserError(f"data.source {source!r}: valid are {', '.join(CORPORA)}")
-    return typed(CORPORA[source], fields, "data")
+    return typed(CORPORA[source], settings, "data")
 
 
 def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> TokenizerConfig:

@@ -11,7 +11,7 @@ Every document is followed by the id of the end-of-text token.
 import json
 from bisect import bisect_right
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tokengrow.data.corpus import Corpus, Split
 from tokengrow.data.layout import MARKER, SPLITS, TOKENIZER, StoreRecord
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
+from tokengrow.files import sha256 as file_sha256
 
 
 class TokenArray:
@@ -129,8 +130,7 @@ class TokenStore:
         """
         for split in SPLITS:
             for shard in self.record.splits[split]:
-                with (self.folder / shard.file).open("rb") as file:
-                    self._compare(shard.file, file_digest(file, "sha256").hexdigest(), shard.sha256)
+                self._compare(shard.file, file_sha256(self.folder / shard.file), shard.sha256)
         self._compare(TOKENIZER, self.tokenizer().fingerprint, self.record.source.tokenizer)
 
     def _compare(self, name: str, found: str, recorded: str) -> None:

@@ -82,8 +82,7 @@ def grow(
         DriftError: a result that is not the same function.
     """
     plan = plan_growth(model.config, target)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    grown = carry_out(plan, state, {}, config or GrowthConfig(), probe)
+    grown = carry_out(plan, model.to_weights(), {}, config or GrowthConfig(), probe)
     return TokenFormer.from_weights(grown.config, grown.weights)
 
 

@@ -168,6 +168,10 @@ class TokenFormer(nn.Module):
         model.load_state_dict(weights)
         return model.eval()
 
+    def to_weights(self) -> dict[str, Tensor]:
+        """The state dict on the CPU, detached: what `from_weights` takes."""
+        return {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draws all weights anew, in the way that `config.init` names.

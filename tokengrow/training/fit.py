@@ -199,9 +199,7 @@ def _enter_stage(
 
 def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
     """Validation loss of the checkpoint that the run starts from, before it is grown."""
-    model = TokenFormer.from_weights(source.config, source.weights)
-    module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
-    return _mean_loss(run, stage, module)
+    return _mean_loss(run, stage, _to_device(run, stage, source))
 
 
 def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> Checkpoint:
@@ -221,11 +219,17 @@ def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> C
     return grown
 
 
-def _set_up(run: Run, stage: StageConfig, start: Checkpoint) -> Training:
-    """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too."""
+def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
+    """The checkpoint's model in a TokenFormerModule, in Fabric's wrapper."""
     # Weights are float32 whatever they were saved in; Fabric's precision takes it from there.
     model = TokenFormer.from_weights(start.config, start.weights, torch.float32).train()
-    module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
+    return run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
+
+
+def _set_up(run: Run, stage: StageConfig, start: Checkpoint) -> Training:
+    """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too."""
+    module = _to_device(run, stage, start)
+    model: TokenFormer = module.model
     optimizer = module.configure_optimizers()["optimizer"]
     load_optimizer_state(model, optimizer, start.optimizer)
     return Training(
@@ -365,8 +369,7 @@ def _log(
 
 
 def _leave_stage(run: Run, training: Training, state: TrainState) -> Checkpoint:
-    """Validates, writes the stage's last checkpoint and reads it back: the next stage grows from
-    that."""
+    """Validates, writes the stage's last checkpoint and reads back what the next one grows from."""
     state.leave(_validate(run, training, state))
     return load_checkpoint(_save(run, training, state))
 
@@ -374,9 +377,8 @@ def _leave_stage(run: Run, training: Training, state: TrainState) -> Checkpoint:
 def _save(run: Run, training: Training, state: TrainState) -> Path:
     """Writes a checkpoint and prunes older ones, but never the last of a stage."""
     folder = run.out / step_folder(state.step)
-    checkpoint = Checkpoint(
-        config=training.model.config,
-        weights={k: v.detach().cpu() for k, v in training.model.state_dict().items()},
+    checkpoint = replace(
+        Checkpoint.of(training.model),
         optimizer=optimizer_state(training.model, training.optimizer),
         train_state=state.to_dict(),
         run=run.config.to_dict(),

@@ -11,19 +11,18 @@ from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.files import read_yaml
 from tokengrow.growth.plan import plan_growth
+from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
 
 CONFIG_FILE = "config.yaml"
 
 SHAPES_THE_RESULT = ("seed", "batch_size", "source", "growth")
-"""Top-level keys that a resumed run must share with its checkpoint, besides the stages behind
-it."""
+"""Top-level keys that a resumed run must share with its checkpoint, besides the stages passed."""
 
 
 def find_start(config: TrainConfig, store: TokenStore) -> tuple[TrainState, Checkpoint | None]:
-    """Where `config.out` stands, or a new run's state with the checkpoint that it starts from, if
-    any.
+    """Where `config.out` stands, or a new run's state with the checkpoint that it starts from.
 
     Args:
         config: the run.
@@ -47,7 +46,7 @@ def find_start(config: TrainConfig, store: TokenStore) -> tuple[TrainState, Chec
     state = TrainState(store.fingerprint)
     if not config.source:
         return state, None
-    source = _load_source(config, store)
+    source = _load_source(config.source, config.stages[0].model, store)
     if source.train_state.get("fingerprint") == store.fingerprint:
         # The data that the source has not seen comes next, as in the stages of one run.
         seen = source.train_state["next_batch"] * source.run.get("batch_size", config.batch_size)
@@ -63,13 +62,13 @@ def _is_run(out: Path) -> bool:
         return False
 
 
-def _load_source(config: TrainConfig, store: TokenStore) -> Checkpoint:
+def _load_source(path: str, first: ModelConfig, store: TokenStore) -> Checkpoint:
     """The checkpoint that a run starts from, if it can be grown and speaks the same tokens."""
-    source = load_checkpoint(config.source or "")
-    plan_growth(source.config, config.stages[0].model)
+    source = load_checkpoint(path)
+    plan_growth(source.config, first)
     if source.tokenizer is not None and source.tokenizer != store.tokenizer().to_json():
         raise UserError(
-            f"source={config.source} was trained on the tokens of another tokenizer: make the "
+            f"source={path} was trained on the tokens of another tokenizer: make the "
             f"store with tokenizer=file tokenizer.file={source.folder}/tokenizer.json"
         )
     return source
