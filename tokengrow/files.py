@@ -2,15 +2,20 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tokengrow.errors import UserError
+
 TEMPORARY = ".tmp"
 """Ending of names that a killed process may leave behind; never anything of value."""
+PARTIAL = ".partial"
+"""Ending of the hidden folder in which a folder is written before it gets its name."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -37,6 +42,37 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(folder: Path, seal: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
+    """Yields an empty folder beside `folder`, which takes its name once the block has ended well.
+
+    What was written is flushed to the disk first. After an exception nothing is left; after a kill,
+    a hidden folder that the next attempt removes.
+
+    Args:
+        folder: its parents are made if need be.
+        seal: writes, and flushes, what says that all the rest is on the disk.
+
+    Raises:
+        UserError: `folder` exists, and nothing is overwritten.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already: choose another place; nothing is overwritten")
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            sync(path)
+        seal(partial)
+        sync(partial)
+        replace_durably(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokengrow.checkpoint import layout
 from tokengrow.errors import UserError
-from tokengrow.files import read_yaml, replace_durably, sync, write_yaml
+from tokengrow.files import PARTIAL, read_yaml, whole_folder, write_yaml
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.typed import typed
@@ -74,10 +74,6 @@ class Checkpoint:
         }
 
 
-PARTIAL = ".partial"
-"""Ending of the hidden folder in which a checkpoint is written before it gets its name."""
-
-
 def left_by_a_kill(path: Path) -> bool:
     """Whether this is what a save that was killed leaves behind."""
     return path.name.startswith(".step_") and path.name.endswith(PARTIAL)
@@ -97,18 +93,9 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
         UserError: the folder exists.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists already: choose another place; nothing is overwritten")
     checkpoint = Checkpoint.of(source) if isinstance(source, TokenFormer) else source
-    partial = folder.with_name(f".{folder.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)  # ours alone: left by a save that was killed
-    partial.mkdir(parents=True)
-    _write_files(partial, checkpoint)
-    for path in partial.iterdir():
-        sync(path)
-    layout.write_marker(partial)
-    sync(partial)
-    replace_durably(partial, folder)
+    with whole_folder(folder, layout.write_marker) as partial:
+        _write_files(partial, checkpoint)
     return folder
 
 
