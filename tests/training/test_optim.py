@@ -1,7 +1,9 @@
 """The learning rate worked by hand, what decays, and Adam's state on its way to the disk and
 back."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from tokengrow.training.optim import (
     optimizer_state,
 )
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+PUBLISHED = json.loads((GOLDEN / "F_learning_rate.json").read_text())["schedules"]
 COSINE = OptimConfig(lr=1.0, min_lr=0.2, warmup_steps=4)
 
 
@@ -48,6 +52,34 @@ def test_a_stage_without_warmup_begins_below_its_peak_and_ends_at_min_lr() -> No
     config = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=0)
     assert learning_rate(config, 1, updates=2) == pytest.approx(0.5)
     assert learning_rate(config, 2, updates=2) == pytest.approx(0.0)
+
+
+def test_a_cosine_may_end_before_its_stage() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.2, warmup_steps=4, decay_steps=12)
+    for update in range(1, 13):
+        assert learning_rate(config, update, updates=100) == learning_rate(COSINE, update, 12)
+    assert learning_rate(config, 50, updates=100) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("schedule", PUBLISHED, ids=lambda s: f"{s['train_iters']}")
+def test_the_published_schedule_at_every_published_point(schedule: dict[str, Any]) -> None:
+    config = OptimConfig(
+        lr=schedule["lr"],
+        min_lr=schedule["min_lr"],
+        warmup_steps=schedule["warmup_iter"],
+        schedule="neox_cosine",
+    )
+    assert len(schedule["points"]) == 202
+    for done, rate in schedule["points"]:  # also past the end, where the cosine rises again
+        found = learning_rate(config, done + 1, schedule["lr_decay_iters"])
+        assert found == pytest.approx(rate, rel=1e-12, abs=0)
+
+
+def test_the_published_warm_up_may_end_between_two_updates() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=1.5, schedule="neox_cosine")
+    rates = [learning_rate(config, update, updates=6) for update in (1, 2, 3)]
+    # 0 and 1 updates done: 0 / 1.5 and 1 / 1.5; then 0.5 of 4.5 updates down: (1 + cos 20°) / 2
+    assert rates == pytest.approx([0.0, 2 / 3, (1 + 0.9396926207859084) / 2], rel=1e-12)
 
 
 def test_everything_but_the_final_norm_decays(tiny_model: Callable[..., ModelConfig]) -> None:
@@ -131,6 +163,7 @@ def test_state_of_another_model_is_refused_by_name(
         ({"eps": 0.0}, "optim.eps"),
         ({"weight_decay": -0.1}, "optim.weight_decay"),
         ({"grad_clip": 0.0}, "optim.grad_clip"),
+        ({"decay_steps": 100, "warmup_steps": 100}, r"optim.decay_steps.*warmup_steps \(100\)"),
         ({"schedule": "linear"}, "optim.schedule.*cosine, constant"),
     ],
 )

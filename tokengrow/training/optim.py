@@ -9,7 +9,7 @@ from torch import Tensor
 from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import TokenFormer
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "neox_cosine")
 SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -20,11 +20,13 @@ class OptimConfig:
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr: float = 6e-5
-    """Learning rate of a cosine stage's last update."""
-    warmup_steps: int = 100
+    """Learning rate at which a cosine ends."""
+    warmup_steps: float = 100
     """Updates over which the rate rises linearly to lr; the first update has lr / warmup_steps."""
     schedule: str = "cosine"
-    """After the warm-up: cosine (down to min_lr) or constant."""
+    """After the warm-up: cosine (down to min_lr), constant, or neox_cosine (as published)."""
+    decay_steps: int | None = None
+    """Updates after which a cosine has reached min_lr, warm-up included; null: all of the stage."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of Adam's first and second moment."""
     eps: float = 1e-8
@@ -37,8 +39,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         checks = {
             "lr": self.lr > 0,
-            "min_lr": 0 <= self.min_lr <= self.lr or self.schedule != "cosine",
+            "min_lr": 0 <= self.min_lr <= self.lr or self.schedule == "constant",
             "warmup_steps": self.warmup_steps >= 0,
+            "decay_steps": self.decay_steps is None or self.decay_steps > self.warmup_steps,
             "betas": len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             "eps": self.eps > 0,
             "weight_decay": self.weight_decay >= 0,
@@ -49,6 +52,7 @@ class OptimConfig:
             if not holds:
                 reason = {"schedule": f": valid are {', '.join(SCHEDULES)}"}
                 reason["min_lr"] = f": it must lie between 0 and lr ({self.lr})"
+                reason["decay_steps"] = f": it must exceed warmup_steps ({self.warmup_steps:g})"
                 raise UserError(
                     f"optim.{key} cannot be {getattr(self, key)!r}{reason.get(key, '')}"
                 )
@@ -57,17 +61,27 @@ class OptimConfig:
 def learning_rate(config: OptimConfig, update: int, updates: int) -> float:
     """The rate of one update of a stage.
 
+    `neox_cosine` is GPT-NeoX's schedule, with which the published models were trained. It counts
+    the updates already done, so the first update has rate 0 and the last one not quite min_lr, and
+    past its end the cosine rises again.
+
     Args:
         config: of the stage.
         update: 1 for the stage's first.
-        updates: how many the stage has; a cosine reaches min_lr at the last.
+        updates: how many the stage has.
     """
-    if update <= config.warmup_steps:
-        return config.lr * update / config.warmup_steps
+    as_published = config.schedule == "neox_cosine"
+    position = update - 1 if as_published else update
+    if position <= config.warmup_steps and config.warmup_steps > 0:
+        return config.lr * position / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = (update - config.warmup_steps) / max(1, updates - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    end = updates if config.decay_steps is None else config.decay_steps
+    length = end - config.warmup_steps
+    progress = (position - config.warmup_steps) / (length if length > 0 else 1)
+    if not as_published:
+        progress = min(progress, 1.0)
+    cosine = (math.cos(math.pi * progress) + 1) / 2
     return config.min_lr + (config.lr - config.min_lr) * cosine
 
 
