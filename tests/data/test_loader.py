@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tokengrow.data.loader import (
-    Sequences,
-    check_sequences,
-    probe_batch,
-    train_loader,
-    validation_loader,
-)
+from tokengrow.data.loader import probe_batch, train_loader, validation_loader
 from tokengrow.data.order import batch_indices
-from tokengrow.data.store import TokenArray
+from tokengrow.data.sequences import Sequences, TokenArray, check_sequences
 from tokengrow.errors import UserError
 
 CONTEXT = 4
@@ -68,11 +62,11 @@ def test_micro_batches_do_not_change_the_batches(
     assert torch.equal(first(cut, 5 * 8 // micro_batch_size), whole)
 
 
-def test_ranks_share_a_batch_in_contiguous_blocks(sequences: Sequences) -> None:
-    whole = first(train_loader(sequences, **SIZES, micro_batch_size=8), 3).view(3, 8, -1)
-    for rank in range(4):
-        mine = train_loader(sequences, **SIZES, micro_batch_size=1, rank=rank, world_size=4)
-        assert torch.equal(first(mine, 6).view(3, 2, -1), whole[:, 2 * rank : 2 * rank + 2])
+def test_the_micro_batches_of_a_batch_are_dealt_to_the_ranks_in_turn(sequences: Sequences) -> None:
+    whole = first(train_loader(sequences, **SIZES, micro_batch_size=8), 3).view(3, 2, 2, 2, -1)
+    for rank in range(2):
+        mine = train_loader(sequences, **SIZES, micro_batch_size=2, rank=rank, world_size=2)
+        assert torch.equal(first(mine, 6).view(3, 2, 2, -1), whole[:, :, rank])
 
 
 def test_workers_do_not_change_the_order(sequences: Sequences) -> None:

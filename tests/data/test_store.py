@@ -11,7 +11,8 @@ import pytest
 
 from tokengrow.data import build
 from tokengrow.data.corpus import TextCorpus
-from tokengrow.data.store import TokenArray, TokenStore, build_store, prepare_store
+from tokengrow.data.sequences import TokenArray
+from tokengrow.data.store import TokenStore, build_store, prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from tokengrow.errors import UserError
 

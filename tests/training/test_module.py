@@ -11,7 +11,8 @@ import lightning
 import pytest
 import torch
 
-from tokengrow.data.loader import Sequences, train_loader, validation_loader
+from tokengrow.data.loader import train_loader, validation_loader
+from tokengrow.data.sequences import Sequences
 from tokengrow.data.store import TokenStore
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.fit import fit

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from tokengrow.data.loader import Sequences
+from tokengrow.data.sequences import Sequences
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.model.config import ModelConfig

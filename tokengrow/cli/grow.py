@@ -17,7 +17,7 @@ from tokengrow.checkpoint.store import (
 )
 from tokengrow.cli.resolve import plain, resolve_growth
 from tokengrow.cli.verb import run_verb
-from tokengrow.data.loader import check_sequences, probe_batch
+from tokengrow.data.loader import probe_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
@@ -70,8 +70,7 @@ def _probe(store: str | None, config: ModelConfig) -> Tensor | None:
     """[2, T + 1] real validation tokens of a store, if one is given."""
     if store is None:
         return None
-    tokens = TokenStore.open(Path(store)).split("validation")
-    return probe_batch(check_sequences(tokens, config.context_length, "validation"))
+    return probe_batch(TokenStore.open(Path(store)).sequences("validation", config.context_length))
 
 
 def show(console: Console, plan: GrowthPlan, grown: Checkpoint, folder: Path, tokens: str) -> None:

@@ -1,56 +1,32 @@
-"""Token ids to batches of sequences, [b, T + 1]: the last T are the targets of the first T."""
+"""Sequences to batches, [b, T + 1]: the last T token ids are the targets of the first T."""
 
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from tokengrow.data.corpus import Split
-from tokengrow.data.order import batch_indices
-from tokengrow.data.store import TokenArray
+from tokengrow.data.sequences import Sequences
 from tokengrow.errors import UserError
-
-
-class Sequences(Dataset[torch.Tensor]):
-    """A split cut into sequences: item ``i`` is tokens ``i * T`` to ``i * T + T``, int64 [T + 1].
-
-    Neighbours share one token, so that every token but the very first is a target exactly once.
-    """
-
-    def __init__(self, tokens: TokenArray, context_length: int) -> None:
-        self.tokens, self.context_length = tokens, context_length
-
-    def __len__(self) -> int:
-        return max(0, len(self.tokens) - 1) // self.context_length
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        start = index * self.context_length
-        return torch.from_numpy(self.tokens.read(start, self.context_length + 1))
 
 
 class _MicroBatches(Sampler[list[int]]):
     """One rank's micro-batches of every global batch from ``start_batch`` on, without end."""
 
     def __init__(
-        self, *, seed: int, num_sequences: int, batch_size: int, micro_batch_size: int,
+        self, sequences: Sequences, *, seed: int, batch_size: int, micro_batch_size: int,
         start_batch: int, rank: int, world_size: int,
     ) -> None:  # fmt: skip
-        self.seed, self.num_sequences, self.start_batch = seed, num_sequences, start_batch
+        self.sequences, self.seed, self.start_batch = sequences, seed, start_batch
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.world_size
-        batch = self.start_batch
-        while True:
-            indices = batch_indices(self.seed, batch, self.batch_size, self.num_sequences)
-            mine = indices[self.rank * share : (self.rank + 1) * share].tolist()
-            for start in range(0, share, self.micro_batch_size):
-                yield mine[start : start + self.micro_batch_size]
-            batch += 1
+        for number in count(self.start_batch):
+            indices = self.sequences.batch(number, self.batch_size, self.seed)
+            parts = indices.reshape(-1, self.world_size, self.micro_batch_size)
+            yield from parts[:, self.rank].tolist()
 
 
 def train_loader(
@@ -67,7 +43,7 @@ def train_loader(
     """Endless micro-batches, int64 [micro_batch_size, T + 1].
 
     Global batch number n holds the same sequences in the same order whatever the rest says: it is
-    cut into one block per rank, and each block into micro-batches.
+    cut into micro-batches, which are dealt to the ranks in turn (as GPT-NeoX does).
 
     Args:
         sequences: the train split; at least one.
@@ -90,8 +66,8 @@ def train_loader(
             f"{micro_batch_size} x {world_size} = {micro_batch_size * world_size}"
         )
     micro_batches = _MicroBatches(
+        sequences,
         seed=seed,
-        num_sequences=len(sequences),
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         start_batch=start_batch,
@@ -138,25 +114,6 @@ def validation_loader(
     spread = np.arange(count) * len(sequences) // count
     mine = spread[rank * share : (rank + 1) * share]
     return _loader(Subset(sequences, mine.tolist()), batch_size=batch_size)
-
-
-def check_sequences(tokens: TokenArray, context_length: int, split: Split) -> Sequences:
-    """The sequences of a split that has at least one.
-
-    Raises:
-        UserError: the split is shorter than one sequence.
-    """
-    if len(tokens) <= context_length:
-        more = (
-            "give more text or a smaller model.context_length"
-            if split == "train"
-            else "raise data.validation_fraction, give more text or a smaller model.context_length"
-        )
-        raise UserError(
-            f"data: the {split} split has {len(tokens)} tokens, fewer than one sequence of "
-            f"model.context_length + 1 = {context_length + 1}: {more}"
-        )
-    return Sequences(tokens, context_length)
 
 
 def probe_batch(sequences: Sequences, count: int = 2) -> torch.Tensor:

@@ -9,66 +9,18 @@ Every document is followed by the id of the end-of-text token.
 """
 
 import json
-from bisect import bisect_right
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tokengrow.data.build import write_store
 from tokengrow.data.corpus import Corpus, Split
 from tokengrow.data.layout import MARKER, SPLITS, TOKENIZER, StoreRecord
+from tokengrow.data.sequences import Sequences, TokenArray, check_sequences
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.files import sha256 as file_sha256
-
-
-class TokenArray:
-    """The token ids of one split, read from disk as they are asked for.
-
-    Args:
-        files: the shards in order.
-        lengths: tokens in each shard.
-        dtype: NumPy's name of the type of an id.
-    """
-
-    def __init__(self, files: list[Path], lengths: list[int], dtype: str) -> None:
-        self._files, self._dtype = files, dtype
-        self._ends = list(accumulate(lengths))
-        self._maps: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens ``start`` to ``start + length`` as int64 [length], across shards where need be.
-
-        Raises:
-            IndexError: a part of the range lies outside.
-        """
-        if start < 0 or length < 0 or start + length > len(self):
-            raise IndexError(f"tokens {start} to {start + length} of a split of {len(self)}")
-        result = np.empty(length, dtype=np.int64)
-        done = 0
-        while done < length:
-            shard = bisect_right(self._ends, start + done)
-            offset = start + done - (self._ends[shard - 1] if shard else 0)
-            piece = self._map(shard)[offset : offset + length - done]
-            result[done : done + len(piece)] = piece
-            done += len(piece)
-        return result
-
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            self._maps[shard] = np.memmap(self._files[shard], dtype=self._dtype, mode="r")
-        return self._maps[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory map is pickled as the whole of its content; a loader's worker maps the file anew.
-        return {**self.__dict__, "_maps": {}}
 
 
 @dataclass(frozen=True)
@@ -149,6 +101,14 @@ class TokenStore:
         shards = self.record.splits[name]
         files = [self.folder / shard.file for shard in shards]
         return TokenArray(files, [shard.tokens for shard in shards], self.record.dtype)
+
+    def sequences(self, name: Split, context_length: int) -> Sequences:
+        """A split cut into sequences.
+
+        Raises:
+            UserError: the split is shorter than one sequence.
+        """
+        return check_sequences(self.split(name), context_length, name)
 
 
 def build_store(

@@ -27,14 +27,8 @@ from tokengrow.checkpoint.store import (
     set_damaged_aside,
 )
 from tokengrow.data.corpus import Split
-from tokengrow.data.loader import (
-    Sequences,
-    check_sequences,
-    probe_batch,
-    train_loader,
-    validation_loader,
-)
-from tokengrow.data.store import TokenStore
+from tokengrow.data.loader import probe_batch, train_loader, validation_loader
+from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.fabric import build_fabric
 from tokengrow.errors import UserError
@@ -72,7 +66,7 @@ class Run:
 
     config: TrainConfig
     fabric: Fabric
-    store: TokenStore
+    store: TokenSource
     tokenizer: Tokenizer
     console: Console
 
@@ -83,7 +77,7 @@ class Run:
 
     def sequences(self, stage: StageConfig, split: Split) -> Sequences:
         """A split, cut to the stage's context length."""
-        return check_sequences(self.store.split(split), stage.model.context_length, split)
+        return self.store.sequences(split, stage.model.context_length)
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Training:
     """Of the model."""
 
 
-def fit(config: TrainConfig, store: TokenStore, console: Console | None = None) -> FitResult:
+def fit(config: TrainConfig, store: TokenSource, console: Console | None = None) -> FitResult:
     """Trains a ladder, or goes on with it where `config.out` stands.
 
     Args:
@@ -150,12 +144,12 @@ def _where_it_stands(config: TrainConfig, state: TrainState) -> str:
     return f"{config.out} goes on from stage {stage.name}, step {state.stage_step}/{stage.steps}"
 
 
-def _check_fits(config: TrainConfig, store: TokenStore) -> None:
+def _check_fits(config: TrainConfig, store: TokenSource) -> None:
     """Refuses tokens that do not fit the models."""
     config.check_vocabulary(store.vocab_size)
     for stage in config.stages:
         for split in ("train", "validation"):
-            check_sequences(store.split(split), stage.model.context_length, split)
+            store.sequences(split, stage.model.context_length)
 
 
 def _take(out: Path, held: ExitStack) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
-from tokengrow.data.store import TokenStore
+from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
 from tokengrow.files import read_yaml
 from tokengrow.growth.plan import plan_growth
@@ -21,7 +21,7 @@ SHAPES_THE_RESULT = ("seed", "batch_size", "source", "growth")
 """Top-level keys that a resumed run must share with its checkpoint, besides the stages passed."""
 
 
-def find_start(config: TrainConfig, store: TokenStore) -> tuple[TrainState, Checkpoint | None]:
+def find_start(config: TrainConfig, store: TokenSource) -> tuple[TrainState, Checkpoint | None]:
     """Where `config.out` stands, or a new run's state with the checkpoint that it starts from.
 
     Args:
@@ -62,7 +62,7 @@ def _is_run(out: Path) -> bool:
         return False
 
 
-def _load_source(path: str, first: ModelConfig, store: TokenStore) -> Checkpoint:
+def _load_source(path: str, first: ModelConfig, store: TokenSource) -> Checkpoint:
     """The checkpoint that a run starts from, if it can be grown and speaks the same tokens."""
     source = load_checkpoint(path)
     plan_growth(source.config, first)
