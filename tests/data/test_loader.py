@@ -10,7 +10,7 @@ import torch
 
 from tokengrow.data.loader import probe_batch, train_loader, validation_loader
 from tokengrow.data.order import batch_indices
-from tokengrow.data.sequences import Sequences, TokenArray, check_sequences
+from tokengrow.data.sequences import Sequences, TokenArray, check_length
 from tokengrow.errors import UserError
 
 CONTEXT = 4
@@ -120,10 +120,11 @@ def test_validation_needs_a_sequence_for_every_rank(sequences: Sequences) -> Non
 
 
 def test_a_split_shorter_than_a_sequence_is_refused(tokens: TokenArray) -> None:
-    assert len(check_sequences(tokens, 84, "train")) == 1
+    check_length(len(tokens), 84, "train")
+    assert len(Sequences(tokens, 84)) == 1
     message = r"the validation split has 85 tokens, fewer than one .*model.context_length \+ 1 = 86"
     with pytest.raises(UserError, match=message):
-        check_sequences(tokens, 85, "validation")
+        check_length(len(tokens), 85, "validation")
 
 
 def test_a_probe_is_the_first_sequences(tokens: TokenArray) -> None:

@@ -1,4 +1,4 @@
-"""tokengrow data: a corpus into a token store."""
+"""tokengrow data: a corpus into a token store, or into Megatron's token files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,16 @@ from rich.console import Console
 
 from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
 from tokengrow.cli.verb import run_verb
-from tokengrow.data.store import TokenStore, build_store
-from tokengrow.data.tokenizer import prepare_tokenizer
+from tokengrow.data.corpus import Corpus
+from tokengrow.data.layout import TOKENIZER
+from tokengrow.data.megatron import export_store
+from tokengrow.data.store import TokenStore, build_store, prepare_store
+from tokengrow.data.tokenizer import Tokenizer, prepare_tokenizer
+from tokengrow.errors import UserError
 from tokengrow.paths import cache_dir
 from tokengrow.typed import typed
+
+FORMATS = ("store", "megatron")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,37 +26,73 @@ class DataArguments:
     """The keys of data.yaml."""
 
     out: str
-    """Folder of the token store."""
+    """Folder of the token store, or of the token files."""
+    to: str
+    """store, or megatron."""
     data: dict[str, Any]
     """The text source; its keys depend on `data.source`."""
     tokenizer: dict[str, Any]
     """Which tokenizer to use."""
 
+    def __post_init__(self) -> None:
+        if self.to not in FORMATS:
+            raise UserError(f"to={self.to}: valid are {', '.join(FORMATS)}")
+
 
 def main(config: DictConfig) -> None:
     """Tokenises `data` into `out`, or goes on where that was left, and verifies the result."""
     arguments = typed(DataArguments, plain(config))
+    out = Path(arguments.out)
+    if arguments.to == "megatron" and out.exists():
+        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
     corpus = resolve_corpus(arguments.data)
     tokenizer_config = resolve_tokenizer(arguments.tokenizer)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     with console.status("tokenizer"):
         tokenizer = prepare_tokenizer(tokenizer_config, corpus, cache_dir())
-    out = Path(arguments.out)
+    if arguments.to == "megatron":
+        store = prepare_store(corpus, tokenizer, cache_dir())
+        with console.status("writing the token files"):
+            prefixes = export_store(store, out)
+    else:
+        store = _build(corpus, tokenizer, out, console)
+    show(store, console)
+    if arguments.to == "megatron":
+        show_files(prefixes, out, console)
+    else:
+        console.print(f"store       {store.folder}")
+
+
+def _build(corpus: Corpus, tokenizer: Tokenizer, out: Path, console: Console) -> TokenStore:
+    """A store in `out`, verified where it was there already."""
     was_there = out.is_dir() and TokenStore.is_complete(out)
     store = build_store(corpus, tokenizer, out)
     if was_there:
         with console.status("verifying the store that is there"):
             store.verify()
+    return store
+
+
+def show(store: TokenStore, console: Console) -> None:
+    """Prints how many tokens there are in each split."""
     console.print(f"training    {len(store.split('train')):,} tokens")
     console.print(f"validation  {len(store.split('validation')):,} tokens")
     if not len(store.split("validation")):
         console.print(
             "            none is held out, and training needs some: raise "
-            "data.validation_fraction, or give data.validation_files",
-            soft_wrap=True,
+            "data.validation_fraction, or give data.validation_files"
         )
     console.print(f"vocabulary  {store.vocab_size:,}")
-    console.print(f"store       {store.folder}", soft_wrap=True)
+
+
+def show_files(prefixes: list[str], out: Path, console: Console) -> None:
+    """Prints where the token files are, and how to train on them."""
+    for prefix in prefixes:
+        console.print(f"files       {prefix}.bin, .idx")
+    keys = ("data.prefix", "data.validation_prefix")
+    given = " ".join(f"{key}={prefix}" for key, prefix in zip(keys, prefixes, strict=False))
+    tokenizer = f"tokenizer=file tokenizer.file={out / TOKENIZER}"
+    console.print(f"train with  data=megatron {given} {tokenizer}")
 
 
 if __name__ == "__main__":

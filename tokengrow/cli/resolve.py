@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.corpus import CORPORA, Corpus
+from tokengrow.data.megatron_source import MegatronConfig
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import KEPT, GrowthPlan, plan_growth
@@ -18,6 +19,9 @@ from tokengrow.training.optim import OptimConfig
 from tokengrow.typed import typed
 
 Values = dict[str, Any]
+
+MEGATRON = "megatron"
+"""The one `data.source` that is no text."""
 
 INHERITED = ("seed", "batch_size", "micro_batch_size", "validation_every", "validation_sequences")
 """Keys of run.yaml that, when null, are as in the source's run; so are those of optim."""
@@ -193,9 +197,19 @@ def resolve_corpus(values: Values) -> Corpus:
             "data says nothing: choose data=NAME or store=DIR, or a source= whose run recorded "
             "its own"
         )
+    if source == MEGATRON:
+        raise UserError("data=megatron holds token ids already, not text: train on it as it is")
     if source not in CORPORA:
-        raise UserError(f"data.source {source!r}: valid are {', '.join(CORPORA)}")
+        raise UserError(f"data.source {source!r}: valid are {', '.join([*CORPORA, MEGATRON])}")
     return typed(CORPORA[source], settings, "data")
+
+
+def resolve_megatron(values: Values) -> MegatronConfig | None:
+    """The token files that the `data` section names; None where it names a text source."""
+    settings = dict(values)
+    if settings.pop("source", None) != MEGATRON:
+        return None
+    return typed(MegatronConfig, settings, "data")
 
 
 def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> TokenizerConfig:

@@ -15,13 +15,17 @@ from tokengrow.cli.resolve import (
     checkpoint_tokenizer,
     plain,
     resolve_corpus,
+    resolve_megatron,
     resolve_tokenizer,
     resolve_train,
 )
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.corpus import Corpus
+from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
+from tokengrow.data.sequences import TokenSource
 from tokengrow.data.store import TokenStore, prepare_store
-from tokengrow.data.tokenizer import Tokenizer, prepare_tokenizer
+from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
+from tokengrow.errors import UserError
 from tokengrow.evaluation.report import rung_table
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.paths import cache_dir
@@ -38,20 +42,22 @@ def train(config: DictConfig) -> float:
         values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
     arguments = resolve_train(values)
     console = Console()
-    store = open_store(arguments, console)
-    result = fit(arguments.run, store, console)
+    result = fit(arguments.run, open_tokens(arguments, console), console)
     show(console, arguments, result)
     loss = result.state.rung.loss_end
     assert loss is not None
     return loss
 
 
-def open_store(arguments: TrainArguments, console: Console) -> TokenStore:
-    """The run's tokens: the store that is given, or one made from `data` and kept in the cache."""
-    if arguments.recipe.store:
-        return TokenStore.open(Path(arguments.recipe.store))
-    corpus = resolve_corpus(arguments.recipe.data)
-    tokenizer = _tokenizer(arguments, corpus, console)
+def open_tokens(arguments: TrainArguments, console: Console) -> TokenSource:
+    """The run's tokens: the store that is given, one made from text, or Megatron's files."""
+    recipe = arguments.recipe
+    if recipe.store:
+        return TokenStore.open(Path(recipe.store))
+    if files := resolve_megatron(recipe.data):
+        return _open_megatron(files, arguments, console)
+    corpus = resolve_corpus(recipe.data)
+    tokenizer = given_tokenizer(arguments) or _trained_tokenizer(arguments, corpus, console)
     store = prepare_store(corpus, tokenizer, cache_dir())
     console.print(
         f"data: {len(store.split('train')):,} training and {len(store.split('validation')):,} "
@@ -62,20 +68,63 @@ def open_store(arguments: TrainArguments, console: Console) -> TokenStore:
     return store
 
 
-def _tokenizer(arguments: TrainArguments, corpus: Corpus, console: Console) -> Tokenizer:
-    """The source's tokenizer if the run starts from one, else that of the `tokenizer` section."""
+def _open_megatron(
+    files: MegatronConfig, arguments: TrainArguments, console: Console
+) -> MegatronSource:
+    """Token files in the published order, which is computed once and kept in the cache."""
+    tokenizer = given_tokenizer(arguments)
+    if tokenizer is None:
+        raise UserError(
+            "tokenizer.file is missing: data=megatron holds token ids, and none can be made from "
+            "them; give tokenizer=file tokenizer.file=PATH, the one that made the data"
+        )
     run = arguments.run
-    config = resolve_tokenizer(
-        arguments.recipe.tokenizer, min(s.model.vocab_size for s in run.stages)
+    context_length = max(stage.model.context_length for stage in run.stages)
+    with console.status("order of the samples: computed once; it is kept in the cache"):
+        source = MegatronSource.open(
+            files,
+            tokenizer,
+            samples=run.batch_size * sum(stage.steps for stage in run.stages),
+            context_length=context_length,
+            seed=run.seed,
+            cache=cache_dir(),
+        )
+        samples = len(source.sequences("train", context_length))
+    console.print(
+        f"data: {samples:,} samples of {context_length:,} tokens, {source.epochs} x the training "
+        f"documents of {files.prefix}",
+        highlight=False,
+        soft_wrap=True,
     )
-    if run.source and config.file is None:
-        return checkpoint_tokenizer(load_checkpoint(run.source, tensors=False))
-    if config.file is None:
-        run.check_vocabulary(config.vocab_size)  # before minutes are spent on training it
+    return source
+
+
+def given_tokenizer(arguments: TrainArguments) -> Tokenizer | None:
+    """The tokenizer in `tokenizer.file`, else the source's; None where there is neither."""
+    config, source = _tokenizer_config(arguments), arguments.run.source
+    if config.file is not None:
+        tokenizer = Tokenizer.from_file(config.file, config.end_of_text)
+    elif source:
+        tokenizer = checkpoint_tokenizer(load_checkpoint(source, tensors=False))
+    else:
+        return None
+    arguments.run.check_vocabulary(tokenizer.vocab_size)
+    return tokenizer
+
+
+def _trained_tokenizer(arguments: TrainArguments, corpus: Corpus, console: Console) -> Tokenizer:
+    """A tokenizer of the `tokenizer` section's size, trained on the corpus."""
+    config = _tokenizer_config(arguments)
+    arguments.run.check_vocabulary(config.vocab_size)  # before minutes are spent on training it
     with console.status("tokenizer: training, once; it is kept in the cache"):
         tokenizer = prepare_tokenizer(config, corpus, cache_dir())
-    run.check_vocabulary(tokenizer.vocab_size)
+    arguments.run.check_vocabulary(tokenizer.vocab_size)
     return tokenizer
+
+
+def _tokenizer_config(arguments: TrainArguments) -> TokenizerConfig:
+    vocabularies = [stage.model.vocab_size for stage in arguments.run.stages]
+    return resolve_tokenizer(arguments.recipe.tokenizer, min(vocabularies))
 
 
 def show(console: Console, arguments: TrainArguments, result: FitResult) -> None:

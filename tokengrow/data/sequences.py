@@ -22,10 +22,11 @@ class TokenArray:
         files: the shards in order.
         lengths: tokens in each shard.
         dtype: NumPy's name of the type of an id.
+        first: tokens of the first shard that lie before the split.
     """
 
-    def __init__(self, files: list[Path], lengths: list[int], dtype: str) -> None:
-        self._files, self._dtype = files, dtype
+    def __init__(self, files: list[Path], lengths: list[int], dtype: str, first: int = 0) -> None:
+        self._files, self._dtype, self._first = files, dtype, first
         self._ends = list(accumulate(lengths))
         self._maps: dict[int, np.ndarray] = {}
 
@@ -52,7 +53,8 @@ class TokenArray:
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
-            self._maps[shard] = np.memmap(self._files[shard], dtype=self._dtype, mode="r")
+            skipped = 0 if shard else self._first * np.dtype(self._dtype).itemsize
+            self._maps[shard] = np.memmap(self._files[shard], self._dtype, "r", skipped)
         return self._maps[shard]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,20 +107,22 @@ class TokenSource(Protocol):
         """
 
 
-def check_sequences(tokens: TokenArray, context_length: int, split: Split) -> Sequences:
-    """The sequences of a split that has at least one.
+def check_length(
+    tokens: int, context_length: int, split: Split, way_out: str = "raise data.validation_fraction"
+) -> None:
+    """Refuses a split that is shorter than one sequence.
 
-    Raises:
-        UserError: the split is shorter than one sequence.
+    Args:
+        tokens: in the split.
+        context_length: T; a sequence takes one token more.
+        split: its name.
+        way_out: how to get a longer validation split out of the same text.
     """
-    if len(tokens) <= context_length:
-        more = (
-            "give more text or a smaller model.context_length"
-            if split == "train"
-            else "raise data.validation_fraction, give more text or a smaller model.context_length"
-        )
+    if tokens <= context_length:
+        ways = ["give more text or a smaller model.context_length"]
+        if split == "validation":
+            ways.insert(0, way_out)
         raise UserError(
-            f"data: the {split} split has {len(tokens)} tokens, fewer than one sequence of "
-            f"model.context_length + 1 = {context_length + 1}: {more}"
+            f"data: the {split} split has {tokens} tokens, fewer than one sequence of "
+            f"model.context_length + 1 = {context_length + 1}: {', '.join(ways)}"
         )
-    return Sequences(tokens, context_length)

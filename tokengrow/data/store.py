@@ -17,7 +17,7 @@ from typing import Any
 from tokengrow.data.build import write_store
 from tokengrow.data.corpus import Corpus, Split
 from tokengrow.data.layout import MARKER, SPLITS, TOKENIZER, StoreRecord
-from tokengrow.data.sequences import Sequences, TokenArray, check_sequences
+from tokengrow.data.sequences import Sequences, TokenArray, check_length
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.files import sha256 as file_sha256
@@ -108,7 +108,9 @@ class TokenStore:
         Raises:
             UserError: the split is shorter than one sequence.
         """
-        return check_sequences(self.split(name), context_length, name)
+        tokens = self.split(name)
+        check_length(len(tokens), context_length, name)
+        return Sequences(tokens, context_length)
 
 
 def build_store(
