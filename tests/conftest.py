@@ -1,4 +1,4 @@
-"""What the rooms share: a corpus, its token store, tiny ladders, two ways to call a verb, model A."""
+"""What the rooms share: a corpus, its token store, tiny ladders, ways to call a verb, model A."""
 
 import os
 

@@ -11,8 +11,14 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.cli.plan import ladder_table
-from tokengrow.cli.resolve import resolve_corpus, resolve_tokenizer, resolve_train
+from tokengrow.cli.resolve import (
+    resolve_corpus,
+    resolve_megatron,
+    resolve_tokenizer,
+    resolve_train,
+)
 from tokengrow.data.corpus import StdlibCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import TokenizerConfig
@@ -26,7 +32,9 @@ from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
+from tokengrow.typed import MISSING_VALUE
 
+Sources = Callable[[str], Path]
 Composed = Callable[..., dict[str, Any]]
 
 RECIPES = sorted(
@@ -40,16 +48,32 @@ OPTIONS = sorted(
 NEEDED = {  # what an option leaves to its user
     "data/text": ["data.files=[book.txt]"],
     "data/hub": ["data.name=owner/name"],
+    "data/megatron": ["data.prefix=files/pile"],
     "tokenizer/file": ["tokenizer.file=tokenizer.json"],
 }
+GIVEN = {
+    "data.files=": "data.files=[book.txt]",
+    "data.prefix=": "data.prefix=files/pile",
+    "tokenizer.file=": "tokenizer.file=tokenizer.json",
+}
+"""What a recipe's head asks its user for, besides source=."""
 
 
-def values_of(recipe: str, composed: Composed, source: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def sources(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`sources(recipe)`: a checkpoint that the recipe can start from, for its size alone."""
+    folder = tmp_path_factory.mktemp("sizes") / "owt2-354m"
+    save_checkpoint(folder, Checkpoint(ModelConfig.preset("owt2-354m"), weights={}))
+    return lambda recipe: folder if recipe.startswith("owt2-354m-to") else source
+
+
+def values_of(recipe: str, composed: Composed, sources: Sources) -> dict[str, Any]:
     """A recipe with what its own head says that its user gives."""
-    said = (data_root() / "recipes" / f"{recipe}.yaml").read_text()
-    given = {"source=": f"source={source}", "data.files=": "data.files=[book.txt]"}
-    changes = [change for key, change in given.items() if key in said]
-    return composed("train", f"recipes={recipe}", *changes)
+    head = (data_root() / "recipes" / f"{recipe}.yaml").read_text().partition("defaults:")[0]
+    given = GIVEN | {"source=": f"source={sources(recipe)}"}
+    return composed(
+        "train", f"recipes={recipe}", *(word for key, word in given.items() if key in head)
+    )
 
 
 def printed(run: TrainConfig) -> str:
@@ -59,10 +83,12 @@ def printed(run: TrainConfig) -> str:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_resolves_and_has_a_plan(recipe: str, composed: Composed, source: Path) -> None:
-    arguments = resolve_train(values_of(recipe, composed, source))
+def test_a_recipe_resolves_and_has_a_plan(
+    recipe: str, composed: Composed, sources: Sources
+) -> None:
+    arguments = resolve_train(values_of(recipe, composed, sources))
     run = arguments.run
-    resolve_corpus(arguments.recipe.data)
+    assert resolve_megatron(arguments.recipe.data) or resolve_corpus(arguments.recipe.data)
     resolve_tokenizer(arguments.recipe.tokenizer)
     table = printed(run)
     for stage in run.stages:
@@ -80,7 +106,7 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
     if choice == "same":
         given.append(f"source={source}")
     arguments = resolve_train(composed("train", *given, "+stages.only.steps=3"))
-    resolve_corpus(arguments.recipe.data)
+    assert resolve_megatron(arguments.recipe.data) or resolve_corpus(arguments.recipe.data)
     resolve_tokenizer(arguments.recipe.tokenizer)
     assert "only" in printed(arguments.run)
 
@@ -116,11 +142,13 @@ def test_a_recipe_trains_a_step_of_each_stage(
     recipe: str,
     composed: Composed,
     source: Path,
+    sources: Sources,
     store: TokenStore,
     tiny_model: Callable[..., ModelConfig],
     tmp_path: Path,
 ) -> None:
-    run = resolve_train(values_of(recipe, composed, source)).run
+    run = resolve_train(values_of(recipe, composed, sources)).run
+    run = replace(run, source=str(source) if run.source else None)
     state = fit(shrunk(run, tmp_path / "run", tiny_model), store).state
     assert [rung.name for rung in state.rungs] == [stage.name for stage in run.stages]
     assert state.step == len(run.stages)
@@ -141,13 +169,55 @@ def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_changes_what_it_says_it_changes(
-    recipe: str, composed: Composed, source: Path
+    recipe: str, composed: Composed, sources: Sources
 ) -> None:
     said: Any = OmegaConf.to_container(OmegaConf.load(data_root() / "recipes" / f"{recipe}.yaml"))
     said.pop("defaults", None)
-    there = dict(leaves(values_of(recipe, composed, source)))
+    there = dict(leaves(values_of(recipe, composed, sources)))
     for key, value in leaves(said):
-        assert there[key] == value, key
+        assert there[key] == value or value == MISSING_VALUE, key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "preset", "batch_size", "tokens", "warmup"),
+    [
+        ("tokenformer-150m-pile", "150m", 1024, 143_000 * 1024 * 2048, 1430),
+        ("tokenformer-450m-pile", "450m", 1024, 143_000 * 1024 * 2048, 1430),
+        ("tokenformer-900m-pile", "900m", 1024, 143_000 * 1024 * 2048, 1430),
+        ("tokenformer-1.5b-pile", "1.5b", 1024, 143_000 * 1024 * 2048, 1430),
+        ("owt2-354m", "owt2-354m", 512, 600_000 * 512 * 1024, 6000),
+        ("owt2-354m-to-757m-60k", "owt2-757m", 512, 60_000 * 512 * 1024, 600),
+        ("owt2-354m-to-757m-120k", "owt2-757m", 512, 120_000 * 512 * 1024, 1200),
+    ],
+)
+def test_the_published_runs(
+    recipe: str,
+    preset: str,
+    batch_size: int,
+    tokens: int,
+    warmup: int,
+    composed: Composed,
+    sources: Sources,
+) -> None:
+    run = resolve_train(values_of(recipe, composed, sources)).run
+    (stage,) = run.stages
+    wanted = ModelConfig.preset(preset)
+    assert stage.model.num_parameters() == wanted.num_parameters()
+    if run.source is None:
+        assert stage.model == wanted
+    assert run.batch_size == batch_size
+    assert stage.steps * batch_size * stage.model.context_length == tokens
+    assert stage.optim == OptimConfig(
+        lr=6e-4,
+        min_lr=6e-5,
+        warmup_steps=warmup,
+        schedule="neox_cosine",
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        weight_decay=0.1,
+        grad_clip=1.0,
+    )
+    assert run.seed == 1234
 
 
 def test_a_recipe_wins_over_the_verbs_own_file(composed: Composed) -> None:
