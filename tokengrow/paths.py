@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -30,5 +32,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokengrow"
 
 
+def _missing() -> NoReturn:
+    """What `${tokengrow.missing:}` stands for: a recipe's `???` would leave run.yaml's default."""
+    raise MissingMandatoryValue("Missing mandatory value")
+
+
+OmegaConf.register_new_resolver("tokengrow.missing", _missing, replace=True)
 OmegaConf.register_new_resolver("tokengrow.root", lambda: str(data_root()), replace=True)
 OmegaConf.register_new_resolver("tokengrow.recipes", lambda: ", ".join(recipes()), replace=True)

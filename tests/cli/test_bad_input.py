@@ -338,3 +338,8 @@ def test_an_out_below_a_file_is_refused(refused: Command, source: Path, tmp_path
 
 def test_a_seed_that_no_generator_takes_is_refused(refused: Command) -> None:
     assert refused("plan", "recipes=quickstart", f"seed={2**63}").startswith("seed must lie in")
+
+
+def test_a_key_that_a_recipe_leaves_to_its_user_is_named(refused: Command) -> None:
+    said = refused("train", "recipes=owt2-354m-to-757m-60k", "out=run")
+    assert said == "source is missing: it has no default, so give it a value (source=...)"

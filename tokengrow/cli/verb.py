@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -14,6 +15,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tokengrow.checkpoint.store import left_by_a_kill
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
 from tokengrow.typed import nearest
@@ -47,6 +49,8 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
         # Here, and not around the job: Hydra would print a line of its own on their way out.
         except UserError as error:
             _refuse(name, str(error))
+        except OmegaConfBaseException as error:
+            _refuse(name, _explain(name, error))
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             _refuse(name, f"{error.filename}: {error.strerror}: choose another place")
 
@@ -61,6 +65,18 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
         resumes = "; the same command goes on from its last checkpoint" if name == "train" else ""
         print(f"\ntokengrow {name}: interrupted{resumes}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def new_folder(out: str) -> Path:
+    """The folder of a verb's `out`, in which there is nothing yet.
+
+    Raises:
+        UserError: it holds something besides what a save that was killed leaves.
+    """
+    folder = Path(out)
+    if folder.exists() and any(not left_by_a_kill(path) for path in folder.iterdir()):
+        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
+    return folder
 
 
 def as_hydra_reads_it(word: str) -> str:
