@@ -93,3 +93,88 @@ def test_training_keeps_its_store_in_the_cache(
         if run == "first":
             first = stores
     assert stores == first
+
+
+class TestMegatron:
+    """`to=megatron`, and training with `data=megatron`."""
+
+    @pytest.fixture
+    def files(self, command: Command, arguments: list[str], tmp_path: Path) -> Path:
+        assert command("data", *arguments, "to=megatron").status == 0
+        return tmp_path / "store"
+
+    def given(self, files: Path) -> list[str]:
+        return [
+            "data=megatron",
+            f"data.prefix={files / 'train_text_document'}",
+            f"data.validation_prefix={files / 'validation_text_document'}",
+            "tokenizer=file",
+            f"tokenizer.file={files / 'tokenizer.json'}",
+        ]
+
+    def test_it_says_how_to_train_on_what_it_wrote(
+        self, command: Command, arguments: list[str], tmp_path: Path
+    ) -> None:
+        outcome = command("data", *arguments, "to=megatron")
+        last = outcome.out.splitlines()[-1]
+        assert last == f"train with  {' '.join(self.given(tmp_path / 'store'))}"
+        written = {path.name for path in (tmp_path / "store").iterdir()}
+        pairs = {f"{name}_text_document" for name in ("train", "validation")}
+        assert written == {f"{pair}{end}" for pair in pairs for end in (".bin", ".idx")} | {
+            "tokenizer.json"
+        }
+
+    def test_what_is_there_is_not_overwritten(
+        self, command: Command, arguments: list[str], files: Path
+    ) -> None:
+        again = command("data", *arguments, "to=megatron")
+        assert again.status == 2
+        assert f"out={files} exists already" in again.err
+
+    def test_a_run_trains_on_the_files_and_resumes(
+        self, command: Command, files: Path, tmp_path: Path
+    ) -> None:
+        run = ["train", *SMALL, *self.given(files), f"out={tmp_path / 'run'}"]
+        first = command(*run)
+        assert first.status == 0, first.err
+        assert "samples of 16 tokens, 1 x the training documents of" in " ".join(first.out.split())
+        again = command(*run)
+        assert "is finished" in " ".join(again.out.split())
+
+    def test_more_updates_than_an_epoch_holds_are_another_order(
+        self, command: Command, files: Path, tmp_path: Path
+    ) -> None:
+        run = ["train", *SMALL, *self.given(files), f"out={tmp_path / 'run'}"]
+        assert command(*run).status == 0
+        longer = command(*run, "data.epochs=2")
+        assert longer.status == 2
+        assert "data.epochs" in longer.err
+
+    def test_another_seed_is_refused_in_a_run_that_has_begun(
+        self, command: Command, files: Path, tmp_path: Path
+    ) -> None:
+        run = ["train", *SMALL, *self.given(files), f"out={tmp_path / 'run'}"]
+        assert command(*run).status == 0
+        assert "seed was 0, now 1" in command(*run, "seed=1").err
+
+    def test_without_a_tokenizer_the_way_out_is_named(
+        self, command: Command, files: Path, tmp_path: Path
+    ) -> None:
+        outcome = command("train", *SMALL, *self.given(files)[:3], f"out={tmp_path / 'run'}")
+        assert outcome.status == 2
+        assert "tokenizer.file is missing" in outcome.err
+        assert "give tokenizer=file tokenizer.file=PATH" in outcome.err
+
+    def test_token_files_are_no_text_to_tokenise(
+        self, command: Command, files: Path, tmp_path: Path
+    ) -> None:
+        outcome = command("data", *self.given(files)[:2], f"out={tmp_path / 'other'}")
+        assert outcome.status == 2
+        assert "token ids already, not text" in outcome.err
+
+
+def test_an_unknown_format_is_named(command: Command, arguments: list[str], tmp_path: Path) -> None:
+    outcome = command("data", *arguments, "to=parquet")
+    assert outcome.status == 2
+    assert "to=parquet: valid are store, megatron" in outcome.err
+    assert not (tmp_path / "store").exists()

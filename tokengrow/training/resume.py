@@ -88,8 +88,9 @@ def check_same_run(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint
     where = f"{config.out} holds a run ({checkpoint.folder and checkpoint.folder.name})"
     if state.fingerprint != fingerprint:
         raise UserError(
-            f"{where} on other data: its token store was {state.fingerprint[:12]}, this "
-            f"one is {fingerprint[:12]}; give the same data and tokenizer, or choose another out="
+            f"{where} on other data: its tokens were {state.fingerprint[:12]}, these are "
+            f"{fingerprint[:12]}; give the same data and tokenizer (and data.epochs, if there is "
+            "one), or choose another out="
         )
     there, here = checkpoint.run, config.to_dict()
     passed = list(there["stages"])[: state.stage + 1]
