@@ -275,6 +275,13 @@ class TestFromWeights:
         assert {p.dtype for p in given.parameters()} == {torch.float64}
         assert all(torch.equal(t, kept.state_dict()[name]) for name, t in weights.items())
 
+    def test_of_mixed_weights_none_is_rounded(self) -> None:
+        weights = model().state_dict()
+        weights["embedding.weight"] = weights["embedding.weight"].half()
+        mixed = TokenFormer.from_weights(config(), weights)
+        assert {p.dtype for p in mixed.parameters()} == {torch.float32}
+        assert all(torch.equal(t, mixed.state_dict()[name]) for name, t in weights.items())
+
     def test_the_model_is_in_eval_mode_and_its_parameters_can_be_trained(self) -> None:
         copy = TokenFormer.from_weights(config(), model().state_dict())
         assert not copy.training

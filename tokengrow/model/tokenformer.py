@@ -8,6 +8,7 @@ layers, `V` vocabulary.
 """
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -160,11 +161,12 @@ class TokenFormer(nn.Module):
         Args:
             config: the model's.
             weights: its state dict.
-            dtype: of the copy; by default that of the weights.
+            dtype: of the copy; by default the narrowest that holds every weight.
         """
         with torch.device("meta"):
             model = cls(config)
-        model = model.to(dtype or weights["embedding.weight"].dtype).to_empty(device="cpu")
+        widest = reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
+        model = model.to(dtype or widest).to_empty(device="cpu")
         model.load_state_dict(weights)
         return model.eval()
 
