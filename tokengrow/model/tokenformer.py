@@ -8,6 +8,7 @@ layers, `V` vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 from functools import reduce
 
 import torch
@@ -165,8 +166,7 @@ class TokenFormer(nn.Module):
         """
         with torch.device("meta"):
             model = cls(config)
-        widest = reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
-        model = model.to(dtype or widest).to_empty(device="cpu")
+        model = model.to(dtype or dtype_of(weights)).to_empty(device="cpu")
         model.load_state_dict(weights)
         return model.eval()
 
@@ -196,6 +196,11 @@ class TokenFormer(nn.Module):
                 nn.init.normal_(layer.value_param_tokens, 0.0, std, generator)
         nn.init.ones_(self.final_norm.weight)
         nn.init.zeros_(self.final_norm.bias)
+
+
+def dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The narrowest dtype that holds every weight as it is."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
 
 
 def pattention_layers(block: nn.Module) -> list[tuple[str, Pattention]]:
