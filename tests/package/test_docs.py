@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\.venv/bin/)?tokengrow (\w+) (.*)$", re.MULTILINE)
-OWN_RECIPE = "my-ladder"  # the one that docs/training.md has the reader write
+OWN_RECIPE = "--config-dir"  # of a recipe that the reader writes, or has written
 
 
 def blocks(page: Path, language: str) -> list[str]:
