@@ -9,14 +9,9 @@ from rich.console import Console
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.store import (
-    Checkpoint,
-    left_by_a_kill,
-    load_checkpoint,
-    save_checkpoint,
-)
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.cli.resolve import plain, resolve_growth
-from tokengrow.cli.verb import run_verb
+from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
@@ -47,9 +42,7 @@ class GrowArguments:
 def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
     arguments = typed(GrowArguments, plain(config))
-    out = Path(arguments.out)
-    if out.exists() and any(not left_by_a_kill(path) for path in out.iterdir()):
-        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
+    out = new_folder(arguments.out)
     source = load_checkpoint(arguments.source)
     plan = resolve_growth(arguments.model, source.config)
     if not plan.steps:

@@ -12,6 +12,10 @@ VERBS = {
     "grow": ("source=DIR model=NAME out=DIR", "one growth, verified, with lineage"),
     "plan": ("recipes=NAME | source=DIR model=NAME", "what it will do, without building a model"),
     "data": ("data=NAME out=DIR", "tokenise once, memory-map for ever"),
+    "convert": (
+        "source=PATH to=tokengrow|hf|neox out=DIR",
+        "published weights and YAMLs, in and out",
+    ),
     "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
 }
 """Verb to (its usual arguments, what it does)."""

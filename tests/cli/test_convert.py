@@ -1,0 +1,381 @@
+"""`tokengrow convert`: published weights in and out, whole and exact."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokengrow.checkpoint.hf import is_hf
+from tokengrow.checkpoint.neox import EMBEDDING, official_names
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.data.store import TokenStore
+from tokengrow.model.config import ModelConfig, Taus
+from tokengrow.model.presets import PRESETS
+from tokengrow.model.tokenformer import TokenFormer
+
+Command = Callable[..., Any]
+Preset = Callable[[int], ModelConfig]
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "A_tiny_init"
+OFFICIAL = GOLDEN / "config.json"
+"""The configuration of model A in the published code; JSON is YAML."""
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to stand in; every path below is relative to it."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def official() -> dict[str, Tensor]:
+    """Model A by the published names."""
+    return load_file(GOLDEN / "model.safetensors")
+
+
+@pytest.fixture
+def download(official: dict[str, Tensor]) -> Path:
+    """Model A as one downloads it: `hub/pytorch_model.bin`, and nothing that says its sizes."""
+    folder = Path("hub")
+    folder.mkdir()
+    torch.save(official, folder / "pytorch_model.bin")
+    (folder / "README.md").touch()
+    return folder
+
+
+@pytest.fixture
+def convert(command: Command) -> Callable[..., str]:
+    """`convert(*arguments)`: succeeds; gives what it said, whatever the width of the lines."""
+
+    def call(*arguments: str) -> str:
+        outcome = command("convert", *arguments)
+        assert (outcome.status, outcome.err) == (0, "")
+        return " ".join(outcome.out.split())
+
+    return call
+
+
+@pytest.fixture
+def refused(command: Command) -> Callable[..., str]:
+    """`refused(*arguments)`: one sentence, exit status 2 and nothing written; gives the
+    sentence."""
+
+    def call(*arguments: str) -> str:
+        before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+        outcome = command("convert", *arguments)
+        assert outcome.status == 2
+        assert outcome.out == ""
+        assert len(outcome.err.splitlines()) == 1, outcome.err
+        assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+        return str(outcome.err.removeprefix("tokengrow convert: "))
+
+    return call
+
+
+@pytest.fixture
+def preset(monkeypatch: pytest.MonkeyPatch) -> Preset:
+    """`preset(rows)`: makes `a.bin`, zeros of the size preset=small, one with little to write, with
+    so many rows."""
+    monkeypatch.setitem(PRESETS, "small", (1, 8, 1, 4, 8, 16))
+
+    def save(rows: int) -> ModelConfig:
+        sizes = ModelConfig.preset("small")
+        model = TokenFormer(replace(sizes, vocab_size=rows)).half()
+        names = official_names(sizes)
+        torch.save({names[ours]: zero for ours, zero in model.to_weights().items()}, "a.bin")
+        return sizes
+
+    return save
+
+
+def files(folder: Path | str) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+FROM_A = (f"config={OFFICIAL}", "to=tokengrow", "out=ours")
+
+
+class TestWeightsIn:
+    def test_the_logits_are_those_of_the_published_code(
+        self,
+        convert: Command,
+        download: Path,
+        published_config: ModelConfig,
+        published_figures: dict[str, Tensor],
+    ) -> None:
+        convert(f"source={download}", *FROM_A)
+        found = load_checkpoint("ours")
+        assert found.config == published_config
+        with torch.no_grad():
+            logits = found.model(published_figures["input_ids"])
+        assert (logits - published_figures["logits"]).abs().max() < 5e-6
+
+    def test_the_checkpoint_has_no_past(self, convert: Command, download: Path) -> None:
+        convert(f"source={download}", *FROM_A)
+        found = load_checkpoint("ours")
+        assert found.folder == Path("ours/step_00000000")
+        assert (found.step, found.run, found.lineage) == (0, {}, [])
+        assert (found.optimizer, found.tokenizer) == ({}, None)
+
+    @pytest.mark.parametrize("source", ["hub", "hub/pytorch_model.bin", "a.safetensors", "old.pt"])
+    def test_a_folder_and_every_kind_of_file_hold_the_same(
+        self, convert: Command, download: Path, official: dict[str, Tensor], source: str
+    ) -> None:
+        save_file(official, "a.safetensors")
+        torch.save(official, "old.pt", _use_new_zipfile_serialization=False)
+        convert(f"source={source}", *FROM_A)
+        found = load_checkpoint("ours").weights
+        assert torch.equal(found["embedding.weight"], official[EMBEDDING])
+        assert len(found) == len(official)
+
+    def test_the_yaml_and_the_tokenizer_of_the_folder_are_taken(
+        self, convert: Command, download: Path, store: TokenStore
+    ) -> None:
+        shutil.copy(OFFICIAL, "hub/150M.yml")
+        shutil.copy(store.folder / "tokenizer.json", download)
+        said = convert("source=hub", "to=tokengrow", "out=ours")
+        assert "sizes of hub/150M.yml" in said
+        assert "documents end with <|endoftext|>" in said
+        found = load_checkpoint("ours")
+        assert found.tokenizer == store.tokenizer().to_json()
+        assert found.end_of_text == "<|endoftext|>"
+
+    def test_a_preset_gives_the_sizes(self, convert: Command, preset: Preset) -> None:
+        sizes = preset(50304)
+        said = convert("source=a.bin", "preset=small", "to=tokengrow", "out=ours")
+        assert "sizes of preset=small" in said and "13 of float16" in said
+        assert load_checkpoint("ours").config == sizes
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_precisions_are_kept(
+        self, convert: Command, official: dict[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        torch.save(official | {EMBEDDING: official[EMBEDDING].to(dtype)}, "mixed.bin")
+        name = str(dtype).removeprefix("torch.")
+        assert f"{name} (1) and float32 (32)" in convert("source=mixed.bin", *FROM_A)
+        found = load_checkpoint("ours").weights
+        assert found["embedding.weight"].dtype == dtype
+        assert found["final_norm.weight"].dtype == torch.float32
+
+    def test_it_says_what_it_read_and_wrote_and_what_comes_next(
+        self, convert: Command, download: Path, store: TokenStore
+    ) -> None:
+        said = convert(f"source={download}", *FROM_A)
+        assert "hub/pytorch_model.bin: published weights" in said
+        assert "33 of float32, 164,992 parameters" in said
+        assert "tokenizer none: give tokenizer.file=FILE" in said
+        assert "ours/step_00000000" in said
+        file = f"tokenizer.file={store.folder / 'tokenizer.json'}"
+        assert "tokengrow generate source=o2" in convert(
+            f"source={download}", *FROM_A[:2], "out=o2", file
+        )
+
+    def test_the_result_generates_grows_and_trains_on(
+        self, convert: Command, command: Command, download: Path, store: TokenStore
+    ) -> None:
+        convert("source=hub", *FROM_A, f"tokenizer.file={store.folder / 'tokenizer.json'}")
+        assert command("generate", "source=ours", "sampling.max_tokens=2").status == 0
+        assert command("grow", "source=ours", "model.tokens.ffn=170", "out=grown").status == 0
+        run = ("+stages.on.steps=1", "batch_size=2", "micro_batch_size=2", "fabric=cpu")
+        places = ("source=grown", f"store={store.folder}", "out=run")
+        trained = command("train", *places, *run, "validation_sequences=2")
+        assert trained.status == 0, trained.err
+        assert load_checkpoint("run").config.tokens.ffn == 170
+
+
+class TestRoundTrip:
+    def test_the_published_layout_comes_back_bit_for_bit(
+        self, convert: Command, download: Path, official: dict[str, Tensor], store: TokenStore
+    ) -> None:
+        shutil.copy(store.folder / "tokenizer.json", download)
+        convert("source=hub", *FROM_A)
+        convert("source=ours", "to=neox", "out=neox")
+        convert("source=neox", "to=tokengrow", "out=again")
+        convert("source=again", "to=neox", "out=neox2")
+        assert files("ours") == files("again")
+        assert files("neox") == files("neox2")
+        assert set(files("neox")) == {"pytorch_model.bin", "config.yml", "tokenizer.json"}
+        written = torch.load("neox/pytorch_model.bin")
+        assert written.keys() == official.keys()
+        assert all(torch.equal(written[name], official[name]) for name in official)
+
+    def test_every_format_leads_to_every_other(
+        self, convert: Command, download: Path, store: TokenStore
+    ) -> None:
+        shutil.copy(store.folder / "tokenizer.json", download)
+        convert("source=hub", *FROM_A)
+        expected = files("ours")
+        convert("source=hub", f"config={OFFICIAL}", "to=hf", "out=hf")
+        assert is_hf(Path("hf"))
+        for source, to, out in (
+            ("hf", "neox", "n1"),
+            ("n1", "hf", "h1"),
+            ("h1", "tokengrow", "t1"),
+            ("n1", "neox", "n2"),
+            ("n2", "tokengrow", "t2"),
+            ("t2", "hf", "h2"),
+            ("h2", "hf", "h3"),
+            ("h3", "tokengrow", "t3"),
+        ):
+            convert(f"source={source}", f"to={to}", f"out={out}")
+        for out in ("t1", "t2", "t3"):
+            assert files(out) == expected
+
+    def test_a_run_gives_its_newest_checkpoint_with_all_its_past(
+        self, convert: Command, source: Path
+    ) -> None:
+        convert(f"source={source.parent}", "to=tokengrow", "out=copy")
+        assert files("copy/step_00000002") == files(source)
+
+    def test_another_end_of_text_is_named_on_the_way_back(
+        self, convert: Command, refused: Command, download: Path, store: TokenStore
+    ) -> None:
+        file = store.folder / "tokenizer.json"
+        Path("t.json").write_text(file.read_text().replace("<|endoftext|>", "<|end|>"))
+        end = "tokenizer.end_of_text='<|end|>'"
+        convert("source=hub", *FROM_A, "tokenizer.file=t.json", end)
+        said = convert("source=ours", "to=neox", "out=neox")
+        assert "<|end|> (the folder does not say it" in said
+        assert "tokenizer.end_of_text" in refused("source=neox", "to=tokengrow", "out=again")
+        convert("source=neox", "to=tokengrow", "out=again", end)
+        assert files("again") == files("ours")
+
+
+class TestRefusal:
+    def test_a_tau_that_growth_has_kept_has_no_published_word(
+        self, refused: Command, tiny_model: Callable[..., ModelConfig]
+    ) -> None:
+        model = replace(tiny_model(8), tau=Taus(ffn=3.0))
+        save_checkpoint("kept", Checkpoint(model, {}))
+        Path("empty").mkdir()
+        said = refused("source=kept", "to=neox", "out=empty")
+        assert said == refused("source=kept", "to=neox", "out=deep/neox")
+        assert "model.tau.ffn (3.0): it computes sqrt(16)" in said
+        assert "to=hf" in said
+
+    def test_every_tensor_that_does_not_fit_is_named(
+        self, refused: Command, official: dict[str, Tensor]
+    ) -> None:
+        official["sequential.9.x"] = official.pop("sequential.6.norm.bias")
+        official["sequential.2.mlp.key_param_tokens"] = torch.ones(160, 65)
+        torch.save(official, "a.bin")
+        said = refused("source=a.bin", *FROM_A)
+        assert "sequential.6.norm.bias [64] is missing" in said
+        assert "sequential.9.x [64] is no part of it" in said
+        assert "sequential.2.mlp.key_param_tokens is [160, 65], not [160, 64]" in said
+
+    def test_a_pickle_that_would_run_a_program_runs_nothing(
+        self, refused: Command, official: dict[str, Tensor]
+    ) -> None:
+        class Evil:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return open, ("ran", "w")
+
+        torch.save({**official, "x": Evil()}, "a.bin")
+        assert "nothing in it was run" in refused("source=a.bin", *FROM_A)
+        assert not Path("ran").exists()
+
+    @pytest.mark.parametrize("value", [[torch.ones(2)], {"module": {"a": torch.ones(2)}}])
+    def test_a_pickle_of_something_else_is_refused(self, refused: Command, value: Any) -> None:
+        torch.save(value, "a.bin")
+        assert "named tensors" in refused("source=a.bin", *FROM_A)
+
+    def test_a_file_that_was_cut_is_refused(self, refused: Command, download: Path) -> None:
+        content = (download / "pytorch_model.bin").read_bytes()
+        Path("a.bin").write_bytes(content[: len(content) // 2])
+        assert "cut short" in refused("source=a.bin", *FROM_A)
+
+    def test_integers_are_no_weights(self, refused: Command, official: dict[str, Tensor]) -> None:
+        torch.save({**official, EMBEDDING: official[EMBEDDING].long()}, "a.bin")
+        assert f"{EMBEDDING} (int64)" in refused("source=a.bin", *FROM_A)
+
+    def test_weights_without_sizes_ask_for_them(self, refused: Command, download: Path) -> None:
+        said = refused("source=hub", "to=tokengrow", "out=ours")
+        assert "give config=YAML or preset=NAME" in said
+
+    def test_weights_of_a_published_size_are_recognised(
+        self, refused: Command, preset: Preset
+    ) -> None:
+        preset(50304)
+        said = refused("source=a.bin", "to=tokengrow", "out=ours")
+        assert "its tensors are those of preset=small" in said
+        said = refused("source=a.bin", "preset=150m", "to=tokengrow", "out=ours")
+        assert "the size of preset=small" in said
+
+    def test_a_preset_has_the_published_vocabulary(self, refused: Command, preset: Preset) -> None:
+        preset(50277)
+        said = refused("source=a.bin", "preset=small", "to=tokengrow", "out=ours")
+        assert f"{EMBEDDING} is [50277, 8], not [50304, 8]" in said
+
+    def test_several_yamls_in_the_folder_are_named(self, refused: Command, download: Path) -> None:
+        shutil.copy(OFFICIAL, "hub/a.yml")
+        shutil.copy(OFFICIAL, "hub/b.yaml")
+        said = refused("source=hub", "to=tokengrow", "out=ours")
+        assert "a.yml or b.yaml" in said
+
+    def test_a_tokenizer_larger_than_the_model_is_refused(
+        self, refused: Command, official: dict[str, Tensor], store: TokenStore
+    ) -> None:
+        torch.save(official | {EMBEDDING: official[EMBEDDING][:500].clone()}, "a.bin")
+        said = refused("source=a.bin", *FROM_A, f"tokenizer.file={store.folder / 'tokenizer.json'}")
+        assert "has 512 entries, and the model 500 rows" in said
+
+    def test_a_tokenizer_that_cannot_be_read_is_refused(
+        self, refused: Command, download: Path
+    ) -> None:
+        (download / "tokenizer.json").write_text("{}")
+        assert "hub/tokenizer.json" in refused("source=hub", *FROM_A)
+
+    @pytest.mark.parametrize("to", ["tokengrow", "neox", "hf"])
+    def test_an_out_that_exists_is_left_alone(
+        self, refused: Command, download: Path, to: str
+    ) -> None:
+        Path("mine").mkdir()
+        Path("mine/note.txt").write_text("mine")
+        said = refused("source=hub", f"config={OFFICIAL}", f"to={to}", "out=mine")
+        assert "out=mine exists already" in said
+
+    @pytest.mark.parametrize("to", ["tokengrow", "neox", "hf"])
+    def test_an_empty_out_is_no_obstacle(self, convert: Command, download: Path, to: str) -> None:
+        Path("empty").mkdir()
+        convert("source=hub", f"config={OFFICIAL}", f"to={to}", "out=empty")
+        assert any(Path("empty").iterdir())
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["source=hub", f"config={OFFICIAL}", "out=o"], "to is missing"),
+            (["source=hub", f"config={OFFICIAL}", "out=o", "to=gguf"], "tokengrow, hf, neox"),
+            (["source=hub", "preset=150", "to=hf", "out=o"], "did you mean '150m'?"),
+            (["source=hub", "preset=150m", "config=a.yml", "to=hf", "out=o"], "one of them"),
+            (["source=hub", "config=nowhere.yml", "to=hf", "out=o"], "nowhere.yml does not exist"),
+            (["source=nowhere", "preset=150m", "to=hf", "out=o"], "nowhere does not exist"),
+            (["source=hub", "preset=150m", "gpus=8", "to=hf", "out=o"], "gpus"),
+            (["source=hub", "preset=150m", "to=hf"], "out is missing"),
+            (["to=hf", "out=o"], "source is missing"),
+            (["preset=150m", "out=o", "to=hf"], "source is missing"),
+            (["config=a.yml", "preset=150m", "out=o"], "one of them"),
+            (["source=a.yml", "to=hf", "out=o"], "to=hf needs weights"),
+            (["source=a.yml", "preset=150m", "out=o"], "leave out config and preset"),
+            (["source=a.yml", "gpus=0", "out=o"], "gpus must be at least 1"),
+            (["source=a.yml", "out=o", "sauce=3"], "sauce"),
+        ],
+    )
+    def test_arguments_that_do_not_go_together_are_named(
+        self, refused: Command, download: Path, arguments: list[str], said: str
+    ) -> None:
+        assert said in refused(*arguments)
+
+    def test_a_checkpoint_has_its_own_sizes(self, refused: Command, source: Path) -> None:
+        said = refused(f"source={source}", "preset=150m", "to=hf", "out=o")
+        assert "has its own config" in said
