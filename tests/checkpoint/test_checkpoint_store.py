@@ -143,6 +143,12 @@ class TestRoundTrip:
 
 
 class TestSaving:
+    def test_whoever_may_read_one_file_may_read_them_all(
+        self, tmp_path: Path, full_checkpoint: Full
+    ) -> None:
+        folder = save_checkpoint(tmp_path / "step_00000001", full_checkpoint(1))
+        assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
     def test_nothing_is_overwritten(self, run: Path, full_checkpoint: Full) -> None:
         folder = run / "step_00000002"
         before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -28,7 +28,7 @@ def test_help_lists_verbs_and_recipes(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = called(arguments, monkeypatch, capsys)
-    for verb in ("train", "grow", "plan", "data", "generate"):
+    for verb in ("train", "grow", "plan", "data", "convert", "generate"):
         assert f"  tokengrow {verb} " in text
     recipes = next(line for line in text.splitlines() if line.startswith("recipes:"))
     assert "quickstart" in recipes and "continue" in recipes

@@ -20,10 +20,10 @@ from typing import Any
 import tokenizers
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tokengrow.checkpoint.store import Checkpoint, State
+from tokengrow.checkpoint.store import Checkpoint, State, write_tensors
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer, dtype_of
@@ -83,8 +83,8 @@ def write_hf(folder: Path, checkpoint: Checkpoint) -> None:
     _write_json(folder / CONFIG, _hf_config(checkpoint) | ids)
     _write_json(folder / GENERATION, ids)
     shutil.copyfile(Path(__file__).with_name(CODE), folder / CODE)
-    weights = {f"{PREFIX}{name}": w.detach().contiguous() for name, w in checkpoint.weights.items()}
-    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    weights = {f"{PREFIX}{name}": tensor for name, tensor in checkpoint.weights.items()}
+    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
 
 
 def read_hf(folder: Path) -> Checkpoint:

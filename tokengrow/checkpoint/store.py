@@ -171,9 +171,9 @@ def prune_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    save_file(_contiguous(checkpoint.weights), folder / layout.WEIGHTS)
+    write_tensors(folder / layout.WEIGHTS, checkpoint.weights)
     if checkpoint.optimizer:
-        save_file(_contiguous(checkpoint.optimizer), folder / layout.OPTIMIZER)
+        write_tensors(folder / layout.OPTIMIZER, checkpoint.optimizer)
     config = {
         "model": checkpoint.config.to_dict(),
         "end_of_text": checkpoint.end_of_text,
@@ -209,8 +209,19 @@ def _model_config(folder: Path, values: Any) -> ModelConfig:
         raise UserError(f"{folder / layout.CONFIG}: {error}") from None
 
 
-def _contiguous(tensors: State) -> State:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def write_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
+    """Writes a .safetensors file from where the tensors lie, without a copy of contiguous ones.
+
+    Args:
+        path: must not exist yet.
+        tensors: on the CPU, sharing no memory.
+        metadata: of the file's header.
+    """
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata)
+    path.chmod(mode)  # safetensors lets the owner alone read, whatever the umask says
 
 
 def _write_json(path: Path, value: object) -> None:
