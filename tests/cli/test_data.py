@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from tokengrow.checkpoint.store import load_checkpoint
+from tokengrow.cli.resolve import resolve_train
+from tokengrow.cli.train import open_tokens
 from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.megatron_source import MegatronSource
 from tokengrow.data.store import TokenStore
 
 Command = Callable[..., Any]
@@ -141,14 +146,43 @@ class TestMegatron:
         again = command(*run)
         assert "is finished" in " ".join(again.out.split())
 
-    def test_more_updates_than_an_epoch_holds_are_another_order(
+    def test_as_many_epochs_are_shuffled_as_the_run_needs(
+        self, composed: Callable[..., dict[str, Any]], files: Path
+    ) -> None:
+        sizes = ["model=tiny", "model.context_length=16", "batch_size=16"]
+        needed = {}
+        for steps in (1, 2000):
+            stage = f"+stages.only.steps={steps}"
+            values = composed("train", *sizes, *self.given(files), stage)
+            source = open_tokens(resolve_train(values), Console(quiet=True))
+            assert isinstance(source, MegatronSource)
+            assert len(source.sequences("train", 16)) >= 16 * steps
+            needed[steps] = source.epochs
+        assert needed[1] == 1 < needed[2000]
+
+    def test_a_run_keeps_the_epochs_that_its_order_was_made_for(
         self, command: Command, files: Path, tmp_path: Path
     ) -> None:
         run = ["train", *SMALL, *self.given(files), f"out={tmp_path / 'run'}"]
         assert command(*run).status == 0
         longer = command(*run, "data.epochs=2")
         assert longer.status == 2
-        assert "data.epochs" in longer.err
+        assert "was made for data.epochs=1, and this one has 2" in longer.err
+        further = [*run, "+stages.more.steps=1", "data.epochs=1"]
+        assert command(*further).status == 0
+
+    def test_a_run_that_goes_on_takes_the_next_samples_of_the_same_order(
+        self, command: Command, files: Path, tmp_path: Path
+    ) -> None:
+        run = ["train", *SMALL, *self.given(files), "data.epochs=3", f"out={tmp_path / 'run'}"]
+        assert command(*run).status == 0
+        seen = load_checkpoint(tmp_path / "run", tensors=False)
+        more = ["recipes=continue", f"source={tmp_path / 'run'}", f"out={tmp_path / 'more'}"]
+        assert command("train", *more, "stages.continued.steps=2", "fabric=cpu").status == 0
+        gone = load_checkpoint(tmp_path / "more", tensors=False)
+        assert gone.run["tokens_from"]["data"]["epochs"] == 3
+        assert gone.train_state["fingerprint"] == seen.train_state["fingerprint"]
+        assert gone.train_state["next_batch"] == seen.train_state["next_batch"] + 2
 
     def test_another_seed_is_refused_in_a_run_that_has_begun(
         self, command: Command, files: Path, tmp_path: Path

@@ -27,6 +27,7 @@ from tokengrow.growth.engine import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.presets import PRESETS
+from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.paths import data_root
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
@@ -151,6 +152,32 @@ def test_a_recipe_trains_a_step_of_each_stage(
     state = fit(shrunk(run, tmp_path / "run", tiny_model), store).state
     assert [rung.name for rung in state.rungs] == [stage.name for stage in run.stages]
     assert state.step == len(run.stages)
+
+
+# recipes=continue: null is what the source's run had.
+
+
+def test_of_a_source_that_no_run_made_null_is_the_default(
+    composed: Composed, tiny_model: Callable[..., ModelConfig], tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "bare", TokenFormer(tiny_model()))
+    given = ["data=text", "data.files=[book.txt]", "optim.lr=1e-4"]
+    source = f"source={tmp_path / 'bare'}"
+    run = resolve_train(composed("train", "recipes=continue", source, *given)).run
+    assert (run.seed, run.batch_size, run.micro_batch_size) == (0, 64, 16)
+    assert run.stages[0].optim == OptimConfig(lr=1e-4, warmup_steps=0)
+
+
+def test_the_length_of_a_decay_is_not_inherited(
+    composed: Composed, tiny_run: Callable[..., TrainConfig], store: TokenStore, tmp_path: Path
+) -> None:
+    settings = OptimConfig(schedule="neox_cosine", warmup_steps=1, decay_steps=2)
+    run = tiny_run(tmp_path / "run", rungs=(8,), steps=3)
+    stage = replace(run.stages[0], optim=settings)
+    tokens_from = {"data": {"source": "stdlib"}, "tokenizer": {}, "store": str(store.folder)}
+    fit(replace(run, stages=(stage,), tokens_from=tokens_from), store)
+    more = resolve_train(composed("train", "recipes=continue", f"source={tmp_path / 'run'}")).run
+    assert more.stages[0].optim == replace(settings, warmup_steps=0, decay_steps=None)
 
 
 # A recipe says more than the verb's own file, and less than the command line.

@@ -123,7 +123,11 @@ DAMAGES = {
         patched(POINTER_OF_5, struct.pack("<q", 7)),
         f"byte {POINTER_OF_5}: document 5 begins at byte 7 ",
     ),
-    "negative size": (".idx", patched(HEADER.size, struct.pack("<i", -1)), "document 0 begins"),
+    "negative size": (
+        ".idx",
+        patched(HEADER.size + 4 * 5, struct.pack("<i", -1)),
+        f"byte {HEADER.size + 4 * 5}: document 5 has -1 tokens",
+    ),
     "half the data": (".bin", lambda whole: whole[:-2], "has 55476 bytes.*announces 55478"),
 }
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from tokengrow.data import megatron_order
 from tokengrow.data.loader import train_loader
-from tokengrow.data.megatron import IndexedTokens, write_indexed
+from tokengrow.data.megatron import HEADER, IndexedTokens, write_indexed
 from tokengrow.data.megatron_order import (
     OrderKey,
     SampleOrder,
@@ -164,6 +164,26 @@ def test_epochs_are_as_many_as_needed_and_no_more(tokens: int, length: int, samp
     assert epochs == 1 or num_samples(tokens, epochs - 1, length) < samples
 
 
+def test_samples_lie_anywhere_in_a_file_of_more_than_two_to_the_31_tokens(tmp_path: Path) -> None:
+    sizes = np.full(4, 800_000_000, dtype="<i4")  # 3.2 billion tokens, of which the disk holds few
+    with (tmp_path / "x.bin").open("wb") as data:
+        data.truncate(2 * int(sizes.sum(dtype=np.int64)))
+        data.seek(-2, 2)
+        data.write(np.array([7], dtype="<u2").tobytes())
+    pointers = 2 * (np.cumsum(sizes, dtype="<i8") - sizes)
+    head = HEADER.pack(b"MMIDIDX\x00\x00", 1, 8, 4, 5)
+    index = head + sizes.tobytes() + pointers.tobytes() + np.arange(5, dtype="<i8").tobytes()
+    (tmp_path / "x.idx").write_bytes(index)
+    files = IndexedTokens.open(tmp_path / "x")
+    order = prepare_order(files.sizes, OrderKey("", 0, 4, 1, 2**20, seed=0), tmp_path)
+    samples = MegatronSamples(files, order, 2**20, vocab_size=8)
+    row = np.cumsum([0, *(800_000_000 for _ in order.doc_idx)])
+    holder = int(row[list(order.doc_idx).index(3) + 1] - 1) // 2**20  # of the last token's sample
+    found = samples[order.shuffle_idx.tolist().index(holder)]
+    assert found.max() == 7
+    assert sum(int(samples[index].max() == 7) for index in range(0, len(samples), 300)) <= 2
+
+
 def test_an_order_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, key = np.array([5, 9], dtype=np.int32), OrderKey("x", 0, 2, 1, 4, 0)
     first = prepare_order(sizes, key, tmp_path)
@@ -244,8 +264,21 @@ class TestSource:
             MegatronConfig(prefix=str(tmp_path / "x"), split="1"), store.tokenizer(), samples=1,
             context_length=599, seed=0, cache=tmp_path,
         )  # fmt: skip
-        with pytest.raises(UserError, match=r"x\.bin, document \d .*vocabulary of 512"):
+        with pytest.raises(
+            UserError, match=r"x\.bin byte 1024: token id 512 lies outside.* of 512"
+        ):
             opened.sequences("train", 599)[0]
+
+    def test_so_is_one_in_the_validation_split(self, store: TokenStore, tmp_path: Path) -> None:
+        ids = np.arange(600)
+        write_indexed(tmp_path / "x", [(ids, np.array([300, 300]))], vocab_size=600)
+        opened = MegatronSource.open(
+            MegatronConfig(prefix=str(tmp_path / "x"), split="1,1"), store.tokenizer(), samples=1,
+            context_length=299, seed=0, cache=tmp_path,
+        )  # fmt: skip
+        assert opened.sequences("train", 299)[0].max() < 300
+        with pytest.raises(UserError, match=r"x\.bin byte 1024: token id 512 lies outside"):
+            opened.sequences("validation", 299)[0]
 
     def test_a_validation_split_without_documents_names_the_way_out(
         self, source: Callable[..., MegatronSource]

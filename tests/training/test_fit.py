@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints
+from tokengrow.data.megatron import export_store
+from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.files import locked, sha256
@@ -169,6 +171,31 @@ def test_killed_right_after_a_growth_and_resumed_it_ends_with_the_same_bits(
         patch.setattr(loop, "grow_checkpoint", dies)
         fit(run, store)
     assert same_bits(fit(run, store), climbed)
+
+
+def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, validation = export_store(store, tmp_path / "files")
+    files = MegatronConfig(prefix=train, validation_prefix=validation)
+
+    def tokens() -> MegatronSource:
+        return MegatronSource.open(
+            files, store.tokenizer(), samples=72, context_length=32, seed=0, cache=tmp_path
+        )
+
+    whole = fit(tiny_run(tmp_path / "whole"), tokens())
+    run, save = tiny_run(tmp_path / "run"), loop.save_checkpoint
+
+    def dies(folder: Path, checkpoint: Any) -> None:
+        save(folder, checkpoint)
+        if checkpoint.step == 10:  # in the middle of the second stage
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_checkpoint", dies)
+        fit(run, tokens())
+    assert same_bits(fit(run, tokens()), whole)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(

@@ -1,7 +1,7 @@
 """The composed YAML into typed objects, once: everything below takes these."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,15 @@ def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
 
     Args:
         values: the composed run.yaml.
-        recorded: the `run` of the source's checkpoint; empty if no run made it.
+        recorded: the `run` of the source's checkpoint; empty if no run made it, and then null
+            stands for the defaults.
     """
-    if not recorded:
-        return values
-    below = {key: recorded[key] for key in INHERITED}
-    below["optim"] = list(recorded["stages"].values())[-1]["optim"]
-    if values["data"].get("source") is None:
+    default = {item.name: item.default for item in fields(TrainConfig)}
+    below = {key: recorded.get(key, default[key]) for key in INHERITED}
+    stages = list(recorded.get("stages", {}).values())
+    settings = stages[-1]["optim"] if stages else asdict(OptimConfig())
+    below["optim"] = settings | {"decay_steps": None}  # the length of that stage, not of this
+    if recorded and values["data"].get("source") is None:
         below |= recorded["tokens_from"]
     return {**values, **_overlay(below, values)}
 
@@ -233,8 +235,9 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """
     if checkpoint.tokenizer is None or checkpoint.end_of_text is None:
         raise UserError(
-            f"{checkpoint.folder} holds no tokenizer, as a bare model does: save a checkpoint "
-            "with `tokenizer` and `end_of_text`, or grow it with `tokengrow grow`"
+            f"{checkpoint.folder} holds no tokenizer, as a bare model does: give it one with "
+            f"`tokengrow convert source={checkpoint.folder} tokenizer.file=FILE to=tokengrow "
+            "out=DIR`"
         )
     return Tokenizer.from_json(checkpoint.tokenizer, checkpoint.end_of_text)
 

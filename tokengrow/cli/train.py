@@ -1,6 +1,6 @@
 """tokengrow train: a ladder from its recipe to its last checkpoint."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +30,7 @@ from tokengrow.evaluation.report import rung_table
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.paths import cache_dir
 from tokengrow.training.fit import FitResult, fit
+from tokengrow.training.ladder import TrainConfig
 
 SAMPLE = SamplingConfig(max_tokens=96)
 """How the text at the end of a run is sampled."""
@@ -42,7 +43,8 @@ def train(config: DictConfig) -> float:
         values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
     arguments = resolve_train(values)
     console = Console()
-    result = fit(arguments.run, open_tokens(arguments, console), console)
+    tokens = open_tokens(arguments, console)
+    result = fit(record_epochs(arguments.run, tokens), tokens, console)
     show(console, arguments, result)
     loss = result.state.rung.loss_end
     assert loss is not None
@@ -97,6 +99,14 @@ def _open_megatron(
         soft_wrap=True,
     )
     return source
+
+
+def record_epochs(run: TrainConfig, tokens: TokenSource) -> TrainConfig:
+    """The run with the epochs that its order was made for: what goes on from it must share them."""
+    if not isinstance(tokens, MegatronSource):
+        return run
+    data = run.tokens_from["data"] | {"epochs": tokens.epochs}
+    return replace(run, tokens_from=run.tokens_from | {"data": data})
 
 
 def given_tokenizer(arguments: TrainArguments) -> Tokenizer | None:

@@ -63,7 +63,7 @@ class IndexedTokens:
         Raises:
             UserError: a file is missing or not of this format; names the file and the byte.
         """
-        prefix = Path(prefix).expanduser()
+        prefix = Path(str(prefix).removesuffix(".bin").removesuffix(".idx")).expanduser()
         index, data = _with_ending(prefix, ".idx"), _with_ending(prefix, ".bin")
         for path in (index, data):
             if not path.is_file():
@@ -155,7 +155,13 @@ def _check_pointers(
     for at in range(0, len(sizes), _CHUNK):
         lengths = np.asarray(sizes[at : at + _CHUNK], dtype=np.int64) * itemsize
         offsets = expected + np.cumsum(lengths) - lengths
-        wrong = np.flatnonzero((pointers[at : at + _CHUNK] != offsets) | (lengths < 0))
+        if (negative := np.flatnonzero(lengths < 0)).size:
+            document = at + int(negative[0])
+            raise UserError(
+                f"{index} byte {HEADER.size + 4 * document}: document {document} has "
+                f"{sizes[document]} tokens: copy or build the pair anew"
+            )
+        wrong = np.flatnonzero(pointers[at : at + _CHUNK] != offsets)
         if wrong.size:
             document = at + int(wrong[0])
             place = HEADER.size + 4 * len(sizes) + 8 * document

@@ -24,7 +24,7 @@ from tokengrow.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronConfig:
-    """Which files, and which of their documents."""
+    """Which token files, and which of their documents."""
 
     prefix: str
     """Path of the .bin and .idx file, without these endings."""
@@ -33,7 +33,7 @@ class MegatronConfig:
     split: str = "969, 30, 1"
     """Shares of train, validation and test among the documents, in their order in the file."""
     epochs: int | None = None
-    """How often a document occurs in the shuffled row; null: as often as the run needs."""
+    """How often the shuffled row holds each document; null: as often as the run needs."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
@@ -56,8 +56,8 @@ class MegatronSamples(Sequences):
     def __init__(
         self, files: IndexedTokens, order: SampleOrder, context_length: int, vocab_size: int
     ) -> None:
-        super().__init__(files.tokens(0, len(files)), context_length)
-        self.files, self.order, self.vocab_size = files, order, vocab_size
+        super().__init__(CheckedTokens(files, 0, len(files), vocab_size), context_length)
+        self.files, self.order = files, order
 
     def __len__(self) -> int:
         return len(self.order.shuffle_idx)
@@ -66,12 +66,13 @@ class MegatronSamples(Sequences):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         sample = int(self.order.shuffle_idx[index])
-        (place, token), (last_place, last_token) = self.order.sample_idx[sample : sample + 2]
-        pieces: list[np.ndarray] = []
-        for document in self.order.doc_idx[place : last_place + 1]:
-            start, size = self.files.start(document), int(self.files.sizes[document])
-            stop = start + size if len(pieces) < last_place - place else start + last_token + 1
-            pieces.append(self._read(int(document), start + token, stop))
+        # Python integers: places in the file soon pass what the arrays' int32 can count.
+        (place, token), (last, last_token) = self.order.sample_idx[sample : sample + 2].tolist()
+        documents = self.order.doc_idx[place : last + 1].tolist()
+        stops = [int(self.files.sizes[document]) for document in documents[:-1]]
+        pieces = []
+        for document, stop in zip(documents, [*stops, last_token + 1], strict=True):
+            pieces.append(self.tokens.read(self.files.start(document) + token, stop - token))
             token = 0
         return torch.from_numpy(np.concatenate(pieces))
 
@@ -79,13 +80,29 @@ class MegatronSamples(Sequences):
         """The samples of global batch ``number``, int64 [size]; `seed` has shuffled them before."""
         return np.arange(number * size, (number + 1) * size, dtype=np.int64) % len(self)
 
-    def _read(self, document: int, start: int, stop: int) -> np.ndarray:
-        tokens = self.tokens.read(int(start), int(stop - start))
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
+
+class CheckedTokens(TokenArray):
+    """The ids of documents `first` to `stop`, each compared with a vocabulary as it is read."""
+
+    def __init__(self, files: IndexedTokens, first: int, stop: int, vocab_size: int) -> None:
+        begin, end = files.start(first), files.start(stop)
+        super().__init__([files.data], [end - begin], files.dtype.str, begin)
+        self._vocab_size = vocab_size
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """As `TokenArray.read`.
+
+        Raises:
+            UserError: an id that the tokenizer does not have; names the file and the byte.
+        """
+        tokens = super().read(start, length)
+        wrong = np.flatnonzero((tokens < 0) | (tokens >= self._vocab_size))
+        if wrong.size:
+            place = (self._first + start + int(wrong[0])) * np.dtype(self._dtype).itemsize
             raise UserError(
-                f"{self.files.prefix}.bin, document {document} (byte "
-                f"{self.files.pointers[document]}): a token id lies outside the tokenizer's "
-                f"vocabulary of {self.vocab_size}: give the tokenizer.file that made the data"
+                f"{self._files[0]} byte {place}: token id {tokens[wrong[0]]} lies outside the "
+                f"tokenizer's vocabulary of {self._vocab_size}: give the tokenizer.file that made "
+                "the data"
             )
         return tokens
 
@@ -101,9 +118,8 @@ class Part:
     stop: int
     """Number behind the last one."""
 
-    def tokens(self) -> TokenArray:
-        """Their ids as one stream."""
-        return self.files.tokens(self.first, self.stop)
+    def __len__(self) -> int:
+        return self.files.start(self.stop) - self.files.start(self.first)
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,7 @@ class MegatronSource:
             UserError: files that are missing, malformed, or too short for one sample.
         """
         parts = _parts(config)
-        tokens = len(parts["train"].tokens())
+        tokens = len(parts["train"])
         check_length(tokens, context_length, "train")
         epochs = config.epochs or num_epochs(tokens, context_length, samples)
         contents = {name: part.files.fingerprint() for name, part in parts.items()}
@@ -179,9 +195,9 @@ class MegatronSource:
             UserError: the split is shorter than one sequence.
         """
         part = self.parts[name]
-        tokens = part.tokens()
-        check_length(len(tokens), context_length, name, WAY_OUT)
+        check_length(len(part), context_length, name, WAY_OUT)
         if name == "validation":
+            tokens = CheckedTokens(part.files, part.first, part.stop, self.vocab_size)
             return Sequences(tokens, context_length)
         key = OrderKey(
             content=self.contents[name],

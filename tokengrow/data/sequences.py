@@ -94,7 +94,7 @@ class TokenSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the tokens and their order, in hex: two runs that share it see the same data."""
+        """Names the tokens in hex: two runs that share it, and a seed, see the same batches."""
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens."""

@@ -74,6 +74,8 @@ class Tokenizer:
         Raises:
             UserError: the file is missing or malformed, or has no token ``end_of_text``.
         """
+        if not Path(path).expanduser().is_file():
+            raise UserError(f"tokenizer.file: {path} does not exist: give a tokenizers JSON file")
         try:
             inner = tokenizers.Tokenizer.from_file(str(Path(path).expanduser()))
         except Exception as error:  # the library raises nothing more precise

@@ -66,7 +66,7 @@ class Run:
 
     config: TrainConfig
     fabric: Fabric
-    store: TokenSource
+    tokens: TokenSource
     tokenizer: Tokenizer
     console: Console
 
@@ -77,7 +77,7 @@ class Run:
 
     def sequences(self, stage: StageConfig, split: Split) -> Sequences:
         """A split, cut to the stage's context length."""
-        return self.store.sequences(split, stage.model.context_length)
+        return self.tokens.sequences(split, stage.model.context_length)
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,22 @@ class Training:
     """Of the model."""
 
 
-def fit(config: TrainConfig, store: TokenSource, console: Console | None = None) -> FitResult:
+def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None) -> FitResult:
     """Trains a ladder, or goes on with it where `config.out` stands.
 
     Args:
         config: the run.
-        store: its tokens.
+        tokens: what it trains on.
         console: where progress is shown; by default nowhere.
 
     Raises:
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
     """
-    _check_fits(config, store)
+    _check_fits(config, tokens)
     fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
-    state, checkpoint = find_start(config, store)
+    state, checkpoint = find_start(config, tokens)
     fabric.barrier()  # every rank has read `out` before one writes there
-    run = Run(config, fabric, store, store.tokenizer(), console or Console(quiet=True))
+    run = Run(config, fabric, tokens, tokens.tokenizer(), console or Console(quiet=True))
     with ExitStack() as held:
         if fabric.is_global_zero:
             _take(run.out, held)
@@ -144,12 +144,12 @@ def _where_it_stands(config: TrainConfig, state: TrainState) -> str:
     return f"{config.out} goes on from stage {stage.name}, step {state.stage_step}/{stage.steps}"
 
 
-def _check_fits(config: TrainConfig, store: TokenSource) -> None:
+def _check_fits(config: TrainConfig, tokens: TokenSource) -> None:
     """Refuses tokens that do not fit the models."""
-    config.check_vocabulary(store.vocab_size)
+    config.check_vocabulary(tokens.vocab_size)
     for stage in config.stages:
         for split in ("train", "validation"):
-            store.sequences(split, stage.model.context_length)
+            tokens.sequences(split, stage.model.context_length)
 
 
 def _take(out: Path, held: ExitStack) -> None:

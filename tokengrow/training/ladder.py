@@ -100,8 +100,8 @@ class TrainConfig:
         if vocab_size > room:
             raise UserError(
                 f"the tokenizer's vocabulary ({vocab_size}) does not fit model.vocab_size "
-                f"({room}): set model.vocab_size={vocab_size} or more, or a smaller "
-                "tokenizer.vocab_size"
+                f"({room}): set model.vocab_size={vocab_size} or more, or take a smaller "
+                "tokenizer"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,12 +21,12 @@ SHAPES_THE_RESULT = ("seed", "batch_size", "source", "growth")
 """Top-level keys that a resumed run must share with its checkpoint, besides the stages passed."""
 
 
-def find_start(config: TrainConfig, store: TokenSource) -> tuple[TrainState, Checkpoint | None]:
+def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Checkpoint | None]:
     """Where `config.out` stands, or a new run's state with the checkpoint that it starts from.
 
     Args:
         config: the run.
-        store: its tokens.
+        tokens: what it trains on.
 
     Raises:
         UserError: `out` holds something else, or a run that this one cannot go on with.
@@ -39,15 +39,15 @@ def find_start(config: TrainConfig, store: TokenSource) -> tuple[TrainState, Che
         )
     found = newest_checkpoint(out)
     if found is not None:
-        check_same_run(config, store.fingerprint, found)
+        check_same_run(config, tokens.fingerprint, found)
         return TrainState.from_dict(found.train_state), found
     if holds_something and not _is_run(out):
         raise UserError(f"out={out} holds something that is not a run: choose another out=")
-    state = TrainState(store.fingerprint)
+    state = TrainState(tokens.fingerprint)
     if not config.source:
         return state, None
-    source = _load_source(config.source, config.stages[0].model, store)
-    if source.train_state.get("fingerprint") == store.fingerprint:
+    source = _load_source(config.source, config.stages[0].model, tokens)
+    if source.train_state.get("fingerprint") == tokens.fingerprint:
         # The data that the source has not seen comes next, as in the stages of one run.
         seen = source.train_state["next_batch"] * source.run.get("batch_size", config.batch_size)
         state.next_batch = -(-seen // config.batch_size)
@@ -62,11 +62,11 @@ def _is_run(out: Path) -> bool:
         return False
 
 
-def _load_source(path: str, first: ModelConfig, store: TokenSource) -> Checkpoint:
+def _load_source(path: str, first: ModelConfig, tokens: TokenSource) -> Checkpoint:
     """The checkpoint that a run starts from, if it can be grown and speaks the same tokens."""
     source = load_checkpoint(path)
     plan_growth(source.config, first)
-    if source.tokenizer is not None and source.tokenizer != store.tokenizer().to_json():
+    if source.tokenizer is not None and source.tokenizer != tokens.tokenizer().to_json():
         raise UserError(
             f"source={path} was trained on the tokens of another tokenizer: make the "
             f"store with tokenizer=file tokenizer.file={source.folder}/tokenizer.json"
@@ -86,12 +86,6 @@ def check_same_run(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint
         )
     state = TrainState.from_dict(checkpoint.train_state)
     where = f"{config.out} holds a run ({checkpoint.folder and checkpoint.folder.name})"
-    if state.fingerprint != fingerprint:
-        raise UserError(
-            f"{where} on other data: its tokens were {state.fingerprint[:12]}, these are "
-            f"{fingerprint[:12]}; give the same data and tokenizer (and data.epochs, if there is "
-            "one), or choose another out="
-        )
     there, here = checkpoint.run, config.to_dict()
     passed = list(there["stages"])[: state.stage + 1]
     if list(here["stages"])[: len(passed)] != passed:
@@ -108,6 +102,25 @@ def check_same_run(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint
                 f"{where} of another configuration ({path} was {old!r}, now {new!r}): "
                 "set it back, or choose another out="
             )
+    _check_data(config, fingerprint, checkpoint, where)
+
+
+def _check_data(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint, where: str) -> None:
+    """Refuses other tokens, and an order of them that was made for another number of epochs."""
+    there, here = checkpoint.run["tokens_from"], config.tokens_from
+    before, now = (values.get("data", {}).get("epochs") for values in (there, here))
+    if before and now and before != now:
+        raise UserError(
+            f"{where} whose order of samples was made for data.epochs={before}, and this one has "
+            f"{now}: set data.epochs={before} to go on in that order, which begins again behind "
+            "its last sample, or choose another out="
+        )
+    found = checkpoint.train_state["fingerprint"]
+    if found != fingerprint:
+        raise UserError(
+            f"{where} on other data: its tokens were {found[:12]}, these are {fingerprint[:12]}; "
+            "give the same data and tokenizer, or choose another out="
+        )
 
 
 def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -36,7 +36,7 @@ class TrainState:
     """Counters of a run, the rungs climbed and the validation losses seen."""
 
     fingerprint: str
-    """Of the token store."""
+    """Of the tokens."""
     next_batch: int = 0
     """Number of the next global batch; with the fingerprint, the whole state of the data."""
     step: int = 0
