@@ -229,6 +229,12 @@ class TestDamage:
         with pytest.raises(UserError, match=r"step_00000003 holds no whole checkpoint"):
             load_checkpoint(run / "step_00000003")
 
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+    def test_weights_of_another_format_are_sent_to_convert(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=rf"first `tokengrow convert source={tmp_path} "):
+            load_checkpoint(tmp_path)
+
     @pytest.mark.parametrize("name", sorted(FILES - {"COMPLETE"}))
     def test_a_file_with_a_flipped_byte_is_named(self, run: Path, name: str) -> None:
         flip_byte(run / "step_00000003" / name)

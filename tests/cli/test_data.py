@@ -208,7 +208,8 @@ class TestMegatron:
 
 
 def test_an_unknown_format_is_named(command: Command, arguments: list[str], tmp_path: Path) -> None:
-    outcome = command("data", *arguments, "to=parquet")
-    assert outcome.status == 2
-    assert "to=parquet: valid are store, megatron" in outcome.err
+    for wrong, said in (("parquet", "valid are store, megatron"), ("megtron", "mean 'megatron'?")):
+        outcome = command("data", *arguments, f"to={wrong}")
+        assert outcome.status == 2
+        assert f"to={wrong}: there is no such format" in outcome.err and said in outcome.err
     assert not (tmp_path / "store").exists()

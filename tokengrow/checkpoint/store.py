@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
+FOREIGN = (".bin", ".safetensors", ".pt", ".pth")
+"""Endings of weights in a folder that is no checkpoint."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -117,12 +120,23 @@ def load_checkpoint(path: str | Path, tensors: bool = True) -> Checkpoint:
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}: give the folder of a run or of a checkpoint")
     found = newest_checkpoint(path, tensors)
+    if found is None and _is_foreign(path):
+        raise UserError(
+            f"{path} holds weights in another format: first `tokengrow convert source={path} "
+            "to=tokengrow out=DIR`"
+        )
     if found is None:
         raise UserError(
             f"{path} holds no whole checkpoint: neither it nor a step_* in it has a whole "
             f"{layout.COMPLETE} and what that lists"
         )
     return found
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder holds weights, and nothing that says that they were once a checkpoint."""
+    ours = (folder / layout.CONFIG).is_file()
+    return not ours and any(file.suffix in FOREIGN for file in folder.iterdir())
 
 
 def newest_checkpoint(run: Path, tensors: bool = True) -> Checkpoint | None:

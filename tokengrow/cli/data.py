@@ -16,7 +16,7 @@ from tokengrow.data.store import TokenStore, build_store, prepare_store
 from tokengrow.data.tokenizer import Tokenizer, prepare_tokenizer
 from tokengrow.errors import UserError
 from tokengrow.paths import cache_dir
-from tokengrow.typed import typed
+from tokengrow.typed import nearest, typed
 
 FORMATS = ("store", "megatron")
 
@@ -36,7 +36,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
-            raise UserError(f"to={self.to}: valid are {', '.join(FORMATS)}")
+            raise UserError(f"to={self.to}: there is no such format{nearest(self.to, FORMATS)}")
 
 
 def main(config: DictConfig) -> None:
