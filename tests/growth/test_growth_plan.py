@@ -78,16 +78,49 @@ def test_a_role_that_shrinks_is_refused_by_name(sized: Sized, role: str) -> None
         plan_growth(sized(6), target)
 
 
+def test_every_axis_is_a_step_of_its_own_in_a_fixed_order(sized: Sized) -> None:
+    target = sized(9, width=24, heads=3, head_dim=10, layers=5)
+    plan = plan_growth(sized(6), target)
+    assert [step.axis for step in plan.steps] == ["width", "heads", "tokens", "depth"]
+    changes = {key: value for step in plan.steps for key, value in step.changes.items()}
+    assert changes["width"] == (16, 24)
+    assert (changes["heads"], changes["head_dim"]) == ((2, 3), (8, 10))
+    assert changes["layers"] == (2, 5)
+    assert plan.target.rotary_channels == plan.source.rotary_channels == 2
+    assert plan.steps[-1].target == plan.target
+
+
+@pytest.mark.parametrize(
+    ("activation", "block_share"), [("l2_norm_gelu", 1.0), ("gelu_l2_norm", 0.5)]
+)
+def test_a_wider_model_adds_less_to_its_variances(
+    sized: Sized, activation: str, block_share: float
+) -> None:
+    source = sized(6, activation=activation, norm_eps=2e-5, final_norm_eps=4e-5)
+    target = plan_growth(source, sized(6, width=32, head_dim=8, activation=activation)).target
+    assert target.final_norm_eps == pytest.approx(2e-5)  # half the variance, half the epsilon
+    assert target.norm_eps == pytest.approx(2e-5 * block_share)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 12, "head_dim": 8}, r"model\.width: 16 -> 12.*growth never makes"),
+        ({"heads": 1, "head_dim": 8}, r"model\.heads: 2 -> 1"),
+        ({"heads": 4}, r"model\.head_dim: 8 -> 4"),
+        ({"layers": 1}, r"model\.layers: 2 -> 1"),
+    ],
+)
+def test_no_axis_shrinks(sized: Sized, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_growth(sized(6), sized(9, **changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"vocab_size": 41}, r"model\.vocab_size: 40 -> 41.*set model\.vocab_size=40"),
-        ({"context_length": 24}, r"model\.context_length: 12 -> 24"),
-        ({"layers": 3}, r"model\.layers: 2 -> 3: growth cannot change it"),
-        ({"width": 32}, r"model\.width: 16 -> 32"),
-        ({"heads": 4}, r"model\.heads: 2 -> 4"),
-        ({"heads": 16}, r"model\.heads: 2 -> 16"),
-        ({"head_dim": 12}, r"model\.head_dim: 8 -> 12"),
+        ({"context_length": 24}, r"model\.context_length: 12 -> 24: growth cannot change it"),
         ({"activation": "softmax"}, r"model\.activation: l2_norm_gelu -> softmax"),
     ],
 )

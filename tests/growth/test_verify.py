@@ -13,6 +13,7 @@ from tokengrow.growth.verify import (
     Drift,
     DriftError,
     check_drift,
+    exactness,
     measure_drift,
     probe_dtype,
     random_probe,
@@ -77,27 +78,38 @@ def test_a_perturbed_copy_is_found_out(random_model: RandomModel, sized: Sized) 
     wanted = 1e-6 * model.embedding.weight[:, 3].abs().max().item()
     assert drift.max_logit == pytest.approx(wanted, rel=1e-6)
     with pytest.raises(DriftError):
-        check_drift(drift)
+        check_drift(drift, 1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-12), ("float32", 1e-5)])
 def test_each_precision_has_its_tolerance(dtype: str, limit: float) -> None:
-    check_drift(replace(NONE, dtype=dtype, relative=limit))
+    kind = getattr(torch, dtype)
+    assert exactness(kind, kind, rounds=True) == exactness(kind, kind, rounds=False) == limit
+
+
+def test_numbers_that_were_rounded_are_asked_for_no_more_than_rounding_leaves() -> None:
+    # float32 weights compared in float64: places and zeros are exact, means of rows are not.
+    assert exactness(torch.float32, torch.float64, rounds=False) == 1e-12
+    assert exactness(torch.float32, torch.float64, rounds=True) == 1e-5
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    check_drift(replace(NONE, relative=0.25), 0.25)
     with pytest.raises(DriftError):
-        check_drift(replace(NONE, dtype=dtype, relative=1.01 * limit))
+        check_drift(replace(NONE, relative=0.2501), 0.25)
 
 
 def test_a_given_tolerance_is_the_one_that_counts() -> None:
-    check_drift(replace(NONE, relative=0.5), tolerance=0.5)
+    check_drift(replace(NONE, relative=0.5), 0.5)
     with pytest.raises(DriftError):
-        check_drift(replace(NONE, relative=1e-15), tolerance=0.0)
-    check_drift(NONE, tolerance=0.0)
+        check_drift(replace(NONE, relative=1e-15), 0.0)
+    check_drift(NONE, 0.0)
 
 
 def test_the_refusal_gives_the_numbers() -> None:
     drift = replace(NONE, max_logit=7.5, relative=0.25, loss_source=3.5, loss_grown=4.25)
     with pytest.raises(DriftError) as caught:
-        check_drift(drift, tolerance=0.125)
+        check_drift(drift, 0.125)
     for number in (
         "moved by 7.5",
         "0.25 of their size",
@@ -109,7 +121,7 @@ def test_the_refusal_gives_the_numbers() -> None:
 
 def test_what_is_not_a_number_is_refused() -> None:
     drift = measure_drift(Fixed([0.0, 1.0]), Fixed([0.0, math.nan]), PROBE)
-    for tolerance in (None, 1e9):
+    for tolerance in (1e-12, 1e9):
         with pytest.raises(DriftError, match="nan"):
             check_drift(drift, tolerance)
 

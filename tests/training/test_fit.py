@@ -16,6 +16,8 @@ from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.files import locked, sha256
+from tokengrow.growth.plan import plan_growth
+from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
 from tokengrow.training.fit import PLOT_FILE, FitResult, fit
 from tokengrow.training.ladder import TrainConfig
@@ -107,6 +109,24 @@ def test_micro_batches_change_the_losses_by_rounding_alone(
         run = tiny_run(tmp_path / str(micro), rungs=(8, 12), batch_size=8, micro_batch_size=micro)
         losses.append([row["loss"] for row in fit(run, store).state.validation])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_ladder_along_every_axis_has_no_jump(
+    tiny_run: Runs, tiny_model: Callable[..., ModelConfig], store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,), steps=4)
+    sizes = [{"width": 40}, {"heads": 3}, {"layers": 4}, {"tokens": tiny_model(12).tokens}]
+    stages = [run.stages[0]]
+    for number, changes in enumerate(sizes):
+        model = plan_growth(stages[-1].model, replace(stages[-1].model, **changes)).target
+        stages.append(replace(stages[0], name=f"more{number}", model=model))
+    done = fit(replace(run, stages=tuple(stages)), store)
+    assert done.state.step == 4 * 5
+    for rung in done.state.rungs[1:]:
+        assert rung.loss_start == pytest.approx(rung.loss_before, abs=1e-5)
+        assert rung.loss_end < rung.loss_start
+    axes = [entry["steps"][0]["axis"] for entry in done.checkpoint.lineage]
+    assert axes == ["width", "heads", "depth", "tokens"]
 
 
 def test_a_stage_may_train_at_the_size_of_the_one_before(

@@ -10,16 +10,32 @@ import torch
 from torch import Tensor
 
 from tokengrow.errors import UserError
+from tokengrow.growth.depth import deepen
+from tokengrow.growth.heads import add_heads
 from tokengrow.growth.moments import grow_moments
 from tokengrow.growth.plan import GrowthPlan, plan_growth
-from tokengrow.growth.tokens import State, append_tokens
-from tokengrow.growth.verify import Drift, check_drift, measure_drift, probe_dtype, random_probe
+from tokengrow.growth.tensors import State
+from tokengrow.growth.tokens import append_tokens
+from tokengrow.growth.verify import (
+    Drift,
+    check_drift,
+    exactness,
+    measure_drift,
+    probe_dtype,
+    random_probe,
+)
+from tokengrow.growth.width import widen
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import TokenFormer, dtype_of
 
 Operator = Callable[[State, ModelConfig, ModelConfig, float, torch.Generator], State]
 
-OPERATORS: dict[str, Operator] = {"tokens": append_tokens}
+OPERATORS: dict[str, Operator] = {
+    "width": widen,
+    "heads": add_heads,
+    "tokens": append_tokens,
+    "depth": deepen,
+}
 """Growth axis to the pure function that grows weights along it."""
 
 
@@ -28,10 +44,10 @@ class GrowthConfig:
     """How new parameters are born and how exact a growth must be."""
 
     new_value_scale: float = 0.1
-    """Standard deviation of new value tokens over that of the old ones; never 0, the keys being
-    0."""
+    """Standard deviation of new value tokens over that of the old ones, and of the difference
+    between a new block and the one that it copies; never 0."""
     tolerance: float | None = None
-    """Largest drift allowed, relative to the logits; null: 1e-12 in float64, 1e-5 in float32."""
+    """Largest drift allowed, relative to the logits; null: what rounding explains."""
     seed: int = 0
     """Seed of the new values and of a random probe batch; a run adds its own seed."""
 
@@ -52,7 +68,8 @@ class Grown:
     config: ModelConfig
     """Of the grown model."""
     weights: State
-    """State dict on the CPU, in the precision of its source."""
+    """State dict on the CPU, in the precision of its source (at least float32 if width or heads
+    grew)."""
     optimizer: State
     """Flat optimizer state, empty if none was given."""
     report: dict[str, Any]
@@ -75,7 +92,8 @@ def grow(
         probe: [B, T + 1] int64 token ids on which sameness is measured; random ones by default.
 
     Returns:
-        The grown model on the CPU, in the precision of the source.
+        The grown model on the CPU, in the precision of the source (half precision becomes float32
+        where width or heads grow).
 
     Raises:
         UserError: a target that cannot be reached.
@@ -107,6 +125,8 @@ def carry_out(
         DriftError: the result is not the same function.
     """
     generator, grown = _generator(plan, config.seed), weights
+    if _rounds(plan):
+        grown = {name: _at_least_float32(tensor) for name, tensor in weights.items()}
     for step in plan.steps:
         operator = OPERATORS[step.axis]
         grown = operator(grown, step.source, step.target, config.new_value_scale, generator)
@@ -137,8 +157,24 @@ def verify_growth(
         TokenFormer.from_weights(plan.target, grown, dtype),
         probe,
     )
-    check_drift(drift, config.tolerance)
+    limit = config.tolerance
+    if limit is None:
+        limit = exactness(dtype_of(grown), dtype, _rounds(plan))
+    check_drift(drift, limit)
     return drift
+
+
+ROUNDING = {"width", "heads"}
+"""Axes that compute new numbers from old ones: means of rows, products with a root."""
+
+
+def _rounds(plan: GrowthPlan) -> bool:
+    return any(step.axis in ROUNDING for step in plan.steps)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision would round those numbers too coarsely for the function to stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _generator(plan: GrowthPlan, seed: int) -> torch.Generator:

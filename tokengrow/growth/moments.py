@@ -6,16 +6,27 @@ The state is flat: `{slot}.{parameter name}` to a tensor, the slots being `exp_a
 
 from collections.abc import Callable
 
+from tokengrow.growth.depth import deepen_moments
+from tokengrow.growth.heads import add_head_moments
 from tokengrow.growth.plan import GrowthPlan
-from tokengrow.growth.tokens import State, append_moments
+from tokengrow.growth.tensors import State
+from tokengrow.growth.tokens import append_moments
+from tokengrow.growth.width import widen_moments
 from tokengrow.model.config import ModelConfig
 
 POWERS = {"exp_avg": 1, "exp_avg_sq": 2}
 """Adam's per-entry slots, and the power of the gradient that each averages."""
+COUNT = "step"
+"""Adam's slot per tensor: how often it was updated."""
 
 MomentOperator = Callable[[State, ModelConfig, ModelConfig, int], State]
 
-MOMENT_OPERATORS: dict[str, MomentOperator] = {"tokens": append_moments}
+MOMENT_OPERATORS: dict[str, MomentOperator] = {
+    "width": widen_moments,
+    "heads": add_head_moments,
+    "tokens": append_moments,
+    "depth": deepen_moments,
+}
 """Growth axis to the counterpart of its operator on one of Adam's moments."""
 
 
@@ -38,4 +49,7 @@ def grow_moments(state: State, plan: GrowthPlan) -> State:
         for step in plan.steps:
             operator = MOMENT_OPERATORS[step.axis]
             slots[slot] = operator(slots.get(slot, {}), step.source, step.target, power)
+    for step in plan.steps:
+        if step.axis == "depth" and COUNT in slots:  # the one axis that bears whole tensors
+            slots[COUNT] = deepen_moments(slots[COUNT], step.source, step.target, 0)
     return {f"{slot}.{name}": t for slot, tensors in slots.items() for name, t in tensors.items()}

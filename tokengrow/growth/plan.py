@@ -7,14 +7,20 @@ A new axis is a line in `AXES`, an operator in `tokengrow.growth.engine.OPERATOR
 from dataclasses import dataclass, replace
 
 from tokengrow.errors import UserError
+from tokengrow.growth.width import rescaled_eps
 from tokengrow.model.config import ModelConfig
 
-AXES: dict[str, tuple[str, ...]] = {"tokens": ("tokens",)}
+AXES: dict[str, tuple[str, ...]] = {
+    "width": ("width",),
+    "heads": ("heads", "head_dim"),
+    "tokens": ("tokens",),
+    "depth": ("layers",),
+}
 """Growth axis to the config fields that it changes, in the order in which axes are grown."""
 
 KEPT = ("tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init")
-"""Part of the function, or of its history, and not of its size: the grown model keeps the
-source's."""
+"""Part of the function, or of its history, and not of its size: the grown model keeps the source's
+(but for the epsilons of a wider one, which shrink with the variance that they are added to)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Step:
     """The model after this step."""
 
     @property
-    def changes(self) -> dict[str, tuple[int, int]]:
+    def changes(self) -> dict[str, tuple[int | float, int | float]]:
         """Dotted config key to (before, after)."""
         return self.source.differences(self.target)
 
@@ -74,12 +80,14 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
                 f"{where}.{key}: {before} -> {after}: growth never makes a model smaller; "
                 f"set it to at least {before}"
             )
-    target = replace(requested, **{name: getattr(source, name) for name in KEPT})
     steps: list[Step] = []
     before = source
     for axis, names in AXES.items():
-        after = replace(before, **{name: getattr(target, name) for name in names})
+        changes = {name: getattr(requested, name) for name in names}
+        if axis == "width":
+            changes |= rescaled_eps(before, requested.width)
+        after = replace(before, **changes)
         if after != before:
             steps.append(Step(axis, before, after))
         before = after
-    return GrowthPlan(source, target, tuple(steps))
+    return GrowthPlan(source, before, tuple(steps))

@@ -8,23 +8,19 @@ Shapes: `N` parameter tokens before, `M` appended, `E` output dim.
 """
 
 import torch
-from torch import Tensor
 
+from tokengrow.growth.tensors import State, drawn_like, pattention_name
 from tokengrow.model.config import ROLES, ModelConfig
-from tokengrow.model.tokenformer import INIT_STD
-
-State = dict[str, Tensor]
 
 
 def token_tensors(config: ModelConfig) -> dict[str, str]:
     """Name of every parameter-token tensor of a model, to its role."""
-    names: dict[str, str] = {}
-    for layer in range(config.layers):
-        for role in ROLES:
-            home = "ffn" if role == "ffn" else f"attention.{role}"
-            for part in ("key", "value"):
-                names[f"blocks.{layer}.{home}.{part}_param_tokens"] = role
-    return names
+    return {
+        pattention_name(layer, role, part): role
+        for layer in range(config.layers)
+        for role in ROLES
+        for part in ("key", "value")
+    }
 
 
 def append_tokens(
@@ -54,10 +50,7 @@ def append_tokens(
         if name.endswith("key_param_tokens"):
             new = old.new_zeros(count, old.shape[1])
         else:
-            # Values that never moved have no scale of their own to go by.
-            std = value_scale * rms if (rms := _rms(old)) else INIT_STD
-            new = torch.empty(count, old.shape[1], dtype=torch.float64)
-            new = new.normal_(0.0, std, generator=generator).to(old.dtype)
+            new = drawn_like(old, (count, old.shape[1]), value_scale, generator)
         grown[name] = torch.cat((old, new)) if count else old
     return grown
 
@@ -80,8 +73,3 @@ def append_moments(moments: State, source: ModelConfig, target: ModelConfig, pow
             old = moments[name]
             grown[name] = torch.cat((old, old.new_zeros(count, old.shape[1])))
     return grown
-
-
-def _rms(values: Tensor) -> float:
-    """Root mean square of all entries."""
-    return float(values.double().square().mean().sqrt())

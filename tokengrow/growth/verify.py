@@ -56,6 +56,19 @@ def probe_dtype(config: ModelConfig) -> torch.dtype:
     return torch.float64 if config.num_parameters() <= FLOAT64_PARAMETERS else torch.float32
 
 
+def exactness(weights: torch.dtype, compared: torch.dtype, rounds: bool) -> float:
+    """The largest relative drift that counts as the same function.
+
+    Args:
+        weights: dtype in which the grown weights are kept.
+        compared: dtype in which they are compared.
+        rounds: whether the growth computes new numbers from old ones, which are then rounded to
+            `weights`, or only places old numbers beside zeros.
+    """
+    narrow = min((weights, compared), key=lambda dtype: dtype.itemsize) if rounds else compared
+    return TOLERANCE[narrow]
+
+
 def random_probe(config: ModelConfig, generator: torch.Generator) -> Tensor:
     """[2, T + 1] random token ids, for want of real ones; T is at most 128."""
     length = min(config.context_length, 128) + 1
@@ -93,13 +106,12 @@ def measure_drift(source: TokenFormer, grown: TokenFormer, probe: Tensor) -> Dri
     )
 
 
-def check_drift(drift: Drift, tolerance: float | None = None) -> None:
-    """Refuses a drift past the tolerance.
+def check_drift(drift: Drift, limit: float) -> None:
+    """Refuses a relative drift past the limit.
 
     Raises:
         DriftError: also for a drift that is not a number.
     """
-    limit = TOLERANCE[getattr(torch, drift.dtype)] if tolerance is None else tolerance
     if not drift.relative <= limit:
         raise DriftError(
             f"the grown model is not the same function: its logits moved by {drift.max_logit:.3g} "
