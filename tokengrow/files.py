@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +52,37 @@ def whole_folder(folder: Path, seal: Callable[[Path], None] = lambda _: None) ->
     a hidden folder that the next attempt removes.
 
     Args:
-        folder: its parents are made if need be.
+        folder: its parents are made if need be; an empty folder of its name gives way.
         seal: writes, and flushes, what says that all the rest is on the disk.
 
     Raises:
-        UserError: `folder` exists, and nothing is overwritten.
+        UserError: `folder` holds something, and nothing is overwritten.
     """
-    if folder.exists():
+    if folder.exists() and not _is_empty(folder):
         raise UserError(f"{folder} exists already: choose another place; nothing is overwritten")
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    made = [parent for parent in folder.parents if not parent.exists()]
     try:
+        partial.mkdir(parents=True)
         yield partial
         for path in partial.rglob("*"):
             sync(path)
         seal(partial)
         sync(partial)
+        if folder.exists():
+            os.rmdir(folder)  # which refuses a folder into which somebody wrote meanwhile
         replace_durably(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # one in which somebody has put something stays
+            for parent in made:
+                parent.rmdir()
         raise
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokengrow.checkpoint import layout, store
+from tokengrow.checkpoint import layout, store, tensors
 from tokengrow.checkpoint.store import (
     Checkpoint,
     load_checkpoint,
@@ -161,7 +161,12 @@ class TestSaving:
 
     @pytest.mark.parametrize(
         ("where", "name"),
-        [(store, "save_file"), (store, "_write_json"), (layout, "sync"), (layout, "write_marker")],
+        [
+            (tensors, "save_file"),
+            (store, "_write_json"),
+            (layout, "sync"),
+            (layout, "write_marker"),
+        ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_a_save_that_fails_leaves_no_checkpoint_and_the_next_one_works(

@@ -122,9 +122,17 @@ class TestReading:
         with pytest.raises(UserError) as error:
             read_hf(copy)
         assert (
-            "lm_head.weight is too much, model.final_norm.bias is missing, "
-            "model.final_norm.weight is [23], not [24]"
+            "model.final_norm.weight is [23], not [24]; model.final_norm.bias [24] is missing; "
+            "lm_head.weight [2] is no part of it; export"
         ) in str(error.value)
+
+    def test_a_tensor_that_is_no_weight_is_named(self, folder: Path, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(folder, tmp_path / "hf"))
+        weights = load_file(copy / "model.safetensors")
+        weights["model.final_norm.bias"] = torch.zeros(24).to(torch.float8_e4m3fn)
+        save_file(weights, copy / "model.safetensors")
+        with pytest.raises(UserError, match=r"model\.final_norm\.bias \(float8_e4m3fn\)"):
+            read_hf(copy)
 
     @pytest.mark.parametrize(
         ("file", "content", "message"),
@@ -133,8 +141,8 @@ class TestReading:
             ("config.json", "[]", "config.json is damaged"),
             ("config.json", '{"model_type": "llama"}', "model_type is 'llama'"),
             ("config.json", '{"model_type": "tokenformer"}', "lacks vocab_size, max_position"),
-            ("model.safetensors", "{}", "model.safetensors is damaged"),
-            ("model.safetensors", None, "model.safetensors is missing"),
+            ("model.safetensors", "{}", "model.safetensors is no whole .safetensors"),
+            ("model.safetensors", None, "model.safetensors does not exist"),
             ("tokenizer.json", "{}", "tokenizer.json is no tokenizers JSON"),
         ],
     )
@@ -153,7 +161,7 @@ class TestReading:
         [
             ({}, "no weight_map"),
             ({"weight_map": {"a": 1}}, "no weight_map"),
-            ({"weight_map": {"a": "b.safetensors"}}, "b.safetensors is missing"),
+            ({"weight_map": {"a": "b.safetensors"}}, "b.safetensors does not exist"),
         ],
     )
     def test_a_damaged_index_is_named(

@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from tokengrow.checkpoint.neox import (
     read_tensors,
     write_neox,
 )
-from tokengrow.checkpoint.store import Checkpoint, State
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.checkpoint.tensors import State
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
@@ -178,12 +180,18 @@ class TestRefusal:
             (torch.ones(3, dtype=torch.complex64), "complex64"),
             (torch.ones(3, 3).to_sparse(), "float32"),
             (torch.ones(3, device="meta"), "float32"),
+            (torch.ones(3).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+            (torch.ones(3).to(torch.float8_e5m2), "float8_e5m2"),
         ],
     )
     def test_a_tensor_that_is_no_weight_is_named(
-        self, saved: Callable[..., Path], tensor: Tensor, kind: str
+        self, saved: Callable[..., Path], tmp_path: Path, tensor: Tensor, kind: str
     ) -> None:
-        assert f"x.y ({kind})" in refused(saved({"a": torch.ones(2), "x.y": tensor}))
+        tensors = {"a": torch.ones(2), "x.y": tensor}
+        assert f": x.y ({kind}): convert" in refused(saved(tensors))
+        if tensor.layout == torch.strided and not tensor.is_meta:
+            save_file(tensors, tmp_path / "a.safetensors")
+            assert f": x.y ({kind}): convert" in refused(tmp_path / "a.safetensors")
 
     def test_a_file_that_was_cut_is_refused_wherever_it_was_cut(
         self, saved: Callable[..., Path], tmp_path: Path
@@ -226,7 +234,9 @@ class TestRefusal:
         assert "Git LFS" in refused(tmp_path / "a.bin")
 
     def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
-        assert "does not exist" in refused(tmp_path / "nowhere.bin")
+        said = refused(tmp_path / "nowhere.bin")
+        assert "does not exist" in said
+        assert said.replace(".bin", ".safetensors") == refused(tmp_path / "nowhere.safetensors")
 
 
 class TestFitting:
@@ -293,20 +303,32 @@ class TestFolder:
 
 
 class TestWriting:
-    def test_the_published_code_finds_what_it_wrote(
-        self, official: State, published_config: ModelConfig, tmp_path: Path
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path) -> Path:
+        """Where it is written to: there, and empty."""
+        (tmp_path / "neox").mkdir()
+        return tmp_path / "neox"
+
+    def test_a_model_without_a_published_word_leaves_the_folder_empty(
+        self, official: State, published_config: ModelConfig, folder: Path
     ) -> None:
         checkpoint = from_official(official, published_config, "a", "a")
-        write_neox(tmp_path / "neox", checkpoint)
-        found = torch.load(
-            tmp_path / "neox" / "pytorch_model.bin"
-        )  # the call of the published code
+        kept = replace(published_config, norm_eps=1e-6)
+        with pytest.raises(UserError, match="no word for"):
+            write_neox(folder, replace(checkpoint, config=kept))
+        assert not list(folder.iterdir())
+
+    def test_the_published_code_finds_what_it_wrote(
+        self, official: State, published_config: ModelConfig, folder: Path
+    ) -> None:
+        write_neox(folder, from_official(official, published_config, "a", "a"))
+        found = torch.load(folder / "pytorch_model.bin")  # the call of the published code
         assert type(found) is dict
         assert list(found) == list(official_names(published_config).values())
         assert same(found, official)
 
     def test_a_view_is_written_without_what_it_is_a_view_of(
-        self, official: State, published_config: ModelConfig, tmp_path: Path
+        self, official: State, published_config: ModelConfig, folder: Path
     ) -> None:
         checkpoint = from_official(official, published_config, "a", "a")
         row = torch.cat([tensor.flatten() for tensor in checkpoint.weights.values()])
@@ -314,7 +336,7 @@ class TestWriting:
         for name, tensor in checkpoint.weights.items():
             views[name] = row[start : (start := start + tensor.numel())].view(tensor.shape)
         views["embedding.weight"] = torch.cat([views["embedding.weight"]] * 5)[512:1024]
-        write_neox(tmp_path / "neox", Checkpoint(published_config, views))
-        file = tmp_path / "neox" / "pytorch_model.bin"
+        write_neox(folder, Checkpoint(published_config, views))
+        file = folder / "pytorch_model.bin"
         assert same(torch.load(file), official)
         assert file.stat().st_size < 1.1 * row.nbytes

@@ -77,7 +77,7 @@ class TestModel:
 
     def test_an_absent_key_has_the_default_of_gpt_neox(self, written: Written) -> None:
         absent = dict.fromkeys(
-            ("rotary_pct", "norm_activation_type", "attention_config", "model_parallel_size")
+            ("rotary_pct", "norm_activation_type", "hidden_dropout", "model_parallel_size")
         )
         model = keys_of(written(**absent)).model(9)
         assert model.rotary_channels == model.head_dim, "rotary_pct is 1"
@@ -87,7 +87,17 @@ class TestModel:
         assert keys_of(written(max_position_embeddings=999)).model(9).context_length == 32
 
     @pytest.mark.parametrize(
-        "kinds", [[[["tokenformer"], 3]], [[["tokenformer"], "all"]], ["tokenformer"] * 3]
+        "kinds",
+        [
+            [[["tokenformer"], 3]],
+            [[["tokenformer"], "all"]],
+            [[["tokenformer"] * 3, "all"]],
+            [[["tokenformer"] * 3, 1]],
+            [[["tokenformer"], 1], [["tokenformer"], 2]],
+            [[["tokenformer"] * 2, 1], [["tokenformer"], 1], [["flash"], 0]],
+            [[["flash"], 1], [["tokenformer"], "all"]],  # which GPT-NeoX reads so
+            ["tokenformer"] * 3,
+        ],
     )
     def test_every_way_to_say_that_all_layers_are_tokenformers(
         self, written: Written, kinds: list[Any]
@@ -116,7 +126,23 @@ class TestRefusal:
             ("use_bias_in_attn_linear", True, "false"),
             ("norm_activation_type", "relu", '"l2_norm_gelu" or "gelu_l2_norm" or "softmax"'),
             ("attention_config", [[["flash"], 3]], '[[["tokenformer"], 3]]'),
-            ("attention_config", [[["tokenformer"], 2]], '[[["tokenformer"], 3]]'),
+            *(
+                ("attention_config", kinds, '[[["tokenformer"], 3]]')
+                for kinds in (
+                    [[["tokenformer"], 2]],
+                    [[["tokenformer"], 1], [["tokenformer"], 1]],
+                    [[["tokenformer"], 10**12]],
+                    [[["tokenformer"], 2], [["flash"], 1]],
+                    [[["tokenformer", "flash"], 1], [["tokenformer"], 1]],
+                    [[["tokenformer"] * 2, "all"]],
+                    [[[], "all"]],
+                    [["tokenformer", 3]],
+                    [[["tokenformer"], "three"]],
+                    [[["tokenformer"]]],
+                    ["tokenformer", [["tokenformer"], 2]],
+                    ["tokenformer"] * 2,
+                )
+            ),
             ("sliding_window_width", 16, "null"),
             ("hidden_dropout", 0.1, "0.0"),
             ("attention_dropout", 0.1, "0.0"),
@@ -138,6 +164,12 @@ class TestRefusal:
         said = refused(written(**{key: None}))
         assert key in said and "(GPT-NeoX's default)" in said
 
+    def test_without_the_kind_of_its_layers_it_is_another_model(self, written: Written) -> None:
+        for absent in (None, []):
+            said = refused(written(attention_config=absent))
+            assert "attention_config is missing, which is plain attention in GPT-NeoX" in said
+            assert said.endswith(': give [[["tokenformer"], 3]]')
+
     def test_all_that_is_wrong_is_named_at_once(self, written: Written) -> None:
         said = refused(written(pos_emb="alibi", norm="rmsnorm", num_layers=0))
         assert all(key in said for key in ("pos_emb", "norm", "num_layers"))
@@ -153,6 +185,8 @@ class TestRefusal:
             ({"num_attention_heads": 5}, "num_attention_heads (5) does not divide hidden_size"),
             ({"rotary_pct": 0.2}, "rotary_pct is 0.2"),  # 3 of 16 channels
             ({"rotary_pct": 1.5}, "rotary_pct is 1.5"),
+            ({"rotary_emb_base": 0}, "rotary_emb_base must be positive, not 0.0"),
+            ({"layernorm_epsilon": -1e-5}, "layernorm_epsilon must be positive, not -1e-05"),
             ({"ffn_slot_num": 0}, "ffn_slot_num must be at least 1, not 0"),
             ({"ffn_slot_num": "many"}, "ffn_slot_num"),
             ({"no_weight_tying": "perhaps"}, "no_weight_tying"),

@@ -22,15 +22,11 @@ from tokengrow.model.tokenformer import TokenFormer
 Command = Callable[..., Any]
 Preset = Callable[[int], ModelConfig]
 
+pytestmark = pytest.mark.usefixtures("somewhere")
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "A_tiny_init"
 OFFICIAL = GOLDEN / "config.json"
 """The configuration of model A in the published code; JSON is YAML."""
-
-
-@pytest.fixture(autouse=True)
-def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder to stand in; every path below is relative to it."""
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -263,6 +259,21 @@ class TestRefusal:
         assert "model.tau.ffn (3.0): it computes sqrt(16)" in said
         assert "to=hf" in said
 
+    def test_a_tokenizer_that_cannot_be_exported_leaves_nothing_behind(
+        self, refused: Command, published_model: TokenFormer
+    ) -> None:
+        made = replace(Checkpoint.of(published_model), tokenizer="{}", end_of_text="<|end|>")
+        save_checkpoint("ours", made)
+        assert "no tokenizers JSON" in refused("source=ours", "to=hf", "out=deep/er/hf")
+
+    @pytest.mark.parametrize("to", ["tokengrow", "hf", "neox"])
+    def test_a_type_that_torch_cannot_mix_is_named(
+        self, refused: Command, official: dict[str, Tensor], to: str
+    ) -> None:
+        torch.save(official | {EMBEDDING: official[EMBEDDING].to(torch.float8_e4m3fn)}, "a.bin")
+        said = refused("source=a.bin", f"config={OFFICIAL}", f"to={to}", "out=ours")
+        assert f"{EMBEDDING} (float8_e4m3fn)" in said
+
     def test_every_tensor_that_does_not_fit_is_named(
         self, refused: Command, official: dict[str, Tensor]
     ) -> None:
@@ -300,6 +311,13 @@ class TestRefusal:
         assert f"{EMBEDDING} (int64)" in refused("source=a.bin", *FROM_A)
 
     def test_weights_without_sizes_ask_for_them(self, refused: Command, download: Path) -> None:
+        said = refused("source=hub", "to=tokengrow", "out=ours")
+        assert "give config=YAML or preset=NAME" in said
+
+    def test_json_in_the_folder_is_not_taken_for_the_sizes(
+        self, refused: Command, download: Path
+    ) -> None:
+        shutil.copy(OFFICIAL, "hub/config.json")
         said = refused("source=hub", "to=tokengrow", "out=ours")
         assert "give config=YAML or preset=NAME" in said
 
@@ -366,6 +384,7 @@ class TestRefusal:
             (["preset=150m", "out=o", "to=hf"], "source is missing"),
             (["config=a.yml", "preset=150m", "out=o"], "one of them"),
             (["source=a.yml", "to=hf", "out=o"], "to=hf needs weights"),
+            (["source=a.json", "to=hf", "out=o"], "to=hf needs weights"),
             (["source=a.yml", "preset=150m", "out=o"], "leave out config and preset"),
             (["source=a.yml", "gpus=0", "out=o"], "gpus must be at least 1"),
             (["source=a.yml", "out=o", "sauce=3"], "sauce"),

@@ -18,22 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from tokengrow.checkpoint.store import Checkpoint, State, write_tensors
+from tokengrow.checkpoint.layout import TOKENIZER, WEIGHTS
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.checkpoint.tensors import State, misfits, read_safetensors, shapes_of, write_tensors
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer, dtype_of
+from tokengrow.model.tokenformer import dtype_of
 from tokengrow.typed import typed
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
+INDEX = f"{WEIGHTS}.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CODE = "modeling_tokenformer.py"
 
@@ -142,23 +138,13 @@ def _read_weights(folder: Path, config: ModelConfig) -> State:
     """The tensors by our names, all there and of the right shape."""
     found: State = {}
     for name in _weight_files(folder):
-        found |= _read_tensors(folder / name)
-    with torch.device("meta"):
-        wanted = {f"{PREFIX}{name}": w for name, w in TokenFormer(config).state_dict().items()}
-    if wrong := _differences(found, wanted):
-        raise UserError(f"{folder}: the weights are not those of {CONFIG}: {wrong}: {_WAY_OUT}")
+        found |= read_safetensors(folder / name)
+    wanted = {f"{PREFIX}{name}": shape for name, shape in shapes_of(config).items()}
+    if wrong := misfits(found, wanted):
+        raise UserError(
+            f"{folder}: the weights are not those of {CONFIG}: {'; '.join(wrong)}; {_WAY_OUT}"
+        )
     return {name.removeprefix(PREFIX): found[name] for name in wanted}
-
-
-def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What is missing, too much or of another shape, in words; empty if nothing is."""
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} is too much" for name in found if name not in wanted]
-    for name in wanted.keys() & found.keys():
-        shape, right = list(found[name].shape), list(wanted[name].shape)
-        if shape != right:
-            wrong.append(f"{name} is {shape}, not {right}")
-    return ", ".join(sorted(wrong))
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -169,15 +155,6 @@ def _weight_files(folder: Path) -> list[str]:
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"{index} is damaged: it has no weight_map of file names: {_WAY_OUT}")
     return sorted(set(shards.values()))
-
-
-def _read_tensors(path: Path) -> State:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {_WAY_OUT}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): {_WAY_OUT}") from None
 
 
 def _tokenizer(text: str, where: str) -> tokenizers.Tokenizer:

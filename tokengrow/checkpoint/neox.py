@@ -10,22 +10,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from tokengrow.checkpoint.layout import TOKENIZER
+from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.neox_config import NeoxConfig
-from tokengrow.checkpoint.store import Checkpoint, State
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.checkpoint.tensors import (
+    State,
+    check_there,
+    check_weights,
+    misfits,
+    read_safetensors,
+    shapes_of,
+)
 from tokengrow.errors import UserError
-from tokengrow.files import whole_folder, write_yaml
+from tokengrow.files import write_yaml
 from tokengrow.model.config import ROLES, ModelConfig
 from tokengrow.model.presets import PRESETS
 
 WEIGHTS = "pytorch_model.bin"
-"""The file of a folder that is taken when there are several."""
-SAFE_WEIGHTS = "model.safetensors"
-"""The file that is taken next."""
+"""The only file that the published code reads."""
 CONFIG = "config.yml"
 """The model's keys, in a folder that tokengrow wrote."""
 
@@ -68,7 +72,7 @@ def find_weights(folder: Path) -> Path:
     Raises:
         UserError: there is none, or there are several and none has a usual name.
     """
-    for name in (WEIGHTS, SAFE_WEIGHTS):
+    for name in (WEIGHTS, layout.WEIGHTS):
         if (folder / name).is_file():
             return folder / name
     found = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
@@ -91,20 +95,12 @@ def read_tensors(path: Path) -> State:
         path: `.safetensors`, or else what `torch.save` wrote.
 
     Raises:
-        UserError: a file that is missing, damaged, or holds anything but dense floating tensors.
+        UserError: a file that is missing, damaged, or holds anything but weights.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the path of a file of weights")
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    wrong = [
-        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
-        for name, tensor in tensors.items()
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta
-    ]
-    if wrong:
-        raise UserError(
-            f"{path} holds tensors that are no weights: {', '.join(wrong)}: remove them"
-        )
+    if path.suffix == ".safetensors":
+        return _apart(read_safetensors(path))
+    tensors = _read_pickle(path)
+    check_weights(path, tensors)
     return _apart(tensors)
 
 
@@ -116,7 +112,8 @@ def vocabulary_of(tensors: Mapping[str, Tensor]) -> int:
 
 def fitting_presets(tensors: Mapping[str, Tensor]) -> list[str]:
     """The published sizes whose every tensor is there, in its shape, and no other."""
-    return [name for name in PRESETS if not _misfits(tensors, ModelConfig.preset(name))]
+    sizes = {name: _official_shapes(ModelConfig.preset(name)) for name in PRESETS}
+    return [name for name, shapes in sizes.items() if not misfits(tensors, shapes)]
 
 
 def from_official(
@@ -133,7 +130,7 @@ def from_official(
     Raises:
         UserError: names every tensor that is missing, not part of the model, or of another shape.
     """
-    if wrong := _misfits(tensors, config):
+    if wrong := misfits(tensors, _official_shapes(config)):
         fitting = "".join(f", the size of preset={name}" for name in fitting_presets(tensors))
         raise UserError(
             f"{weights} does not fit {sizes}: it has {_sizes_text(tensors)}{fitting}; give the "
@@ -144,39 +141,31 @@ def from_official(
 
 
 def write_neox(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint as the published code reads it, whole or not at all.
+    """Writes a checkpoint as the published code reads it.
 
     That code reads nothing but a pickle: `pytorch_model.bin` is the only one that tokengrow writes.
     Optimizer, training state and lineage have no place in it.
 
     Args:
-        folder: must not exist yet.
+        folder: exists and is empty.
         checkpoint: of a model that the published code can express.
 
     Raises:
-        UserError: it cannot, or the folder exists.
+        UserError: it cannot; nothing is written then.
     """
-    keys = NeoxConfig.describing(checkpoint.config).to_dict()
+    keys = NeoxConfig.describing(checkpoint.config).to_dict()  # which refuses, so it comes first
     names = official_names(checkpoint.config)
     tensors = {theirs: _alone(checkpoint.weights[ours]) for ours, theirs in names.items()}
-    with whole_folder(folder) as partial:
-        torch.save(tensors, partial / WEIGHTS)
-        write_yaml(partial / CONFIG, keys)
-        if checkpoint.tokenizer is not None:
-            (partial / TOKENIZER).write_bytes(checkpoint.tokenizer.encode())
+    torch.save(tensors, folder / WEIGHTS)
+    write_yaml(folder / CONFIG, keys)
+    if checkpoint.tokenizer is not None:
+        (folder / layout.TOKENIZER).write_bytes(checkpoint.tokenizer.encode())
 
 
-def _misfits(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
-    """What keeps published tensors from being this model, one clause for each tensor."""
-    shapes = {theirs: _shape(config, ours) for ours, theirs in official_names(config).items()}
-    wrong = []
-    for name, shape in shapes.items():
-        if name not in tensors:
-            wrong.append(f"{name} {shape} is missing")
-        elif (found := list(tensors[name].shape)) != shape:
-            wrong.append(f"{name} is {found}, not {shape}")
-    surplus = [name for name in tensors if name not in shapes]
-    return wrong + [f"{name} {list(tensors[name].shape)} is no part of it" for name in surplus]
+def _official_shapes(config: ModelConfig) -> dict[str, list[int]]:
+    """The published name of every tensor to its shape."""
+    shapes = shapes_of(config)
+    return {theirs: shapes[ours] for ours, theirs in official_names(config).items()}
 
 
 def _sizes_text(tensors: Mapping[str, Tensor]) -> str:
@@ -192,28 +181,9 @@ def _sizes_text(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _shape(config: ModelConfig, name: str) -> list[int]:
-    """Of a tensor, by our name."""
-    if name.startswith("final_norm."):
-        return [config.width]
-    if name == "embedding.weight":
-        return [config.vocab_size, config.width]
-    role, tokens = name.split(".")[-2:]
-    n, d_in, d_out = config.role_shape(role)
-    return [n, d_in if tokens == "key_param_tokens" else d_out]
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} is no whole .safetensors file ({error}): download or copy it again"
-        ) from None
-
-
 def _read_pickle(path: Path) -> State:
     """A flat mapping of names to tensors; refuses everything else."""
+    check_there(path)
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP)) == _ZIP
     try:

@@ -46,7 +46,11 @@ TAU_PRECISION = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class NeoxConfig:
-    """The keys that say what the model is. One that is absent has GPT-NeoX's own default.
+    """The keys that say what the model is.
+
+    One that is absent has GPT-NeoX's own default, but for two: `attention_config` has to be given,
+    since plain attention is its default there, and `use_bias_in_attn_linear` is true there, which
+    the layers of a TokenFormer do not heed.
 
     Raises:
         UserError: a model that tokengrow does not have, naming every such key.
@@ -69,7 +73,7 @@ class NeoxConfig:
     norm_activation_type: str = "l2_norm_gelu"
     """What turns scores into weights."""
     attention_config: list[Any] = field(default_factory=list)
-    """The kind of every layer; empty: all are TokenFormer's."""
+    """The kind of every layer, as `[pattern, count]` pairs or by name; empty: it is absent."""
     pos_emb: str = "learned"
     """How positions enter."""
     rotary_pct: float = 1.0
@@ -87,7 +91,7 @@ class NeoxConfig:
     gpt_j_residual: bool = False
     """Whether attention and feed-forward layer stand side by side."""
     use_bias_in_attn_linear: bool = False
-    """Whether projections have biases; the TokenFormer layers of GPT-NeoX never have."""
+    """Whether projections have biases; a TokenFormer's never have."""
     sliding_window_width: int | None = None
     """How far attention looks back; null: to the start."""
     hidden_dropout: float = 0.0
@@ -213,7 +217,7 @@ REQUIRED = [
     for item in fields(NeoxConfig)
     if item.default is MISSING and item.default_factory is MISSING
 ]
-"""The keys without which there is no model."""
+"""The sizes without which there is no model."""
 
 
 def read_neox_yaml(path: Path) -> Values:
@@ -278,17 +282,37 @@ def _unsupported(keys: NeoxConfig) -> Iterator[str]:
             default = " (GPT-NeoX's default)" if value == getattr(NeoxConfig, key) else ""
             wanted = " or ".join(json.dumps(each) for each in supported)
             yield f"{key} is {json.dumps(value)}{default}, and tokengrow has {wanted} alone"
-    layers, kinds = keys.num_layers, keys.attention_config
-    usual = [[["tokenformer"], layers]]
-    if kinds not in ([], usual, [[["tokenformer"], "all"]], ["tokenformer"] * layers):
-        found, wanted = json.dumps(kinds), json.dumps(usual)
+    kinds, wanted = keys.attention_config, json.dumps([[["tokenformer"], keys.num_layers]])
+    if not kinds:
+        yield f"attention_config is missing, which is plain attention in GPT-NeoX: give {wanted}"
+    elif _every_kind(kinds, keys.num_layers) != ["tokenformer"] * keys.num_layers:
+        found = json.dumps(kinds, default=str)
         yield f"attention_config is {found}, and tokengrow has {wanted} alone"
+
+
+def _every_kind(kinds: list[Any], layers: int) -> list[Any]:
+    """The kind of every layer, as GPT-NeoX expands the list; empty where it cannot."""
+    if all(isinstance(kind, str) for kind in kinds):
+        return kinds
+    expanded: list[Any] = []
+    for item in kinds:
+        match item:
+            case [[_, *_] as pattern, "all"]:  # and what stood before it is forgotten
+                return pattern * (layers // len(pattern)) if layers % len(pattern) == 0 else []
+            case [[*pattern], int(count)]:
+                expanded += pattern * min(count, layers + 1)  # more of them are wrong anyway
+            case _:
+                return []
+    return expanded
 
 
 def _impossible(keys: NeoxConfig) -> Iterator[str]:
     """Sizes that make no model, one clause for each."""
     small = [key for key in REQUIRED if getattr(keys, key) < 1]
     yield from (f"{key} must be at least 1, not {getattr(keys, key)}" for key in small)
+    for key in ("rotary_emb_base", "layernorm_epsilon"):
+        if not (value := getattr(keys, key)) > 0:
+            yield f"{key} must be positive, not {value}"
     if small:
         return
     heads, width = keys.num_attention_heads, keys.hidden_size

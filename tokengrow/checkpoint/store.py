@@ -10,10 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from tokengrow.checkpoint import layout
+from tokengrow.checkpoint.tensors import State, write_tensors
 from tokengrow.errors import UserError
 from tokengrow.files import PARTIAL, read_yaml, whole_folder, write_yaml
 from tokengrow.model.config import ModelConfig
@@ -21,8 +21,6 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.typed import typed
 
 log = logging.getLogger(__name__)
-
-State = dict[str, Tensor]
 
 FOREIGN = (".bin", ".safetensors", ".pt", ".pth")
 """Endings of weights in a folder that is no checkpoint."""
@@ -86,14 +84,14 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
     """Writes a checkpoint: first beside its place, then, whole and on the disk, into it.
 
     Args:
-        folder: the checkpoint's own folder; must not exist yet.
+        folder: the checkpoint's own folder; must not exist yet, or be empty.
         source: a bare model, or a model with all that belongs to it.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the folder exists.
+        UserError: the folder holds something.
     """
     folder = Path(folder)
     checkpoint = Checkpoint.of(source) if isinstance(source, TokenFormer) else source
@@ -221,21 +219,6 @@ def _model_config(folder: Path, values: Any) -> ModelConfig:
         return typed(ModelConfig, values, "model")
     except UserError as error:
         raise UserError(f"{folder / layout.CONFIG}: {error}") from None
-
-
-def write_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
-    """Writes a .safetensors file from where the tensors lie, without a copy of contiguous ones.
-
-    Args:
-        path: must not exist yet.
-        tensors: on the CPU, sharing no memory.
-        metadata: of the file's header.
-    """
-    path.touch(exist_ok=False)
-    mode = path.stat().st_mode
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata)
-    path.chmod(mode)  # safetensors lets the owner alone read, whatever the umask says
 
 
 def _write_json(path: Path, value: object) -> None:

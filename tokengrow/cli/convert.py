@@ -1,9 +1,11 @@
 """tokengrow convert: weights from one format into another, or a GPT-NeoX YAML into a recipe."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
+from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.console import Console
 from tokengrow.checkpoint.hf import is_hf, read_hf, write_hf
 from tokengrow.checkpoint.layout import COMPLETE, TOKENIZER, step_folder, step_folders
 from tokengrow.checkpoint.neox import (
+    WEIGHTS,
     find_weights,
     fitting_presets,
     from_official,
@@ -19,7 +22,8 @@ from tokengrow.checkpoint.neox import (
     write_neox,
 )
 from tokengrow.checkpoint.neox_config import NeoxConfig, read_neox_yaml
-from tokengrow.checkpoint.store import Checkpoint, State, load_checkpoint, save_checkpoint
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.checkpoint.tensors import State
 from tokengrow.cli.neox_recipe import NeoxRecipe, neox_recipe
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -30,13 +34,17 @@ from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PRESETS
 from tokengrow.typed import nearest, typed
 
+T = TypeVar("T")
+
 FORMATS = ("tokengrow", "hf", "neox")
 YAML_ENDINGS = (".yml", ".yaml")
+CONFIG_ENDINGS = (*YAML_ENDINGS, ".json")
+"""Of a GPT-NeoX configuration that is given by its name; in a folder, JSON may be anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile:
-    """The tokenizer that a converted checkpoint gets."""
+    """The tokenizer that a converted checkpoint or a recipe gets."""
 
     file: str | None
     """A ``tokenizers`` JSON file; null: the source's own, or the one beside published weights."""
@@ -49,13 +57,13 @@ class ConvertArguments:
     """The keys of convert.yaml."""
 
     source: str | None
-    """What is converted; null: the YAML of `config`, into a recipe."""
+    """What is converted; null: the configuration of `config`, into a recipe."""
     to: str | None
     """Format of the result, one of `FORMATS`; a recipe needs none."""
     out: str
     """Folder that will hold the result."""
     config: str | None
-    """GPT-NeoX YAML with the sizes of published weights."""
+    """GPT-NeoX YAML, or the same as JSON, with the sizes of published weights."""
     preset: str | None
     """Published size, in place of `config`."""
     gpus: int | None
@@ -65,10 +73,10 @@ class ConvertArguments:
 
     @property
     def recipe(self) -> Path | None:
-        """The YAML that becomes a recipe, if there are no weights to convert."""
+        """The YAML, or JSON, that becomes a recipe, if there are no weights to convert."""
         if self.source is None:
             return Path(self.config) if self.config else None
-        return Path(self.source) if Path(self.source).suffix in YAML_ENDINGS else None
+        return Path(self.source) if Path(self.source).suffix in CONFIG_ENDINGS else None
 
     def __post_init__(self) -> None:
         if self.source is None and self.config is None:
@@ -117,8 +125,11 @@ def main(config: DictConfig) -> None:
     arguments = typed(ConvertArguments, values)
     out, console = new_folder(arguments.out), Console(highlight=False)
     if arguments.recipe:
-        recipe = neox_recipe(arguments.recipe, arguments.gpus, arguments.tokenizer.file)
-        write_recipe(out, recipe)
+        tokenizer = arguments.tokenizer
+        recipe = neox_recipe(
+            arguments.recipe, arguments.gpus, tokenizer.file, tokenizer.end_of_text
+        )
+        write_whole(out, write_recipe, recipe)
         show_recipe(console, out, recipe)
         return
     with console.status("converting"):
@@ -204,30 +215,21 @@ def write(out: Path, checkpoint: Checkpoint, to: str) -> Path:
     """Writes a checkpoint in one of `FORMATS`; returns its folder."""
     if to == "tokengrow":
         return save_checkpoint(out / step_folder(checkpoint.step), checkpoint)
-    if to == "neox":
-        NeoxConfig.describing(checkpoint.config)  # refuses before anything is touched
-        _make_way(out)
-        write_neox(out, checkpoint)
-    else:
-        _make_way(out)
-        with whole_folder(out) as partial:
-            write_hf(partial, checkpoint)
+    write_whole(out, write_neox if to == "neox" else write_hf, checkpoint)
     return out
 
 
-def write_recipe(out: Path, recipe: NeoxRecipe) -> None:
-    """Writes a recipe as `recipes/NAME.yaml`, where `--config-dir` finds it."""
-    _make_way(out)
+def write_recipe(folder: Path, recipe: NeoxRecipe) -> None:
+    """Writes a recipe as `recipes/NAME.yaml`, where `--config-dir` finds it, into a folder."""
+    (folder / "recipes").mkdir()
+    path = folder / "recipes" / f"{recipe.name}.yaml"
+    path.write_text(recipe.text, encoding="utf-8")
+
+
+def write_whole(out: Path, write: Callable[[Path, T], None], what: T) -> None:
+    """Lets `write` fill the folder `out`, which is there whole or not at all."""
     with whole_folder(out) as partial:
-        (partial / "recipes").mkdir()
-        path = partial / "recipes" / f"{recipe.name}.yaml"
-        path.write_text(recipe.text, encoding="utf-8")
-
-
-def _make_way(out: Path) -> None:
-    """Removes an empty folder, so that a whole one can take its name."""
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
+        write(partial, what)
 
 
 def show(console: Console, source: Source, out: Path, folder: Path, to: str) -> None:
@@ -268,15 +270,15 @@ def _next(out: Path, checkpoint: Checkpoint, to: str) -> str:
     if to == "hf":
         return f'AutoModelForCausalLM.from_pretrained("{out}", trust_remote_code=True)'
     if to == "neox":
-        return f"eval_ckpt: {out / 'pytorch_model.bin'} in a YAML of the published code"
+        return f"eval_ckpt: {out / WEIGHTS} in a YAML of the published code"
     if checkpoint.end_of_text is None:
         return f"tokengrow plan source={place}"
     return f'tokengrow generate source={place} prompt="Once upon a time"'
 
 
 def show_recipe(console: Console, out: Path, recipe: NeoxRecipe) -> None:
-    """Prints what was not carried over, what is still to be given, and the recipe's command."""
-    rows = table("Not carried over", "GPT-NeoX key", ())
+    """Prints what was not carried over, what is taken for granted, and the recipe's command."""
+    rows = table("Not carried over exactly", "GPT-NeoX key", ())
     rows.add_column("why")
     for key, why in recipe.left.items():
         rows.add_row(key, why)
@@ -284,7 +286,10 @@ def show_recipe(console: Console, out: Path, recipe: NeoxRecipe) -> None:
     given = "".join(f" {key}=..." for key in recipe.missing)
     command = f"tokengrow train --config-dir {quote(str(out))} recipes={recipe.name}{given}"
     path = out / "recipes" / f"{recipe.name}.yaml"
-    _print(console, {"recipe": str(path), "next": command})
+    lines = {"recipe": str(path)}
+    if recipe.assumed:
+        lines["vocabulary"] = f"{recipe.assumed}: give tokenizer.file=FILE to have it counted"
+    _print(console, lines | {"next": command})
 
 
 def _print(console: Console, lines: dict[str, str]) -> None:

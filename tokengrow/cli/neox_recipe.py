@@ -16,7 +16,9 @@ from tokengrow.checkpoint.neox_config import (
     read_neox_yaml,
     typed_from,
 )
-from tokengrow.cli.neox_training import JSON_TOKENIZER, SCHEDULES, NeoxTraining
+from tokengrow.checkpoint.neox_training import JSON_TOKENIZER, SCHEDULES, NeoxTraining
+from tokengrow.data.megatron_source import MegatronConfig
+from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import KEPT
 from tokengrow.model.config import ModelConfig
@@ -25,6 +27,22 @@ from tokengrow.typed import MISSING_VALUE
 
 NO_DEFAULT = "${tokengrow.missing:}"
 """The user has to give it. Where run.yaml has a value, `???` would leave that in place."""
+
+KEEP_ALL = 1_000_000
+"""More checkpoints than any run writes."""
+
+VOCABULARY = 50277
+"""Entries of the GPT-NeoX tokenizer, with which the published models were trained."""
+
+KEYS_OF_KEPT: dict[str, tuple[str, ...]] = {
+    "tau": (),
+    "rotary_channels": ("rotary_pct",),
+    "rotary_base": ("rotary_emb_base",),
+    "norm_eps": ("layernorm_epsilon",),
+    "final_norm_eps": ("layernorm_epsilon",),
+    "init": tuple(PUBLISHED_INIT),
+}
+"""What every growth keeps to the keys of a YAML that say it."""
 
 BLENDED = re.compile(r"(train|valid|test|label)_data_(paths|weights)")
 """Keys that mix several data sets."""
@@ -44,7 +62,7 @@ REASONS = (
     (r"steps_per_print|wall_clock_breakdown", "console output"),
     (r"num_workers|mmap_warmup|use_shared_fs", "data loading: no effect"),
     (r"save|load|config_files", "see out= and source="),
-    (r"extra_save_iters|checkpoint_scale", "checkpoints: checkpoint_every alone"),
+    (r"extra_save_iters", "checkpoints: checkpoint_every alone"),
     (r"checkpoint_validation_.*", "self-test of the published code"),
     (r"output_layer_parallelism|pipe_partition_method", "model parallelism: there is none"),
     (r"max_position_embeddings", "learned positions: there are none"),
@@ -63,16 +81,55 @@ class NeoxRecipe:
     missing: list[str]
     """The keys that its user still has to give."""
     left: dict[str, str]
-    """Key of the GPT-NeoX YAML that was not carried over to the reason."""
+    """Key of the GPT-NeoX YAML that was not carried over, or not exactly, to the reason."""
+    assumed: str | None
+    """What it takes for granted of the vocabulary."""
 
 
-def neox_recipe(path: Path, gpus: int | None, tokenizer: str | None = None) -> NeoxRecipe:
+@dataclass(frozen=True)
+class Vocabulary:
+    """V, the rows of the embedding, of which a YAML names the tokenizer alone."""
+
+    rows: int | None
+    """Null: the user has to say it."""
+    why: str
+    """Where the number is from."""
+    assumed: bool = False
+    """Whether nobody has counted."""
+
+    @classmethod
+    def of(cls, training: NeoxTraining, multiple: int, file: str | None, end: str) -> "Vocabulary":
+        """The entries of a tokenizer, padded as GPT-NeoX does.
+
+        Args:
+            training: says what kind of tokenizer it is.
+            multiple: of this number there are rows.
+            file: the tokenizer's.
+            end: the token of the file that ends a document.
+
+        Raises:
+            UserError: the file is there and cannot be read.
+        """
+        if file and Path(file).expanduser().is_file():
+            entries = Tokenizer.from_file(file, end).vocab_size
+            return cls(_padded(entries, multiple), f"{file} has {entries}, padded")
+        if training.tokenizer_type != JSON_TOKENIZER:
+            return cls(None, "the YAML does not say it")
+        absent = f"{file} is not there" if file else "the YAML names no vocab_file"
+        why = f"assumed: the GPT-NeoX tokenizer's {VOCABULARY}, padded; {absent}"
+        return cls(_padded(VOCABULARY, multiple), why, assumed=True)
+
+
+def neox_recipe(
+    path: Path, gpus: int | None, tokenizer: str | None = None, end_of_text: str = END_OF_TEXT
+) -> NeoxRecipe:
     """Translates a GPT-NeoX YAML.
 
     Args:
         path: of the YAML.
         gpus: data-parallel processes, of which the YAML says nothing.
         tokenizer: file to use in place of the YAML's.
+        end_of_text: the token of the file that ends a document.
 
     Raises:
         UserError: a key that is missing, or a value that would make it another run.
@@ -84,16 +141,20 @@ def neox_recipe(path: Path, gpus: int | None, tokenizer: str | None = None) -> N
     given, left = divide(NeoxTraining, values)
     training = typed_from(path, NeoxTraining, given)
     try:
-        batch = training.batch_size(gpus)
+        batch, micro = training.batch_size(gpus), training.micro_batch_size(gpus)
+        MegatronConfig(prefix=str(training.data_path), split=training.split)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {str(error).removeprefix('data.')}") from None
+    file = tokenizer or (training.vocab_file if training.tokenizer_type == JSON_TOKENIZER else None)
+    multiple = training.make_vocab_size_divisible_by * model.model_parallel_size
+    vocabulary = Vocabulary.of(training, multiple, file, end_of_text)
     name, preset = _name(path), _preset(model)
     sections: Values = {
         "name": name,
-        **_top(training, gpus, batch),
-        "model": _model(model, training, preset),
+        **_top(training, gpus, batch, micro),
+        "model": _model(model, training, preset, vocabulary),
         "data": _data(training),
-        "tokenizer": _tokenizer(training, tokenizer),
+        "tokenizer": _tokenizer(file, end_of_text),
         "optim": _optim(training),
         "stages": {"train": {"steps": training.train_iters}},
     }
@@ -101,8 +162,14 @@ def neox_recipe(path: Path, gpus: int | None, tokenizer: str | None = None) -> N
         name=name,
         text="\n".join([*_head(path, training, preset), *_lines(sections), ""]),
         missing=list(_missing(sections)),
-        left=_left(values, left, model, training, batch),
+        left=_left(values, left, model, _inexact(model, training, batch, vocabulary)),
+        assumed=f"{vocabulary.rows}, {vocabulary.why}" if vocabulary.assumed else None,
     )
+
+
+def _padded(entries: int, multiple: int) -> int:
+    """The next multiple of a number."""
+    return -(-entries // multiple) * multiple
 
 
 def _name(path: Path) -> str:
@@ -129,17 +196,19 @@ def _head(path: Path, training: NeoxTraining, preset: str | None) -> Iterator[st
     yield ""
 
 
-def _top(training: NeoxTraining, gpus: int | None, batch: int | None) -> Values:
+def _top(training: NeoxTraining, gpus: int | None, batch: int | None, micro: int | None) -> Values:
     """The keys of a run that are in no section."""
+    share = "train_batch_size / GPUs / gradient_accumulation_steps"
     keys = {
         "source": (NO_DEFAULT, "the DIR above") if training.pretrain_partial_init else None,
         "seed": training.seed,
         "batch_size": (batch or NO_DEFAULT, training.batch_text(gpus)),
-        "micro_batch_size": training.train_micro_batch_size_per_gpu,
+        "micro_batch_size": micro or ((NO_DEFAULT, share) if batch else None),
         "validation_every": training.eval_interval,
         "validation_sequences": None,
         "checkpoint_every": training.checkpoint_factor,
-        "keep_checkpoints": training.keep_last_n_checkpoints,
+        "keep_checkpoints": training.keep_last_n_checkpoints
+        or (KEEP_ALL, "all: the YAML names none"),
         "log_every": training.log_interval,
     }
     if batch:
@@ -150,18 +219,19 @@ def _top(training: NeoxTraining, gpus: int | None, batch: int | None) -> Values:
     return {key: value for key, value in keys.items() if value is not None}
 
 
-def _model(model: NeoxConfig, training: NeoxTraining, preset: str | None) -> Values:
+def _model(
+    model: NeoxConfig, training: NeoxTraining, preset: str | None, vocabulary: Vocabulary
+) -> Values:
     """The model section; empty if the preset says it all."""
-    rows = training.padded_vocabulary
-    why = "the GPT-NeoX tokenizer's 50277, padded" if rows else "the YAML does not say it"
-    vocabulary = {"vocab_size": (rows or NO_DEFAULT, why)}
+    section = {"vocab_size": (vocabulary.rows or NO_DEFAULT, vocabulary.why)}
     if preset:
-        return {} if rows else vocabulary
+        said = vocabulary.rows == PADDED_VOCABULARY and not vocabulary.assumed
+        return {} if said else section
     sizes = model.model(PADDED_VOCABULARY).to_dict()
     derived = {"vocab_size", "head_dim", "tau"}
     if training.pretrain_partial_init:
         derived |= set(KEPT)  # a growth keeps the source's
-    return vocabulary | {key: value for key, value in sizes.items() if key not in derived}
+    return section | {key: value for key, value in sizes.items() if key not in derived}
 
 
 def _data(training: NeoxTraining) -> Values:
@@ -169,10 +239,9 @@ def _data(training: NeoxTraining) -> Values:
     return {"prefix": training.data_path or missing, "split": training.split}
 
 
-def _tokenizer(training: NeoxTraining, file: str | None) -> Values:
-    if training.tokenizer_type == JSON_TOKENIZER:
-        file = file or training.vocab_file
-    return {"file": file or (MISSING_VALUE, "a tokenizers JSON file")}
+def _tokenizer(file: str | None, end_of_text: str) -> Values:
+    section: Values = {"file": file or (MISSING_VALUE, "a tokenizers JSON file")}
+    return section if end_of_text == END_OF_TEXT else section | {"end_of_text": end_of_text}
 
 
 def _optim(training: NeoxTraining) -> Values:
@@ -191,24 +260,39 @@ def _optim(training: NeoxTraining) -> Values:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _left(
-    values: Values, left: list[str], model: NeoxConfig, training: NeoxTraining, batch: int | None
+def _inexact(
+    model: NeoxConfig, training: NeoxTraining, batch: int | None, vocabulary: Vocabulary
 ) -> dict[str, str]:
-    """Why each key was not carried over, in the order of the YAML."""
+    """Why a key that is read may yet not be carried over, or not exactly."""
+    found: dict[str, str] = {}
+    if not model.starts_as_published:
+        found |= dict.fromkeys(PUBLISHED_INIT, "weights start by init: balanced")
+    if training.pretrain_partial_init:
+        kept = (key for name in KEPT for key in KEYS_OF_KEPT[name])
+        found |= dict.fromkeys(kept, "a growth keeps the source's")
+    if training.lr_decay_style == "constant":
+        found["lr_decay_style"] = "constant: the warm-up is one update ahead"
+    if training.tokenizer_type != JSON_TOKENIZER:
+        why = f"{JSON_TOKENIZER}'s files alone are read"
+        found |= {"tokenizer_type": why, "vocab_file": why}
+    if vocabulary.rows is None:
+        found["make_vocab_size_divisible_by"] = "set model.vocab_size"
+    if training.checkpoint_scale != "linear":
+        keys = ("checkpoint_scale", "checkpoint_factor")
+        found |= dict.fromkeys(keys, "checkpoints at equal distances")
+    if batch is None:
+        found["eval_iters"] = "set validation_sequences"
+    return found
+
+
+def _left(
+    values: Values, left: list[str], model: NeoxConfig, inexact: dict[str, str]
+) -> dict[str, str]:
+    """Why each key was not carried over, or not exactly, in the order of the YAML."""
     unread = set(left) - {item.name for item in fields(NeoxConfig)}
     if values.get("max_position_embeddings") == model.seq_length:
         unread.discard("max_position_embeddings")
-    special: dict[str, str] = {}
-    if not model.starts_as_published:
-        special |= dict.fromkeys(PUBLISHED_INIT, "weights start by init: balanced")
-    if training.tokenizer_type != JSON_TOKENIZER:
-        why = f"{JSON_TOKENIZER}'s files alone are read"
-        special |= {"tokenizer_type": why, "vocab_file": why}
-    if training.checkpoint_scale != "linear":
-        special["checkpoint_factor"] = "checkpoints at equal distances"
-    if batch is None:
-        special["eval_iters"] = "set validation_sequences"
-    found = {key: why for key, why in special.items() if values.get(key) is not None}
+    found = {key: why for key, why in inexact.items() if values.get(key) is not None}
     found |= {key: _reason(key) for key in unread if key not in found}
     order = list(values)
     return dict(sorted(found.items(), key=lambda item: order.index(_outermost(item[0], order))))

@@ -1,0 +1,106 @@
+"""Named tensors: in .safetensors files, and beside those that a model has."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokengrow.errors import UserError
+from tokengrow.model.config import ModelConfig
+from tokengrow.model.tokenformer import TokenFormer
+
+State = dict[str, Tensor]
+
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What a weight can be; of narrower floats torch can neither mix nor compute any."""
+
+
+def write_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
+    """Writes a .safetensors file from where the tensors lie, without a copy of contiguous ones.
+
+    Args:
+        path: must not exist yet.
+        tensors: on the CPU, sharing no memory.
+        metadata: of the file's header.
+    """
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata)
+    path.chmod(mode)  # safetensors lets the owner alone read, whatever the umask says
+
+
+def read_safetensors(path: Path) -> State:
+    """The weights of a .safetensors file that somebody else may have written, memory-mapped.
+
+    Raises:
+        UserError: it is missing or damaged, or holds anything but weights.
+    """
+    check_there(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is no whole .safetensors file ({error}): download, copy or export it again"
+        ) from None
+    check_weights(path, tensors)
+    return tensors
+
+
+def check_there(path: Path) -> None:
+    """Refuses a file of weights that does not exist."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist: give the path of a file of weights, or download or export it "
+            "again"
+        )
+
+
+def check_weights(path: Path, tensors: State) -> None:
+    """Refuses tensors that cannot be weights, by their names.
+
+    Args:
+        path: of their file, for the error message.
+        tensors: what it holds.
+    """
+    wrong = [
+        f"{name} ({_name(tensor.dtype)})"
+        for name, tensor in tensors.items()
+        if tensor.dtype not in WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} holds tensors that are no dense weights of "
+            f"{', '.join(map(_name, WEIGHT_TYPES))}: {', '.join(wrong)}: convert or remove them"
+        )
+
+
+def shapes_of(config: ModelConfig) -> dict[str, list[int]]:
+    """Our name of every tensor of a model to its shape."""
+    with torch.device("meta"):
+        state = TokenFormer(config).state_dict()
+    return {name: list(tensor.shape) for name, tensor in state.items()}
+
+
+def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> list[str]:
+    """What keeps tensors from being those of a model, one clause for each of them.
+
+    Args:
+        tensors: at hand.
+        shapes: name to shape of every tensor that there has to be, and no other.
+    """
+    wrong = []
+    for name, shape in shapes.items():
+        if name not in tensors:
+            wrong.append(f"{name} {shape} is missing")
+        elif (found := list(tensors[name].shape)) != shape:
+            wrong.append(f"{name} is {found}, not {shape}")
+    surplus = [name for name in tensors if name not in shapes]
+    return wrong + [f"{name} {list(tensors[name].shape)} is no part of it" for name in surplus]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
