@@ -174,11 +174,9 @@ def test_a_target_smaller_than_the_source_is_refused(refused: Command, source: P
     assert "model.tokens.query: 8 -> 4" in said
 
 
-def test_a_growth_along_an_axis_that_is_not_there_is_refused(
-    refused: Command, source: Path
-) -> None:
-    said = refused("grow", f"source={source}", "out=bigger", "model.layers=3")
-    assert "model.layers: 2 -> 3" in said
+def test_a_growth_of_what_is_no_axis_is_refused(refused: Command, source: Path) -> None:
+    said = refused("grow", f"source={source}", "out=bigger", "model.vocab_size=600")
+    assert said.startswith("model.vocab_size: 512 -> 600: growth cannot change it (it grows width")
 
 
 @pytest.mark.parametrize("verb", ["grow", "plan"])

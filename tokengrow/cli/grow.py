@@ -66,12 +66,16 @@ def _probe(store: str | None, config: ModelConfig) -> Tensor | None:
     return probe_batch(TokenStore.open(Path(store)).sequences("validation", config.context_length))
 
 
+def _number(value: int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
 def show(console: Console, plan: GrowthPlan, grown: Checkpoint, folder: Path, tokens: str) -> None:
     """Prints what changed, how far the function moved on which tokens, and where the result is."""
     rows = table("Growth", "key", ("before", "after"))
     for step in plan.steps:
         for key, (before, after) in step.changes.items():
-            rows.add_row(key, f"{before:,}", f"{after:,}")
+            rows.add_row(key, *(_number(value) for value in (before, after)))
     rows.add_section()
     sizes = plan.source.num_parameters(), plan.target.num_parameters()
     rows.add_row("parameters", *(f"{size:,}" for size in sizes))

@@ -212,13 +212,13 @@ def export_store(store: TokenStore, folder: Path) -> list[str]:
 
     Args:
         store: where the tokens come from.
-        folder: must not exist; it is there whole or not at all.
+        folder: must not exist or be empty; it is there whole or not at all.
 
     Returns:
         The prefixes: `folder/train_text_document`, and `validation_text_document` if there is one.
 
     Raises:
-        UserError: the folder exists.
+        UserError: the folder holds something.
     """
     splits = [name for name in SPLITS if len(store.split(name))]
     with whole_folder(folder) as partial:
