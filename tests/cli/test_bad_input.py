@@ -341,3 +341,9 @@ def test_a_seed_that_no_generator_takes_is_refused(refused: Command) -> None:
 def test_a_key_that_a_recipe_leaves_to_its_user_is_named(refused: Command) -> None:
     said = refused("train", "recipes=owt2-354m-to-757m-60k", "out=run")
     assert said == "source is missing: it has no default, so give it a value (source=...)"
+
+
+def test_a_value_with_commas_is_explained(refused: Command) -> None:
+    said = refused("train", "recipes=quickstart", "data=megatron", "data.split=3,1")
+    assert said.startswith("data.split=3,1: commas stand for several values")
+    assert """'data.split="3,1"'""" in said

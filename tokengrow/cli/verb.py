@@ -109,6 +109,12 @@ def _explain(name: str, error: Exception) -> str:
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)
         return f"unknown key {key}{nearest(key, list(_valid_keys(name)))}"
+    if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", text):
+        key, value = match.groups()
+        return (
+            f"{key}={value}: commas stand for several values, which --multirun tries one after "
+            f"the other; as one value it is '{key}=\"{value}\"', a list '{key}=[{value}]'"
+        )
     key = getattr(error, "full_key", None)
     if key and "Missing mandatory value" in text:
         return f"{key} is missing: it has no default, so give it a value ({key}=...)"
