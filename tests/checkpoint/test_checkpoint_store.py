@@ -24,7 +24,7 @@ from tokengrow.checkpoint.store import (
 )
 from tokengrow.errors import UserError
 from tokengrow.files import sha256
-from tokengrow.growth.engine import GrowthConfig
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer

@@ -23,7 +23,7 @@ from tokengrow.data.corpus import StdlibCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.distributed.fabric import FabricConfig
-from tokengrow.growth.engine import GrowthConfig
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.presets import PRESETS

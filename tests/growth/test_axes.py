@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import origins
-from tokengrow.growth.engine import Grown, GrowthConfig, carry_out, grow
+from tokengrow.growth.engine import Grown, carry_out, grow
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer

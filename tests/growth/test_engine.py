@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import tokengrow
+from tokengrow.checkpoint.neox import write_neox
+from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
-from tokengrow.growth.engine import GrowthConfig, carry_out, grow, verify_growth
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.engine import carry_out, grow, verify_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import ModelConfig
@@ -128,3 +131,66 @@ def test_a_negative_tolerance_is_refused() -> None:
 def test_a_smaller_target_is_refused(random_model: RandomModel, sized: Sized) -> None:
     with pytest.raises(UserError, match=r"model\.tokens\.query: 6 -> 5"):
         grow(random_model(sized(6)), sized(5))
+
+
+class TestPublishedGrowth:
+    """growth=published: what the published code does, which is another function."""
+
+    CONFIG = GrowthConfig(
+        init="published", tau="recompute", optimizer="fresh", tolerance=float("inf")
+    )
+
+    def test_old_tokens_come_first_and_new_ones_are_drawn_as_at_a_birth(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        source = random_model(sized(6))
+        grown = grow(source, sized(606), self.CONFIG).state_dict()
+        for name, old in source.state_dict().items():
+            assert torch.equal(grown[name][: len(old)], old)
+            if name.endswith("_param_tokens"):
+                new = grown[name][len(old) :]
+                # keys N(0, 0.02), values N(0, 2 / L / sqrt(D)) = 2 / 2 / 4
+                wanted = 0.02 if name.endswith("key_param_tokens") else 0.25
+                assert new.std().item() == pytest.approx(wanted, rel=0.03)
+
+    def test_tau_is_that_of_a_model_born_at_this_size(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        grown = grow(random_model(sized(6)), sized(9), self.CONFIG)
+        assert grown.config == sized(9)
+
+    def test_the_loss_jumps_and_the_report_says_so(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        plan = plan_growth(sized(6), sized(9), tau="recompute")
+        state = {"exp_avg.embedding.weight": torch.zeros(1)}
+        grown = carry_out(plan, random_model(sized(6)).to_weights(), state, self.CONFIG)
+        assert grown.report["drift"]["max_logit"] > 0.1
+        assert (grown.report["init"], grown.report["tau"]) == ("published", "recompute")
+        assert grown.optimizer == {}
+
+    def test_without_the_named_option_it_is_refused(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        for config in (GrowthConfig(init="published"), GrowthConfig(tau="recompute")):
+            with pytest.raises(DriftError):
+                grow(random_model(sized(6)), sized(9), config)
+
+    def test_it_knows_no_other_axis(self, random_model: RandomModel, sized: Sized) -> None:
+        with pytest.raises(UserError, match=r"parameter tokens alone.*not width, depth"):
+            grow(random_model(sized(6)), sized(9, width=24, head_dim=8, layers=3), self.CONFIG)
+
+    def test_the_published_code_can_load_the_result(
+        self, random_model: RandomModel, sized: Sized, tmp_path: Path
+    ) -> None:
+        kept = grow(random_model(sized(6, init="published")), sized(9))
+        published = grow(random_model(sized(6, init="published")), sized(9), self.CONFIG)
+        write_neox(tmp_path, Checkpoint.of(published))
+        with pytest.raises(UserError, match=r"model\.tau"):
+            write_neox(tmp_path, Checkpoint.of(kept))
+
+
+@pytest.mark.parametrize("key", ["init", "tau", "optimizer"])
+def test_a_choice_that_there_is_not_is_named(key: str) -> None:
+    with pytest.raises(UserError, match=rf"growth\.{key} 'x': valid are "):
+        GrowthConfig(**{key: "x"})

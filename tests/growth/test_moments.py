@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengrow.growth.engine import Grown, GrowthConfig, carry_out
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.engine import Grown, carry_out
 from tokengrow.growth.moments import grow_moments
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import token_tensors

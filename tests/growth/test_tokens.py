@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokengrow.growth.engine import GrowthConfig, carry_out, grow
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.engine import carry_out, grow
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import append_tokens, token_tensors
 from tokengrow.growth.verify import DriftError, measure_drift
@@ -199,7 +200,7 @@ def test_a_recomputed_tau_is_another_function(
     source, target = sized(6, activation=activation), sized(12, activation=activation)
     assert target.tau != source.tau
     model = random_model(source)
-    weights = append_tokens(model.state_dict(), source, target, 1.0, torch.Generator())
+    weights = append_tokens(model.state_dict(), source, target, GrowthConfig(), torch.Generator())
     kept = TokenFormer.from_weights(plan_growth(source, target).target, weights)
     recomputed = TokenFormer.from_weights(target, weights)
     probe = torch.randint(40, (2, 13), generator=torch.Generator().manual_seed(0))

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokengrow.growth import verify
 from tokengrow.growth.verify import (
     FLOAT64_PARAMETERS,
     Drift,
     DriftError,
     check_drift,
     exactness,
+    logits_of,
     measure_drift,
     probe_dtype,
     random_probe,
@@ -36,6 +38,7 @@ class Fixed(torch.nn.Module):
         return self.logits.expand(*ids.shape, -1)
 
 
+IDS = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(3))
 PROBE = torch.tensor([[0, 1, 0, 1], [1, 0, 1, 1]])
 NONE = Drift("float64", 6, 0.0, 0.0, 0.0, 0.0, 3.0, 3.0)
 
@@ -153,3 +156,24 @@ def test_a_random_probe_is_two_rows_of_a_context_and_one(sized: Sized) -> None:
     assert probe.min() >= 0 and probe.max() < 40
     long = random_probe(sized(6, context_length=4096), torch.Generator().manual_seed(0))
     assert long.shape == (2, 129)
+
+
+def test_logits_are_compared_in_pieces_as_in_one(
+    random_model: RandomModel, sized: Sized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = random_probe(sized(6), torch.Generator().manual_seed(0))
+    models = random_model(sized(6)), random_model(sized(6), seed=1)
+    whole = measure_drift(*models, probe).to_dict()
+    monkeypatch.setattr(verify, "POSITIONS", 5)
+    pieces = measure_drift(*models, probe).to_dict()
+    for key, value in whole.items():
+        assert pieces[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-12))
+
+
+def test_a_model_is_run_on_the_weights_themselves(random_model: RandomModel, sized: Sized) -> None:
+    model = random_model(sized(6))
+    weights = model.to_weights()
+    found = logits_of(model.config, weights, torch.float64, IDS)
+    with torch.no_grad():
+        assert torch.equal(found, model(IDS))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in weights.items())

@@ -14,7 +14,7 @@ from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore, build_store
 from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.errors import UserError
-from tokengrow.growth.engine import GrowthConfig
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.fit import fit

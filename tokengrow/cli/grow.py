@@ -16,7 +16,7 @@ from tokengrow.data.loader import probe_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
-from tokengrow.growth.engine import GrowthConfig
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.boundary import grow_checkpoint
@@ -44,7 +44,7 @@ def main(config: DictConfig) -> None:
     arguments = typed(GrowArguments, plain(config))
     out = new_folder(arguments.out)
     source = load_checkpoint(arguments.source)
-    plan = resolve_growth(arguments.model, source.config)
+    plan = resolve_growth(arguments.model, source.config, tau=arguments.growth.tau)
     if not plan.steps:
         raise UserError(
             "model is the size that source has already: name a larger one, for example "

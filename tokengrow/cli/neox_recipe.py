@@ -191,7 +191,8 @@ def _head(path: Path, training: NeoxTraining, preset: str | None) -> Iterator[st
         yield f"# It grows the model of {_one_line(training.pretrain_partial_init)}: first"
         yield "# tokengrow convert source=FILE config=YAML to=tokengrow out=DIR"
     yield "defaults:"
-    groups = {"model": preset, "data": "megatron", "tokenizer": "file"}
+    growth = "published" if training.pretrain_partial_init else None
+    groups = {"model": preset, "data": "megatron", "tokenizer": "file", "growth": growth}
     yield from (f"  - override /{group}: {name}" for group, name in groups.items() if name)
     yield ""
 

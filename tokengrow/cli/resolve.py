@@ -12,6 +12,7 @@ from tokengrow.data.corpus import CORPORA, Corpus
 from tokengrow.data.megatron_source import MegatronConfig
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig
 from tokengrow.errors import UserError
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import KEPT, GrowthPlan, plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
@@ -98,9 +99,10 @@ def resolve_train(values: Values) -> TrainArguments:
     names = {item.name for item in fields(Recipe)}
     recipe = typed(Recipe, {key: value for key, value in values.items() if key in names})
     rest = {key: value for key, value in values.items() if key not in names}
+    growth = typed(GrowthConfig, values["growth"], "growth")
     made = {
         "source": recipe.source,
-        "stages": resolve_stages(recipe, source.config if source else None),
+        "stages": resolve_stages(recipe, source.config if source else None, growth.tau),
         "tokens_from": {key: values[key] for key in TOKENS_FROM},
     }
     return TrainArguments(run=typed(TrainConfig, {**rest, **made}), recipe=recipe)
@@ -124,12 +126,13 @@ def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
     return {**values, **_overlay(below, values)}
 
 
-def resolve_stages(recipe: Recipe, source: ModelConfig | None) -> tuple[StageConfig, ...]:
+def resolve_stages(recipe: Recipe, source: ModelConfig | None, tau: str) -> tuple[StageConfig, ...]:
     """The stages of a ladder with their models and optimizers filled in.
 
     Args:
         recipe: stages, and the model and optim sections that they change.
         source: size of the checkpoint that the ladder starts from.
+        tau: what a growth does to it, as in `GrowthConfig`.
     """
     resolved: list[StageConfig] = []
     previous = source
@@ -142,7 +145,7 @@ def resolve_stages(recipe: Recipe, source: ModelConfig | None) -> tuple[StageCon
         if previous is None:
             target = resolve_model(changes, where=where_model)
         else:
-            target = resolve_growth(changes, previous, where_model).target
+            target = resolve_growth(changes, previous, where_model, tau).target
         settings = typed(OptimConfig, {**recipe.optim, **entry.optim}, f"{where}.optim")
         steps = min(entry.steps, recipe.max_steps_per_stage or entry.steps)
         resolved.append(StageConfig(name=name, steps=steps, model=target, optim=settings))
@@ -178,7 +181,9 @@ def resolve_model(
     return typed(ModelConfig, _overlay(start, given), where)
 
 
-def resolve_growth(changes: Values, source: ModelConfig, where: str = "model") -> GrowthPlan:
+def resolve_growth(
+    changes: Values, source: ModelConfig, where: str = "model", tau: str = "keep"
+) -> GrowthPlan:
     """The growth from `source` to what the `model` section, or a stage's part of it, asks for.
 
     Raises:
@@ -187,7 +192,7 @@ def resolve_growth(changes: Values, source: ModelConfig, where: str = "model") -
     for key in KEPT:
         if key in without_nulls(changes):
             raise UserError(f"{where}.{key} cannot be set here: a growth keeps the source's")
-    return plan_growth(source, resolve_model(changes, source, where), where)
+    return plan_growth(source, resolve_model(changes, source, where), where, tau)
 
 
 def resolve_corpus(values: Values) -> Corpus:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.tensors import State, block_names, drawn_like
 from tokengrow.model.config import ModelConfig
 
@@ -33,7 +34,7 @@ def deepen(
     state: State,
     source: ModelConfig,
     target: ModelConfig,
-    value_scale: float,
+    config: GrowthConfig,
     generator: torch.Generator,
 ) -> State:
     """Puts identity blocks between the old ones.
@@ -42,7 +43,8 @@ def deepen(
         state: weights of the source, on the CPU; not modified.
         source: config before.
         target: config after; differs in `layers` alone.
-        value_scale: how far a copy is moved, as a share of the root mean square of each tensor.
+        config: `new_value_scale` says how far a copy is moved, as a share of the root mean square
+            of each tensor.
         generator: of these moves.
 
     Returns:
@@ -52,7 +54,7 @@ def deepen(
     def copy(name: str, old: Tensor) -> Tensor:
         if name.endswith(ADDING):
             return torch.zeros_like(old)
-        return old + drawn_like(old, tuple(old.shape), value_scale, generator)
+        return old + drawn_like(old, tuple(old.shape), config.new_value_scale, generator)
 
     return _renumbered(state, source, target, copy)
 

@@ -3,13 +3,13 @@ did."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokengrow.errors import UserError
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import deepen
 from tokengrow.growth.heads import add_heads
 from tokengrow.growth.moments import grow_moments
@@ -19,8 +19,9 @@ from tokengrow.growth.tokens import append_tokens
 from tokengrow.growth.verify import (
     Drift,
     check_drift,
+    compare_logits,
     exactness,
-    measure_drift,
+    logits_of,
     probe_dtype,
     random_probe,
 )
@@ -28,7 +29,7 @@ from tokengrow.growth.width import widen
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer, dtype_of
 
-Operator = Callable[[State, ModelConfig, ModelConfig, float, torch.Generator], State]
+Operator = Callable[[State, ModelConfig, ModelConfig, GrowthConfig, torch.Generator], State]
 
 OPERATORS: dict[str, Operator] = {
     "width": widen,
@@ -37,28 +38,6 @@ OPERATORS: dict[str, Operator] = {
     "depth": deepen,
 }
 """Growth axis to the pure function that grows weights along it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrowthConfig:
-    """How new parameters are born and how exact a growth must be."""
-
-    new_value_scale: float = 0.1
-    """Standard deviation of new value tokens over that of the old ones, and of the difference
-    between a new block and the one that it copies; never 0."""
-    tolerance: float | None = None
-    """Largest drift allowed, relative to the logits; null: what rounding explains."""
-    seed: int = 0
-    """Seed of the new values and of a random probe batch; a run adds its own seed."""
-
-    def __post_init__(self) -> None:
-        if not self.new_value_scale > 0:
-            raise UserError(
-                f"growth.new_value_scale must be positive, not {self.new_value_scale}: new keys "
-                "are zero, and keys and values both zero would never move"
-            )
-        if self.tolerance is not None and self.tolerance < 0:
-            raise UserError(f"growth.tolerance must not be negative: {self.tolerance}")
 
 
 @dataclass(frozen=True)
@@ -99,8 +78,9 @@ def grow(
         UserError: a target that cannot be reached.
         DriftError: a result that is not the same function.
     """
-    plan = plan_growth(model.config, target)
-    grown = carry_out(plan, model.to_weights(), {}, config or GrowthConfig(), probe)
+    config = config or GrowthConfig()
+    plan = plan_growth(model.config, target, tau=config.tau)
+    grown = carry_out(plan, model.to_weights(), {}, config, probe)
     return TokenFormer.from_weights(grown.config, grown.weights)
 
 
@@ -122,22 +102,24 @@ def carry_out(
         probe: [B, T + 1] int64 token ids; random ones by default.
 
     Raises:
+        UserError: an axis that `config` does not grow.
         DriftError: the result is not the same function.
     """
+    config.check_axes([step.axis for step in plan.steps])
     generator, grown = _generator(plan, config.seed), weights
     if _rounds(plan):
         grown = {name: _at_least_float32(tensor) for name, tensor in weights.items()}
     for step in plan.steps:
         operator = OPERATORS[step.axis]
-        grown = operator(grown, step.source, step.target, config.new_value_scale, generator)
+        grown = operator(grown, step.source, step.target, config, generator)
     drift = verify_growth(plan, weights, grown, config, probe)
     report = {
         "steps": [{"axis": step.axis, "changes": step.changes} for step in plan.steps],
-        "seed": config.seed,
-        "new_value_scale": config.new_value_scale,
+        **asdict(config),
         "drift": drift.to_dict(),
     }
-    return Grown(plan.target, grown, grow_moments(optimizer, plan), report)
+    moments = grow_moments(optimizer, plan) if config.optimizer == "carry" else {}
+    return Grown(plan.target, grown, moments, report)
 
 
 def verify_growth(
@@ -147,16 +129,18 @@ def verify_growth(
     config: GrowthConfig,
     probe: Tensor | None = None,
 ) -> Drift:
-    """Measures source against grown weights on a probe batch; raises `DriftError` past
-    tolerance."""
+    """Measures source against grown weights on a probe batch, one model in memory after the other.
+
+    Raises:
+        DriftError: they are further apart than the tolerance.
+    """
     if probe is None:
         probe = random_probe(plan.source, _generator(plan, config.seed))
     dtype = probe_dtype(plan.target)
-    drift = measure_drift(
-        TokenFormer.from_weights(plan.source, weights, dtype),
-        TokenFormer.from_weights(plan.target, grown, dtype),
-        probe,
-    )
+    inputs, targets = probe[:, :-1], probe[:, 1:]
+    before = logits_of(plan.source, weights, dtype, inputs)
+    after = logits_of(plan.target, grown, dtype, inputs)
+    drift = compare_logits(before, after, targets)
     limit = config.tolerance
     if limit is None:
         limit = exactness(dtype_of(grown), dtype, _rounds(plan))

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.tensors import State, drawn_like, pattention_name
 from tokengrow.model.config import ModelConfig
 
@@ -22,7 +23,7 @@ def add_heads(
     state: State,
     source: ModelConfig,
     target: ModelConfig,
-    value_scale: float,
+    config: GrowthConfig,
     generator: torch.Generator,
 ) -> State:
     """Grows heads in number, in length, or both.
@@ -31,7 +32,7 @@ def add_heads(
         state: weights of the source, on the CPU, at least float32; not modified.
         source: config before.
         target: config after; differs in `heads` and `head_dim` alone.
-        value_scale: not used: what is new in a projection is as large as what is old.
+        config: not used: what is new in a projection is as large as what is old.
         generator: of what is new in the values of query, key and value.
 
     Returns:

@@ -5,10 +5,11 @@ A new axis is a line in `AXES`, an operator in `tokengrow.growth.engine.OPERATOR
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tokengrow.errors import UserError
 from tokengrow.growth.width import rescaled_eps
-from tokengrow.model.config import ModelConfig
+from tokengrow.model.config import ModelConfig, Taus
 
 AXES: dict[str, tuple[str, ...]] = {
     "width": ("width",),
@@ -49,7 +50,9 @@ class GrowthPlan:
     steps: tuple[Step, ...]
 
 
-def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model") -> GrowthPlan:
+def plan_growth(
+    source: ModelConfig, requested: ModelConfig, where: str = "model", tau: str = "keep"
+) -> GrowthPlan:
     """The steps from one size to another.
 
     Args:
@@ -57,6 +60,7 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
         requested: the sizes wanted. What is not a size (`KEPT`) is taken from the source: a tau
             recomputed from the new number of tokens would rescale every score.
         where: the section that asked for it, in error messages.
+        tau: as in `GrowthConfig`.
 
     Returns:
         The plan; its target is the requested sizes with the source's `KEPT` fields.
@@ -83,9 +87,11 @@ def plan_growth(source: ModelConfig, requested: ModelConfig, where: str = "model
     steps: list[Step] = []
     before = source
     for axis, names in AXES.items():
-        changes = {name: getattr(requested, name) for name in names}
+        changes: dict[str, Any] = {name: getattr(requested, name) for name in names}
         if axis == "width":
             changes |= rescaled_eps(before, requested.width)
+        if axis == "tokens" and tau == "recompute" and before.tokens != requested.tokens:
+            changes["tau"] = Taus()
         after = replace(before, **changes)
         if after != before:
             steps.append(Step(axis, before, after))

@@ -9,8 +9,10 @@ Shapes: `N` parameter tokens before, `M` appended, `E` output dim.
 
 import torch
 
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.tensors import State, drawn_like, pattention_name
 from tokengrow.model.config import ROLES, ModelConfig
+from tokengrow.model.tokenformer import INIT_STD, published_value_std
 
 
 def token_tensors(config: ModelConfig) -> dict[str, str]:
@@ -27,7 +29,7 @@ def append_tokens(
     state: State,
     source: ModelConfig,
     target: ModelConfig,
-    value_scale: float,
+    config: GrowthConfig,
     generator: torch.Generator,
 ) -> State:
     """Appends parameter tokens to the weights of every role that grows.
@@ -36,8 +38,8 @@ def append_tokens(
         state: weights of the source, on the CPU; not modified.
         source: config before.
         target: config after; differs in `tokens` alone.
-        value_scale: standard deviation of the new values over the root mean square of the tensor's
-            old ones.
+        config: how they are born; `new_value_scale` is over the root mean square of the tensor's
+            old values.
         generator: of the new values.
 
     Returns:
@@ -47,10 +49,14 @@ def append_tokens(
     for name, role in token_tensors(source).items():
         old = state[name]
         count = getattr(target.tokens, role) - getattr(source.tokens, role)
-        if name.endswith("key_param_tokens"):
-            new = old.new_zeros(count, old.shape[1])
+        shape, is_key = (count, old.shape[1]), name.endswith("key_param_tokens")
+        if config.init == "published":
+            std = INIT_STD if is_key else published_value_std(source)
+            new = old.new_empty(shape).normal_(0.0, std, generator=generator)
+        elif is_key:
+            new = old.new_zeros(shape)
         else:
-            new = drawn_like(old, (count, old.shape[1]), value_scale, generator)
+            new = drawn_like(old, shape, config.new_value_scale, generator)
         grown[name] = torch.cat((old, new)) if count else old
     return grown
 

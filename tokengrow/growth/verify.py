@@ -3,6 +3,7 @@
 Shapes: `B` batch, `T` sequence, `V` vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,6 +17,9 @@ from tokengrow.model.tokenformer import TokenFormer
 FLOAT64_PARAMETERS = 50_000_000
 """Models up to this size are compared in float64, larger ones in float32; never in bfloat16, whose
 own noise would hide the drift."""
+
+POSITIONS = 256
+"""Tokens compared at a time: a row of 50,304 logits in float64 is 0.4 MB."""
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest |delta logit| over max(1, largest |logit|) that counts as the same function."""
@@ -76,6 +80,18 @@ def random_probe(config: ModelConfig, generator: torch.Generator) -> Tensor:
 
 
 @torch.inference_mode()
+def logits_of(
+    config: ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, ids: Tensor
+) -> Tensor:
+    """Logits [B, T, V] of a model that lives no longer than this, without a copy of weights that
+    have the dtype already."""
+    with torch.device("meta"):
+        model = TokenFormer(config)
+    model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
+    return model.eval()(ids)
+
+
+@torch.inference_mode()
 def measure_drift(source: TokenFormer, grown: TokenFormer, probe: Tensor) -> Drift:
     """Runs both models on the same tokens.
 
@@ -83,26 +99,47 @@ def measure_drift(source: TokenFormer, grown: TokenFormer, probe: Tensor) -> Dri
         source: on the CPU, in the precision to compare in.
         grown: likewise.
         probe: [B, T + 1] int64 token ids.
-
-    Returns:
-        The drift; sums and differences are taken in float64.
     """
-    inputs, targets = probe[:, :-1], probe[:, 1:].reshape(-1)
-    before, after = source(inputs).double(), grown(inputs).double()  # [B, T, V]
-    delta = (after - before).abs()
-    log_before, log_after = (
-        before.log_softmax(-1).flatten(0, 1),
-        after.log_softmax(-1).flatten(0, 1),
-    )
+    inputs = probe[:, :-1]
+    return compare_logits(source(inputs), grown(inputs), probe[:, 1:])
+
+
+@torch.inference_mode()
+def compare_logits(before: Tensor, after: Tensor, targets: Tensor) -> Drift:
+    """How far logits have moved.
+
+    Sums and differences are taken in float64, some positions at a time: at a long context and a
+    large vocabulary such copies would outgrow the models.
+
+    Args:
+        before: [B, T, V] of the source.
+        after: [B, T, V] of the grown model.
+        targets: [B, T] int64 ids that were to be predicted.
+    """
+    largest, moved = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(4, dtype=torch.float64)  # |delta logit|, KL, loss before, loss after
+    for old, new, ids in zip(
+        *(tensor.flatten(0, 1).split(POSITIONS) for tensor in (before, after)),
+        targets.flatten().split(POSITIONS),
+        strict=True,
+    ):
+        old, new = old.double(), new.double()
+        delta = (new - old).abs()
+        largest, moved = torch.maximum(largest, old.abs().max()), torch.maximum(moved, delta.max())
+        log_old, log_new = old.log_softmax(-1), new.log_softmax(-1)
+        kl = F.kl_div(log_new, log_old, reduction="sum", log_target=True)
+        losses = [F.nll_loss(each, ids, reduction="sum") for each in (log_old, log_new)]
+        sums += torch.stack([delta.sum(), kl, *losses])
+    count = targets.numel()
     return Drift(
-        dtype=str(next(grown.parameters()).dtype).removeprefix("torch."),
-        probe_tokens=inputs.numel(),
-        max_logit=delta.max().item(),
-        mean_logit=delta.mean().item(),
-        relative=delta.max().item() / max(1.0, before.abs().max().item()),
-        kl=F.kl_div(log_after, log_before, reduction="batchmean", log_target=True).item(),
-        loss_source=F.nll_loss(log_before, targets).item(),
-        loss_grown=F.nll_loss(log_after, targets).item(),
+        dtype=str(after.dtype).removeprefix("torch."),
+        probe_tokens=count,
+        max_logit=moved.item(),
+        mean_logit=sums[0].item() / after.numel(),
+        relative=moved.item() / max(1.0, largest.item()),
+        kl=sums[1].item() / count,
+        loss_source=sums[2].item() / count,
+        loss_grown=sums[3].item() / count,
     )
 
 

@@ -15,6 +15,7 @@ import math
 
 import torch
 
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.tensors import State, drawn_like, pattention_name, with_columns
 from tokengrow.model.config import ModelConfig
 
@@ -40,7 +41,7 @@ def widen(
     state: State,
     source: ModelConfig,
     target: ModelConfig,
-    value_scale: float,
+    config: GrowthConfig,
     generator: torch.Generator,
 ) -> State:
     """Appends channels to the residual stream.
@@ -49,7 +50,7 @@ def widen(
         state: weights of the source, on the CPU, at least float32; not modified.
         source: config before.
         target: config after; differs in `width` and the epsilons alone.
-        value_scale: not used: new key columns are as large as the old ones, whose readers they
+        config: not used: new key columns are as large as the old ones, whose readers they
             join.
         generator: of the new key columns.
 

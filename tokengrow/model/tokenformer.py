@@ -209,10 +209,15 @@ def pattention_layers(block: nn.Module) -> list[tuple[str, Pattention]]:
     return [(role, module) for role, module in named if isinstance(module, Pattention)]
 
 
+def published_value_std(config: ModelConfig) -> float:
+    """Standard deviation at which the published code draws every value parameter token."""
+    return 2 / config.layers / math.sqrt(config.width)
+
+
 def init_value_std(config: ModelConfig, role: str) -> float:
     """Standard deviation at which the value parameter tokens of a role are born."""
     if config.init == "published":
-        return 2 / config.layers / math.sqrt(config.width)
+        return published_value_std(config)
     if role in ("output", "ffn"):
         return 0.0
     return 1 / math.sqrt(GELU_POWER * getattr(config.tokens, role))

@@ -6,7 +6,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.growth.engine import GrowthConfig, carry_out
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.engine import carry_out
 from tokengrow.growth.plan import GrowthPlan
 
 KEPT_STATE = ("step", "fingerprint", "next_batch")

@@ -198,7 +198,7 @@ def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
 
 def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> Checkpoint:
     """Grows a checkpoint to the stage's size, verified on real validation tokens."""
-    plan = plan_growth(checkpoint.config, stage.model)
+    plan = plan_growth(checkpoint.config, stage.model, tau=run.config.growth.tau)
     if not plan.steps:
         return checkpoint
     probe = probe_batch(run.sequences(stage, "validation"))

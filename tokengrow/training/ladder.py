@@ -6,7 +6,7 @@ from typing import Any
 
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
-from tokengrow.growth.engine import GrowthConfig
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.metrics import LoggerConfig
@@ -90,7 +90,8 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must lie in [0, 2**63), not {self.seed}")
         for before, after in pairwise(self.stages):
-            plan_growth(before.model, after.model, f"stages.{after.name}.model")
+            where = f"stages.{after.name}.model"
+            plan_growth(before.model, after.model, where, self.growth.tau)
         if self.resume not in ("auto", "never"):
             raise UserError(f"resume {self.resume!r}: valid are auto, never")
 

@@ -11,7 +11,6 @@ from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
 from tokengrow.files import read_yaml
 from tokengrow.growth.plan import plan_growth
-from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
 
@@ -46,7 +45,7 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
     state = TrainState(tokens.fingerprint)
     if not config.source:
         return state, None
-    source = _load_source(config.source, config.stages[0].model, tokens)
+    source = _load_source(config, tokens)
     if source.train_state.get("fingerprint") == tokens.fingerprint:
         # The data that the source has not seen comes next, as in the stages of one run.
         seen = source.train_state["next_batch"] * source.run.get("batch_size", config.batch_size)
@@ -62,10 +61,12 @@ def _is_run(out: Path) -> bool:
         return False
 
 
-def _load_source(path: str, first: ModelConfig, tokens: TokenSource) -> Checkpoint:
+def _load_source(config: TrainConfig, tokens: TokenSource) -> Checkpoint:
     """The checkpoint that a run starts from, if it can be grown and speaks the same tokens."""
+    path = config.source
+    assert path is not None
     source = load_checkpoint(path)
-    plan_growth(source.config, first)
+    plan_growth(source.config, config.stages[0].model, tau=config.growth.tau)
     if source.tokenizer is not None and source.tokenizer != tokens.tokenizer().to_json():
         raise UserError(
             f"source={path} was trained on the tokens of another tokenizer: make the "

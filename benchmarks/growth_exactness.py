@@ -1,0 +1,111 @@
+"""How far growth moves the logits at the published sizes, axis by axis and over the whole ladder.
+
+    python -m benchmarks.growth_exactness                    all rows
+    python -m benchmarks.growth_exactness 150m 450m width    one of them
+
+Weights are random, three times as large as at their birth (the logits then spread by about 5), in
+float32, as is the comparison: 2 x 128 random tokens. Each row is a process of its own, so that its
+peak of memory is its own. One CSV row each on stdout.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.engine import carry_out
+from tokengrow.growth.plan import AXES, plan_growth
+from tokengrow.growth.tensors import State
+from tokengrow.growth.verify import compare_logits, logits_of
+from tokengrow.model.config import ModelConfig
+from tokengrow.model.tokenformer import TokenFormer
+
+LADDER = ("150m", "450m", "900m", "1.5b")
+ALL = "all"
+
+
+def random_weights(config: ModelConfig) -> State:
+    """The published initialisation, times three but for the final norm."""
+    model = TokenFormer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_(1.0 if name.startswith("final_norm") else 3.0)
+    return model.to_weights()
+
+
+def measure(first: str, last: str, axis: str) -> dict[str, Any]:
+    """Grows one published size towards another; every rung between them where the axis is all."""
+    rungs = [ModelConfig.preset(name) for name in LADDER[LADDER.index(first) :]]
+    rungs = rungs[: LADDER.index(last) - LADDER.index(first) + 1]
+    source, weights = rungs[0], random_weights(rungs[0])
+    ids = torch.randint(source.vocab_size, (2, 129), generator=torch.Generator().manual_seed(0))
+    before = logits_of(source, weights, torch.float32, ids[:, :-1])
+    began, config = time.perf_counter(), source
+    for rung in rungs[1:]:
+        names = [name for each in AXES if axis in (each, ALL) for name in AXES[each]]
+        target = replace(config, **{name: getattr(rung, name) for name in names})
+        plan = plan_growth(config, target)
+        if not plan.steps:
+            return {}
+        grown = carry_out(plan, weights, {}, GrowthConfig(tolerance=float("inf")), ids)
+        config, weights = grown.config, grown.weights
+    seconds = time.perf_counter() - began
+    after = logits_of(config, weights, torch.float32, ids[:, :-1])
+    drift = compare_logits(before, after, ids[:, 1:])
+    return {
+        "from": first,
+        "to": last,
+        "axis": axis,
+        "parameters_before": source.num_parameters(),
+        "parameters_after": config.num_parameters(),
+        "max_logit": f"{drift.max_logit:.1e}",
+        "relative": f"{drift.relative:.1e}",
+        "kl": f"{drift.kl:.1e}",
+        "loss_before": f"{drift.loss_source:.6f}",
+        "loss_after": f"{drift.loss_grown:.6f}",
+        "seconds": round(seconds, 1),
+        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 1),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """(from, to, axis) of every row."""
+    pairs = list(pairwise(LADDER))
+    each = [(first, last, axis) for first, last in pairs for axis in (*AXES, ALL)]
+    return [*each, (LADDER[0], LADDER[-1], ALL)]
+
+
+def main() -> None:
+    """Prints one row, or all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("row", nargs="*", metavar="FROM TO AXIS")
+    chosen = parser.parse_args().row
+    if chosen:
+        print(json.dumps(measure(*chosen)))
+        return
+    writer = None
+    for row in rows():
+        command = [sys.executable, "-m", "benchmarks.growth_exactness", *row]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        if values := json.loads(done.stdout):  # empty where the two do not differ on the axis
+            if writer is None:
+                writer = csv.DictWriter(sys.stdout, list(values))
+                writer.writeheader()
+            writer.writerow(values)
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
