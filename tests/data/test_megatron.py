@@ -99,9 +99,9 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     changed = bytearray((tmp_path / "c.bin").read_bytes())
     changed[-1] ^= 1
     (tmp_path / "c.bin").write_bytes(changed)
-    a, b, c = (IndexedTokens.open(tmp_path / name).fingerprint() for name in ("a", "b", "c"))
+    a, b, c = (IndexedTokens.open(tmp_path / name).fingerprint for name in ("a", "b", "c"))
     assert a == b != c
-    assert a != IndexedTokens.open(GOLDEN / "data_int32").fingerprint()
+    assert a != IndexedTokens.open(GOLDEN / "data_int32").fingerprint
 
 
 def patched(at: int, content: bytes) -> Callable[[bytes], bytes]:

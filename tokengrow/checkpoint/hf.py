@@ -21,7 +21,14 @@ import tokenizers
 
 from tokengrow.checkpoint.layout import TOKENIZER, WEIGHTS
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.checkpoint.tensors import State, misfits, read_safetensors, shapes_of, write_tensors
+from tokengrow.checkpoint.tensors import (
+    State,
+    dtype_name,
+    misfits,
+    read_safetensors,
+    shapes_of,
+    write_tensors,
+)
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import dtype_of
@@ -116,7 +123,7 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_type": MODEL_TYPE,
         "architectures": [_CLASSES["AutoModelForCausalLM"]],
         "auto_map": {auto: f"{Path(CODE).stem}.{name}" for auto, name in _CLASSES.items()},
-        "dtype": str(dtype_of(checkpoint.weights)).removeprefix("torch."),
+        "dtype": dtype_name(dtype_of(checkpoint.weights)),
         "tie_word_embeddings": True,
         "use_cache": True,
     }

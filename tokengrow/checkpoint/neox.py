@@ -16,6 +16,7 @@ from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.neox_config import NeoxConfig
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.checkpoint.tensors import (
+    ENDINGS,
     State,
     check_there,
     check_weights,
@@ -32,9 +33,6 @@ WEIGHTS = "pytorch_model.bin"
 """The only file that the published code reads."""
 CONFIG = "config.yml"
 """The model's keys, in a folder that tokengrow wrote."""
-
-ENDINGS = (".bin", ".pt", ".pth", ".safetensors")
-"""Of the files that can hold weights."""
 
 EMBEDDING = "sequential.0.word_embeddings.weight"
 

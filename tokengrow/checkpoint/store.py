@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from tokengrow.checkpoint import layout
-from tokengrow.checkpoint.tensors import State, write_tensors
+from tokengrow.checkpoint.tensors import ENDINGS, State, write_tensors
 from tokengrow.errors import UserError
 from tokengrow.files import PARTIAL, read_yaml, whole_folder, write_yaml
 from tokengrow.model.config import ModelConfig
@@ -21,9 +21,6 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.typed import typed
 
 log = logging.getLogger(__name__)
-
-FOREIGN = (".bin", ".safetensors", ".pt", ".pth")
-"""Endings of weights in a folder that is no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def load_checkpoint(path: str | Path, tensors: bool = True) -> Checkpoint:
 def _is_foreign(folder: Path) -> bool:
     """Whether a folder holds weights, and nothing that says that they were once a checkpoint."""
     ours = (folder / layout.CONFIG).is_file()
-    return not ours and any(file.suffix in FOREIGN for file in folder.iterdir())
+    return not ours and any(file.suffix in ENDINGS for file in folder.iterdir())
 
 
 def newest_checkpoint(run: Path, tensors: bool = True) -> Checkpoint | None:

@@ -14,6 +14,8 @@ from tokengrow.model.tokenformer import TokenFormer
 
 State = dict[str, Tensor]
 
+ENDINGS = (".bin", ".pt", ".pth", ".safetensors")
+"""Of the files that can hold weights, whoever wrote them."""
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What a weight can be; of narrower floats torch can neither mix nor compute any."""
 
@@ -67,14 +69,15 @@ def check_weights(path: Path, tensors: State) -> None:
         tensors: what it holds.
     """
     wrong = [
-        f"{name} ({_name(tensor.dtype)})"
+        f"{name} ({dtype_name(tensor.dtype)})"
         for name, tensor in tensors.items()
         if tensor.dtype not in WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta
     ]
     if wrong:
         raise UserError(
             f"{path} holds tensors that are no dense weights of "
-            f"{', '.join(map(_name, WEIGHT_TYPES))}: {', '.join(wrong)}: convert or remove them"
+            f"{', '.join(map(dtype_name, WEIGHT_TYPES))}: {', '.join(wrong)}: convert or remove "
+            "them"
         )
 
 
@@ -102,5 +105,6 @@ def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> l
     return wrong + [f"{name} {list(tensors[name].shape)} is no part of it" for name in surplus]
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As one says it: float16."""
     return str(dtype).removeprefix("torch.")

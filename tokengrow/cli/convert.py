@@ -23,7 +23,7 @@ from tokengrow.checkpoint.neox import (
 )
 from tokengrow.checkpoint.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
-from tokengrow.checkpoint.tensors import State
+from tokengrow.checkpoint.tensors import State, dtype_name
 from tokengrow.cli.neox_recipe import NeoxRecipe, neox_recipe
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -248,7 +248,7 @@ def show(console: Console, source: Source, out: Path, folder: Path, to: str) -> 
 
 def _precisions(weights: State) -> str:
     """How many tensors there are, and of which types."""
-    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in weights.values())
+    kinds = Counter(dtype_name(tensor.dtype) for tensor in weights.values())
     each = [f"{kind} ({number})" if len(kinds) > 1 else kind for kind, number in kinds.items()]
     return f"{len(weights)} of {' and '.join(each)}"
 

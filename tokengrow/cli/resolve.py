@@ -101,6 +101,7 @@ def resolve_train(values: Values) -> TrainArguments:
     rest = {key: value for key, value in values.items() if key not in names}
     growth = typed(GrowthConfig, values["growth"], "growth")
     made = {
+        "growth": growth,
         "source": recipe.source,
         "stages": resolve_stages(recipe, source.config if source else None, growth.tau),
         "tokens_from": {key: values[key] for key in TOKENS_FROM},

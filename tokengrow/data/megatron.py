@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ class IndexedTokens:
         begin, end = self.start(first), self.start(stop)
         return TokenArray([self.data], [end - begin], self.dtype.str, begin)
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 in hex over the whole index and 1 MB of the ids, spread over the file.
 

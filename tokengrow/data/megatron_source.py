@@ -128,8 +128,6 @@ class MegatronSource:
 
     parts: dict[Split, Part]
     """Train and validation."""
-    contents: dict[Split, str]
-    """Fingerprints of their files."""
     inner: Tokenizer
     """That made them."""
     epochs: int
@@ -167,8 +165,7 @@ class MegatronSource:
         tokens = len(parts["train"])
         check_length(tokens, context_length, "train")
         epochs = config.epochs or num_epochs(tokens, context_length, samples)
-        contents = {name: part.files.fingerprint() for name, part in parts.items()}
-        return cls(parts, contents, tokenizer, epochs, seed, cache)
+        return cls(parts, tokenizer, epochs, seed, cache)
 
     @property
     def vocab_size(self) -> int:
@@ -179,7 +176,8 @@ class MegatronSource:
     def fingerprint(self) -> str:
         """Files, documents, epochs and tokenizer in hex; the seed is the run's own."""
         splits = {
-            name: [self.contents[name], part.first, part.stop] for name, part in self.parts.items()
+            name: [part.files.fingerprint, part.first, part.stop]
+            for name, part in self.parts.items()
         }
         content = json.dumps([splits, self.epochs, self.inner.fingerprint], sort_keys=True)
         return sha256(content.encode()).hexdigest()
@@ -200,7 +198,7 @@ class MegatronSource:
             tokens = CheckedTokens(part.files, part.first, part.stop, self.vocab_size)
             return Sequences(tokens, context_length)
         key = OrderKey(
-            content=self.contents[name],
+            content=part.files.fingerprint,
             first=part.first,
             stop=part.stop,
             epochs=self.epochs,
