@@ -54,10 +54,10 @@ def measure(first: str, last: str, axis: str) -> dict[str, Any]:
     for rung in rungs[1:]:
         names = [name for each in AXES if axis in (each, ALL) for name in AXES[each]]
         target = replace(config, **{name: getattr(rung, name) for name in names})
-        plan = plan_growth(config, target)
+        plan = plan_growth(config, target, config=GrowthConfig(tolerance=float("inf")))
         if not plan.steps:
             return {}
-        grown = carry_out(plan, weights, {}, GrowthConfig(tolerance=float("inf")), ids)
+        grown = carry_out(plan, weights, {}, ids)
         config, weights = grown.config, grown.weights
     seconds = time.perf_counter() - began
     after = logits_of(config, weights, torch.float32, ids[:, :-1])

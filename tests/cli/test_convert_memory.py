@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tokengrow.checkpoint.neox import official_names
-from tokengrow.checkpoint.tensors import shapes_of
 from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.tokenformer import weight_shapes
 
 MEASURED = """
 import resource, subprocess, sys
@@ -19,7 +19,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def published(path: Path, config: ModelConfig) -> Path:
-    shapes, names = shapes_of(config), official_names(config)
+    shapes, names = weight_shapes(config), official_names(config)
     torch.save({theirs: torch.rand(shapes[ours]) for ours, theirs in names.items()}, path)
     return path
 

@@ -14,6 +14,7 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import origins
 from tokengrow.growth.engine import Grown, carry_out, grow
 from tokengrow.growth.plan import plan_growth
+from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.optim import (
@@ -160,7 +161,7 @@ def test_two_copies_of_one_block_do_not_stay_alike(random_model: RandomModel, si
 def test_new_blocks_are_spread_evenly(
     sized: Sized, layers: int, grown: int, places: list[int]
 ) -> None:
-    found = origins(sized(6, layers=layers), sized(6, layers=grown))
+    found = origins(sized(6, layers=layers), sized(6, layers=grown), "spread")
     assert [block for block, _ in found] == places
     assert sum(itself for _, itself in found) == layers
     assert all(itself == (i == places.index(block)) for i, (block, itself) in enumerate(found))
@@ -172,6 +173,51 @@ def test_a_new_block_is_the_identity_bit_for_bit(random_model: RandomModel, size
     ids = BATCH[:, :-1]
     with torch.no_grad():
         assert torch.equal(model(ids), grown(ids))
+
+
+def test_new_blocks_go_on_top_where_it_is_asked_for(
+    random_model: RandomModel, sized: Sized
+) -> None:
+    model = random_model(sized(6), dtype=torch.float32)
+    grown = grow(model, sized(6, layers=5), GrowthConfig(new_block_place="top"))
+    for layer in (0, 1):
+        for name, old in model.blocks[layer].state_dict().items():
+            assert torch.equal(grown.blocks[layer].state_dict()[name], old)
+    places = origins(sized(6), sized(6, layers=5), "top")
+    assert places == [(0, True), (1, True), (0, False), (1, False), (0, False)]
+    ids = BATCH[:, :-1]
+    with torch.no_grad():
+        assert torch.equal(model(ids), grown(ids))
+
+
+class TestStack:
+    """growth=stack: whole copies of blocks, which are another function."""
+
+    CONFIG = GrowthConfig(new_blocks="stack", new_block_place="top", tolerance=float("inf"))
+
+    def test_every_block_is_there_again_in_order(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        model = random_model(sized(6))
+        grown = grow(model, sized(6, layers=4), self.CONFIG)
+        for layer in range(4):
+            for name, old in model.blocks[layer % 2].state_dict().items():
+                assert torch.equal(grown.blocks[layer].state_dict()[name], old)
+
+    def test_the_report_says_how_far_the_function_moved(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        plan = plan_growth(sized(6), sized(6, layers=4), config=self.CONFIG)
+        report = carry_out(plan, random_model(sized(6)).to_weights(), {}).report
+        assert report["new_blocks"] == "stack"
+        assert report["drift"]["max_logit"] > 0.1
+
+    def test_without_the_named_option_it_is_refused(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        config = replace(self.CONFIG, tolerance=None)
+        with pytest.raises(DriftError, match="not the same function"):
+            grow(random_model(sized(6)), sized(6, layers=4), config)
 
 
 def test_the_published_rotation_of_a_longer_head_would_be_another_function(
@@ -216,7 +262,7 @@ class TestOptimizer:
     ) -> Grown:
         plan = plan_growth(model.config, replace(model.config, **changes))
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        return carry_out(plan, weights, optimizer_state(model, optimizer), GrowthConfig())
+        return carry_out(plan, weights, optimizer_state(model, optimizer))
 
     def gradients(self, model: TokenFormer) -> dict[str, Tensor]:
         model.zero_grad()

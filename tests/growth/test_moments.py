@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import Grown, carry_out
-from tokengrow.growth.moments import grow_moments
+from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE, grown_moments
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import token_tensors
 from tokengrow.model.config import ModelConfig
@@ -50,7 +50,7 @@ def trained(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, torch
 def grown_from(model: TokenFormer, optimizer: torch.optim.Optimizer, to: ModelConfig) -> Grown:
     plan = plan_growth(model.config, to)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return carry_out(plan, weights, optimizer_state(model, optimizer), GrowthConfig())
+    return carry_out(plan, weights, optimizer_state(model, optimizer))
 
 
 def resumed(grown: Grown) -> tuple[TokenFormer, torch.optim.Optimizer]:
@@ -86,7 +86,9 @@ def test_the_grown_state_is_complete_and_shaped_like_the_parameters(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     grown = grown_from(*trained, sized(10))
-    assert set(grown.optimizer) == {f"{slot}.{name}" for slot in SLOTS for name in grown.weights}
+    wanted = {f"{slot}.{name}" for slot in (*SLOTS, ROW_AGE) for name in grown.weights}
+    wanted |= {f"{COLUMN_AGE}.{name}" for name, w in grown.weights.items() if w.dim() == 2}
+    assert set(grown.optimizer) == wanted
     for name, weights in grown.weights.items():
         assert grown.optimizer[f"exp_avg.{name}"].shape == weights.shape
         assert grown.optimizer[f"exp_avg_sq.{name}"].shape == weights.shape
@@ -116,7 +118,7 @@ def test_the_state_of_the_source_is_not_modified(
     before = {key: tensor.clone() for key, tensor in state.items()}
     plan = plan_growth(trained[0].config, sized(10))
     weights = {name: tensor.clone() for name, tensor in trained[0].state_dict().items()}
-    larger = resumed(carry_out(plan, weights, state, GrowthConfig()))
+    larger = resumed(carry_out(plan, weights, state))
     update(*larger)  # nor by training the grown model
     assert state.keys() == before.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
@@ -126,10 +128,80 @@ def test_a_plan_of_no_steps_keeps_the_state(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     state = optimizer_state(*trained)
-    same = grow_moments(state, plan_growth(sized(6), sized(6)))
+    same = dict(grown_moments(plan_growth(sized(6), sized(6)), state))
     assert same.keys() == state.keys()
     assert all(torch.equal(same[key], state[key]) for key in state)
 
 
-def test_a_source_that_was_never_trained_has_no_state_to_grow(sized: Sized) -> None:
-    assert grow_moments({}, plan_growth(sized(6), sized(10))) == {}
+def test_a_source_that_was_never_trained_has_no_moments_to_grow(sized: Sized) -> None:
+    grown = dict(grown_moments(plan_growth(sized(6), sized(10)), {}))
+    assert {key.partition(".")[0] for key in grown} == {ROW_AGE, COLUMN_AGE}
+    assert grown[f"{ROW_AGE}.blocks.0.ffn.key_param_tokens"].tolist() == [1] * 12 + [0] * 8
+
+
+def test_a_fresh_optimizer_knows_what_is_old(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    plan = plan_growth(sized(6), sized(10), config=GrowthConfig(optimizer="fresh"))
+    grown = dict(grown_moments(plan, optimizer_state(*trained)))
+    assert {key.partition(".")[0] for key in grown} == {ROW_AGE, COLUMN_AGE}
+    assert (
+        grown[f"{ROW_AGE}.blocks.1.attention.key.value_param_tokens"].tolist() == [5] * 6 + [0] * 4
+    )
+
+
+QUERY_KEY, QUERY_VALUE = (
+    f"blocks.0.attention.query.{part}_param_tokens" for part in ("key", "value")
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "rows", "columns"),
+    [
+        ({"width": 18}, QUERY_KEY, [5] * 6, [5] * 16 + [0] * 2),
+        ({"width": 18}, "embedding.weight", [5] * 40, [5] * 16 + [0] * 2),
+        ({"width": 18}, "final_norm.bias", [5] * 16 + [0] * 2, None),
+        ({"heads": 3}, QUERY_VALUE, [5] * 6, [5] * 16 + [0] * 8),
+        # head h, channel j of the two old heads of 8 is at (h, j) of the new layout
+        ({"head_dim": 9}, QUERY_VALUE, [5] * 6, [*[5] * 8, 0, *[5] * 8, 0]),
+        ({"layers": 3}, QUERY_KEY.replace("0", "1"), [0] * 6, [0] * 16),
+        ({"layers": 3}, QUERY_KEY.replace("0", "2"), [5] * 6, [5] * 16),
+    ],
+    ids=lambda value: value.rpartition(".")[0] or "norm" if isinstance(value, str) else None,
+)
+def test_rows_and_columns_tell_how_old_each_entry_is(
+    trained: tuple[TokenFormer, torch.optim.Optimizer],
+    sized: Sized,
+    changes: dict[str, int],
+    name: str,
+    rows: list[int],
+    columns: list[int] | None,
+) -> None:
+    plan = plan_growth(sized(6), sized(6, **{"head_dim": 8, **changes}))
+    grown = dict(grown_moments(plan, optimizer_state(*trained)))
+    assert grown[f"{ROW_AGE}.{name}"].tolist() == rows
+    if columns is not None:
+        assert grown[f"{COLUMN_AGE}.{name}"].tolist() == columns
+
+
+def test_the_ages_of_two_growths_add_up(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    model, optimizer = resumed(grown_from(*trained, sized(10)))
+    for _ in range(3):
+        update(model, optimizer)
+    plan = plan_growth(sized(10), sized(11, width=17, head_dim=8))
+    grown = dict(grown_moments(plan, optimizer_state(model, optimizer)))
+    assert grown[f"{ROW_AGE}.{QUERY_KEY}"].tolist() == [8] * 6 + [3] * 4 + [0]
+    assert grown[f"{COLUMN_AGE}.{QUERY_KEY}"].tolist() == [8] * 16 + [0]
+    assert grown[f"step.{QUERY_KEY}"].item() == 8
+
+
+def test_a_new_entry_takes_a_first_step_of_the_whole_rate(
+    trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
+) -> None:
+    # lr, as in the first update of any entry, and not 0.45 lr as with the tensor's count of 5.
+    model, optimizer = resumed(grown_from(*trained, sized(10)))
+    optimizer.begin_stage(GrowthConfig(new_warmup_steps=0), done=0)
+    moved = update(model, optimizer)["blocks.0.attention.query.key_param_tokens"][6:]
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, OPTIM.lr), rtol=1e-3, atol=0)

@@ -1,6 +1,7 @@
 """Growth by parameter tokens: exact, an appendix to the old rows, and alive."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import carry_out, grow
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import append_tokens, token_tensors
 from tokengrow.growth.verify import DriftError, measure_drift
-from tokengrow.model.config import ROLES, ModelConfig, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import INIT_STD, TokenFormer
 
 Sized = Callable[..., ModelConfig]
@@ -107,7 +109,7 @@ def test_the_source_is_not_modified(random_model: RandomModel, sized: Sized) -> 
     weights = random_model(sized(6)).state_dict()
     before = {name: tensor.clone() for name, tensor in weights.items()}
     plan = plan_growth(sized(6), sized(10))
-    carry_out(plan, weights, {}, GrowthConfig())
+    carry_out(plan, weights, {})
     assert weights.keys() == before.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
 
@@ -200,7 +202,7 @@ def test_a_recomputed_tau_is_another_function(
     source, target = sized(6, activation=activation), sized(12, activation=activation)
     assert target.tau != source.tau
     model = random_model(source)
-    weights = append_tokens(model.state_dict(), source, target, GrowthConfig(), torch.Generator())
+    weights = append_tokens(model.state_dict(), source, target, GrowthConfig(), seed=0)
     kept = TokenFormer.from_weights(plan_growth(source, target).target, weights)
     recomputed = TokenFormer.from_weights(target, weights)
     probe = torch.randint(40, (2, 13), generator=torch.Generator().manual_seed(0))
@@ -219,6 +221,81 @@ def test_softmax_grows_where_the_drift_is_accepted(random_model: RandomModel, si
     model = random_model(sized(6, activation="softmax"))
     grown = grow(model, sized(10, activation="softmax"), GrowthConfig(tolerance=100.0))
     assert grown.config.tokens.query == 10
+
+
+class TestGram:
+    """growth=gram: exact under tau = sqrt(N), so that the published code can load the result."""
+
+    CONFIG = GrowthConfig(init="gram", tau="recompute")
+
+    @pytest.mark.parametrize("dtype", EXACT, ids=["float64", "float32"])
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(
+        tokens=st.lists(st.integers(2, 12), min_size=5, max_size=5),
+        more=st.lists(st.integers(0, 9), min_size=5, max_size=5),
+        width=st.integers(4, 9),
+        seed=st.integers(0, 2**32),
+    )
+    def test_the_same_logits_under_the_published_tau(
+        self,
+        random_model: RandomModel,
+        dtype: torch.dtype,
+        tokens: list[int],
+        more: list[int],
+        width: int,
+        seed: int,
+    ) -> None:
+        shape = {"vocab_size": 17, "context_length": 10, "layers": 2, "width": width, "heads": 2}
+        source = ModelConfig(
+            tokens=Tokens(**dict(zip(ROLES, tokens, strict=True))), head_dim=3, **shape
+        )
+        ranks = {role: min(source.role_shape(role)[:2]) for role in ROLES}
+        larger = {
+            role: n + (extra and ranks[role] + extra)
+            for (role, n), extra in zip(source.tokens.items(), more, strict=True)
+        }
+        model = random_model(source, seed, dtype)
+        ids = torch.randint(17, (2, 10), generator=torch.manual_seed(seed))
+        with torch.no_grad():
+            logits = model(ids)
+            largest = max(1.0, logits.abs().max().item())
+            wide = TokenFormer.from_weights(source, model.state_dict(), torch.float64)
+            assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
+            grown = grow(model, replace(source, tokens=Tokens(**larger)), self.CONFIG)
+            assert grown.config.tau == Taus.at_birth(grown.config.tokens)
+            assert (grown(ids) - logits).abs().max().item() < 10 * EXACT[dtype] * largest
+
+    def test_new_tokens_are_alive_after_two_updates(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        model = random_model(sized(6))
+        grown = grow(model, sized(22), self.CONFIG).train()
+        born = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
+        optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
+        ids = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(0))
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(grown(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+            optimizer.step()
+        for name in token_tensors(model.config):
+            new = appended(model.state_dict(), grown.state_dict(), name)
+            moved = new - appended(model.state_dict(), born, name)
+            assert (moved.norm(dim=1) > 0).all(), name
+            assert len(new.unique(dim=0)) == len(new), name
+
+    def test_too_few_new_tokens_are_refused_by_role(self, sized: Sized) -> None:
+        # The ffn's 12 keys of 16 channels have rank 12.
+        target = replace(sized(6), tokens=replace(sized(6).tokens, ffn=22))
+        said = r"at least 12 tokens.*tokens\.ffn: 12 -> 22 appends 10"
+        with pytest.raises(UserError, match=said):
+            plan_growth(sized(6), target, config=self.CONFIG)
+
+    def test_it_is_refused_where_it_would_not_be_exact(self, sized: Sized) -> None:
+        gelu = [sized(n, activation="gelu_l2_norm") for n in (6, 22)]
+        with pytest.raises(UserError, match=r"l2_norm_gelu alone, not for gelu_l2_norm"):
+            plan_growth(*gelu, config=self.CONFIG)
+        with pytest.raises(UserError, match=r"goes with growth\.tau=recompute, not keep"):
+            GrowthConfig(init="gram")
 
 
 def test_token_tensors_are_all_but_the_embedding_and_the_final_norm(sized: Sized) -> None:

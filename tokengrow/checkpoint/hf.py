@@ -26,12 +26,11 @@ from tokengrow.checkpoint.tensors import (
     dtype_name,
     misfits,
     read_safetensors,
-    shapes_of,
     write_tensors,
 )
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import dtype_of
+from tokengrow.model.tokenformer import dtype_of, weight_shapes
 from tokengrow.typed import typed
 
 CONFIG = "config.json"
@@ -146,7 +145,7 @@ def _read_weights(folder: Path, config: ModelConfig) -> State:
     found: State = {}
     for name in _weight_files(folder):
         found |= read_safetensors(folder / name)
-    wanted = {f"{PREFIX}{name}": shape for name, shape in shapes_of(config).items()}
+    wanted = {f"{PREFIX}{name}": shape for name, shape in weight_shapes(config).items()}
     if wrong := misfits(found, wanted):
         raise UserError(
             f"{folder}: the weights are not those of {CONFIG}: {'; '.join(wrong)}; {_WAY_OUT}"

@@ -22,12 +22,12 @@ from tokengrow.checkpoint.tensors import (
     check_weights,
     misfits,
     read_safetensors,
-    shapes_of,
 )
 from tokengrow.errors import UserError
 from tokengrow.files import write_yaml
 from tokengrow.model.config import ROLES, ModelConfig
 from tokengrow.model.presets import PRESETS
+from tokengrow.model.tokenformer import weight_shapes
 
 WEIGHTS = "pytorch_model.bin"
 """The only file that the published code reads."""
@@ -162,7 +162,7 @@ def write_neox(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _official_shapes(config: ModelConfig) -> dict[str, list[int]]:
     """The published name of every tensor to its shape."""
-    shapes = shapes_of(config)
+    shapes = weight_shapes(config)
     return {theirs: shapes[ours] for ours, theirs in official_names(config).items()}
 
 

@@ -9,8 +9,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokengrow.errors import UserError
-from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer
 
 State = dict[str, Tensor]
 
@@ -79,13 +77,6 @@ def check_weights(path: Path, tensors: State) -> None:
             f"{', '.join(map(dtype_name, WEIGHT_TYPES))}: {', '.join(wrong)}: convert or remove "
             "them"
         )
-
-
-def shapes_of(config: ModelConfig) -> dict[str, list[int]]:
-    """Our name of every tensor of a model to its shape."""
-    with torch.device("meta"):
-        state = TokenFormer(config).state_dict()
-    return {name: list(tensor.shape) for name, tensor in state.items()}
 
 
 def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> list[str]:

@@ -44,7 +44,7 @@ def main(config: DictConfig) -> None:
     arguments = typed(GrowArguments, plain(config))
     out = new_folder(arguments.out)
     source = load_checkpoint(arguments.source)
-    plan = resolve_growth(arguments.model, source.config, tau=arguments.growth.tau)
+    plan = resolve_growth(arguments.model, source.config, config=arguments.growth)
     if not plan.steps:
         raise UserError(
             "model is the size that source has already: name a larger one, for example "
@@ -52,9 +52,7 @@ def main(config: DictConfig) -> None:
         )
     console = Console()
     with console.status("growing and verifying"):
-        grown = grow_checkpoint(
-            source, plan, arguments.growth, _probe(arguments.store, source.config)
-        )
+        grown = grow_checkpoint(source, plan, _probe(arguments.store, source.config))
         folder = save_checkpoint(out / step_folder(source.step), grown)
     show(console, plan, grown, folder, tokens="validation" if arguments.store else "random")
 

@@ -13,7 +13,7 @@ from tokengrow.data.megatron_source import MegatronConfig
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.plan import KEPT, GrowthPlan, plan_growth
+from tokengrow.growth.plan import DEFAULT, KEPT, GrowthPlan, plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.optim import OptimConfig
@@ -103,7 +103,7 @@ def resolve_train(values: Values) -> TrainArguments:
     made = {
         "growth": growth,
         "source": recipe.source,
-        "stages": resolve_stages(recipe, source.config if source else None, growth.tau),
+        "stages": resolve_stages(recipe, source.config if source else None, growth),
         "tokens_from": {key: values[key] for key in TOKENS_FROM},
     }
     return TrainArguments(run=typed(TrainConfig, {**rest, **made}), recipe=recipe)
@@ -127,13 +127,15 @@ def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
     return {**values, **_overlay(below, values)}
 
 
-def resolve_stages(recipe: Recipe, source: ModelConfig | None, tau: str) -> tuple[StageConfig, ...]:
+def resolve_stages(
+    recipe: Recipe, source: ModelConfig | None, growth: GrowthConfig
+) -> tuple[StageConfig, ...]:
     """The stages of a ladder with their models and optimizers filled in.
 
     Args:
         recipe: stages, and the model and optim sections that they change.
         source: size of the checkpoint that the ladder starts from.
-        tau: what a growth does to it, as in `GrowthConfig`.
+        growth: between each two of them.
     """
     resolved: list[StageConfig] = []
     previous = source
@@ -146,7 +148,7 @@ def resolve_stages(recipe: Recipe, source: ModelConfig | None, tau: str) -> tupl
         if previous is None:
             target = resolve_model(changes, where=where_model)
         else:
-            target = resolve_growth(changes, previous, where_model, tau).target
+            target = resolve_growth(changes, previous, where_model, growth).settled
         settings = typed(OptimConfig, {**recipe.optim, **entry.optim}, f"{where}.optim")
         steps = min(entry.steps, recipe.max_steps_per_stage or entry.steps)
         resolved.append(StageConfig(name=name, steps=steps, model=target, optim=settings))
@@ -183,7 +185,10 @@ def resolve_model(
 
 
 def resolve_growth(
-    changes: Values, source: ModelConfig, where: str = "model", tau: str = "keep"
+    changes: Values,
+    source: ModelConfig,
+    where: str = "model",
+    config: GrowthConfig = DEFAULT,
 ) -> GrowthPlan:
     """The growth from `source` to what the `model` section, or a stage's part of it, asks for.
 
@@ -193,7 +198,7 @@ def resolve_growth(
     for key in KEPT:
         if key in without_nulls(changes):
             raise UserError(f"{where}.{key} cannot be set here: a growth keeps the source's")
-    return plan_growth(source, resolve_model(changes, source, where), where, tau)
+    return plan_growth(source, resolve_model(changes, source, where), where, config)
 
 
 def resolve_corpus(values: Values) -> Corpus:

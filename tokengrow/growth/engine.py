@@ -2,7 +2,7 @@
 did."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import deepen
 from tokengrow.growth.heads import add_heads
-from tokengrow.growth.moments import grow_moments
+from tokengrow.growth.moments import grown_moments
 from tokengrow.growth.plan import GrowthPlan, plan_growth
-from tokengrow.growth.tensors import State
+from tokengrow.growth.tensors import State, generator_for
 from tokengrow.growth.tokens import append_tokens
 from tokengrow.growth.verify import (
     Drift,
@@ -29,7 +29,7 @@ from tokengrow.growth.width import widen
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer, dtype_of
 
-Operator = Callable[[State, ModelConfig, ModelConfig, GrowthConfig, torch.Generator], State]
+Operator = Callable[[State, ModelConfig, ModelConfig, GrowthConfig, int], State]
 
 OPERATORS: dict[str, Operator] = {
     "width": widen,
@@ -50,7 +50,7 @@ class Grown:
     """State dict on the CPU, in the precision of its source (at least float32 if width or heads
     grew)."""
     optimizer: State
-    """Flat optimizer state, empty if none was given."""
+    """Flat optimizer state: moments, if the source had any and they are carried, and ages."""
     report: dict[str, Any]
     """What happened: steps, seed, drift; one entry of a lineage."""
 
@@ -78,9 +78,8 @@ def grow(
         UserError: a target that cannot be reached.
         DriftError: a result that is not the same function.
     """
-    config = config or GrowthConfig()
-    plan = plan_growth(model.config, target, tau=config.tau)
-    grown = carry_out(plan, model.to_weights(), {}, config, probe)
+    plan = plan_growth(model.config, target, config=config or GrowthConfig())
+    grown = carry_out(plan, model.to_weights(), {}, probe)
     return TokenFormer.from_weights(grown.config, grown.weights)
 
 
@@ -88,7 +87,6 @@ def carry_out(
     plan: GrowthPlan,
     weights: State,
     optimizer: State,
-    config: GrowthConfig,
     probe: Tensor | None = None,
 ) -> Grown:
     """Carries out a plan on weights and optimizer state, measures the drift, refuses past
@@ -98,35 +96,41 @@ def carry_out(
         plan: what to do.
         weights: state dict of the source, on the CPU; not modified.
         optimizer: flat optimizer state of the source, or empty; not modified.
-        config: how new parameters are born.
         probe: [B, T + 1] int64 token ids; random ones by default.
 
     Raises:
-        UserError: an axis that `config` does not grow.
         DriftError: the result is not the same function.
     """
-    config.check_axes([step.axis for step in plan.steps])
-    generator, grown = _generator(plan, config.seed), weights
-    if _rounds(plan):
-        grown = {name: _at_least_float32(tensor) for name, tensor in weights.items()}
-    for step in plan.steps:
-        operator = OPERATORS[step.axis]
-        grown = operator(grown, step.source, step.target, config, generator)
-    drift = verify_growth(plan, weights, grown, config, probe)
-    report = {
-        "steps": [{"axis": step.axis, "changes": step.changes} for step in plan.steps],
-        **asdict(config),
-        "drift": drift.to_dict(),
-    }
-    moments = grow_moments(optimizer, plan) if config.optimizer == "carry" else {}
-    return Grown(plan.target, grown, moments, report)
+    grown = dict(grown_weights(plan, weights))
+    drift = verify_growth(plan, weights, grown, probe)
+    moments = dict(grown_moments(plan, optimizer))
+    return Grown(plan.target, grown, moments, growth_report(plan, drift))
+
+
+def grown_weights(plan: GrowthPlan, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the target, tensor by tensor; verified by nobody yet.
+
+    Args:
+        plan: what to do.
+        weights: of the source, on the CPU, each looked at once; not modified.
+
+    Yields:
+        (name, tensor). A tensor that does not grow is that of the source.
+    """
+    for name in weights:
+        grown = {name: weights[name]}
+        if _rounds(plan):
+            grown = {name: _at_least_float32(grown[name])}
+        for step in plan.steps:
+            operator, seed = OPERATORS[step.axis], _seed(step.source, plan.config.seed)
+            grown = operator(grown, step.source, step.target, plan.config, seed)
+        yield from grown.items()
 
 
 def verify_growth(
     plan: GrowthPlan,
-    weights: State,
-    grown: State,
-    config: GrowthConfig,
+    weights: Mapping[str, Tensor],
+    grown: Mapping[str, Tensor],
     probe: Tensor | None = None,
 ) -> Drift:
     """Measures source against grown weights on a probe batch, one model in memory after the other.
@@ -135,17 +139,27 @@ def verify_growth(
         DriftError: they are further apart than the tolerance.
     """
     if probe is None:
-        probe = random_probe(plan.source, _generator(plan, config.seed))
+        seed = _seed(plan.source, plan.config.seed)
+        probe = random_probe(plan.source, generator_for(seed, "probe"))
     dtype = probe_dtype(plan.target)
     inputs, targets = probe[:, :-1], probe[:, 1:]
     before = logits_of(plan.source, weights, dtype, inputs)
     after = logits_of(plan.target, grown, dtype, inputs)
     drift = compare_logits(before, after, targets)
-    limit = config.tolerance
+    limit = plan.config.tolerance
     if limit is None:
         limit = exactness(dtype_of(grown), dtype, _rounds(plan))
     check_drift(drift, limit)
     return drift
+
+
+def growth_report(plan: GrowthPlan, drift: Drift) -> dict[str, Any]:
+    """What happened: the steps, how new parameters were born, and how far the function moved."""
+    return {
+        "steps": [{"axis": step.axis, "changes": step.changes} for step in plan.steps],
+        **asdict(plan.config),
+        "drift": drift.to_dict(),
+    }
 
 
 ROUNDING = {"width", "heads"}
@@ -153,7 +167,7 @@ ROUNDING = {"width", "heads"}
 
 
 def _rounds(plan: GrowthPlan) -> bool:
-    return any(step.axis in ROUNDING for step in plan.steps)
+    return plan.config.init == "gram" or any(step.axis in ROUNDING for step in plan.steps)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -161,13 +175,12 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _generator(plan: GrowthPlan, seed: int) -> torch.Generator:
-    """A stream of its own for each source size.
+def _seed(source: ModelConfig, seed: int) -> int:
+    """A seed of its own for each source size.
 
     With the bare seed two growths in a row would draw the same values; with zero keys beside them
     the new tokens would be twins, and twins have the same gradients for ever.
     """
-    source = plan.source
     sizes = source.layers, source.width, source.heads, source.head_dim, *source.tokens.items()
     digest = hashlib.sha256(f"{seed}:{sizes}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+    return int.from_bytes(digest[:7])

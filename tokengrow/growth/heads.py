@@ -11,68 +11,66 @@ Shapes: `H` heads and `C` head dim before, `H'` and `C'` after, `N` parameter to
 
 import math
 
-import torch
 from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.tensors import State, drawn_like, pattention_name
+from tokengrow.growth.tensors import State, drawn_like, generator_for, role_and_part
 from tokengrow.model.config import ModelConfig
+
+MIXED = ("query", "key", "value")
+"""Roles whose values are the channels of the heads."""
 
 
 def add_heads(
-    state: State,
-    source: ModelConfig,
-    target: ModelConfig,
-    config: GrowthConfig,
-    generator: torch.Generator,
+    state: State, source: ModelConfig, target: ModelConfig, config: GrowthConfig, seed: int
 ) -> State:
     """Grows heads in number, in length, or both.
 
     Args:
-        state: weights of the source, on the CPU, at least float32; not modified.
+        state: weights of the source, or some of them, on the CPU, at least float32; not modified.
         source: config before.
         target: config after; differs in `heads` and `head_dim` alone.
         config: not used: what is new in a projection is as large as what is old.
-        generator: of what is new in the values of query, key and value.
+        seed: of what is new in the values of query, key and value.
 
     Returns:
         The grown weights; tensors that do not grow are shared with `state`.
     """
     grown = dict(state)
-    for layer in range(source.layers):
-        for role in ("query", "key", "value"):
-            name = pattention_name(layer, role, "value")
-            old = state[name]
-            new = drawn_like(old, (len(old), target.inner_dim), 1.0, generator)
+    for name, old in state.items():
+        role, part = role_and_part(name)
+        shape = (len(old), target.inner_dim)
+        if (role, part) == ("output", "key"):
+            grown[name] = _placed(old, old.new_zeros(shape), source, target)
+        elif part == "value" and role in MIXED:
+            new = drawn_like(old, shape, 1.0, generator_for(seed, name))
             if role == "query":
                 new = _new_channels_of_old_heads_zero(new, source, target)
                 old = old * query_scale(source, target)
             grown[name] = _placed(old, new, source, target)
-        name = pattention_name(layer, "output", "key")
-        unread = state[name].new_zeros(len(state[name]), target.inner_dim)
-        grown[name] = _placed(state[name], unread, source, target)
     return grown
 
 
-def add_head_moments(moments: State, source: ModelConfig, target: ModelConfig, power: int) -> State:
+def add_head_moments(
+    moments: State, source: ModelConfig, target: ModelConfig, config: GrowthConfig, power: int
+) -> State:
     """Zero moments for what is new; those of the scaled query values are divided by the scale.
 
     Args:
-        moments: one of Adam's moments, named like the weights; not modified.
+        moments: one of Adam's moments, or some of its tensors, named like the weights; not
+            modified.
         source: config before.
         target: config after.
-        power: of the gradient in this moment, 1 or 2.
+        config: not used: moments do not depend on how new entries are born.
+        power: of the gradient in this moment: 1, 2, or 0 for what does not depend on it.
     """
     grown = dict(moments)
-    parts = {"query": "value", "key": "value", "value": "value", "output": "key"}
-    for layer in range(source.layers):
-        for role, part in parts.items():
-            name = pattention_name(layer, role, part)
-            if name in moments:
-                old = moments[name]
-                scale = query_scale(source, target) if role == "query" else 1.0
-                zeros = old.new_zeros(len(old), target.inner_dim)
-                grown[name] = _placed(old / scale**power, zeros, source, target)
+    for name, old in moments.items():
+        role, part = role_and_part(name)
+        if (role, part) == ("output", "key") or (part == "value" and role in MIXED):
+            scale = query_scale(source, target) if role == "query" else 1.0
+            zeros = old.new_zeros(len(old), target.inner_dim)
+            grown[name] = _placed(old / scale**power, zeros, source, target)
     return grown
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokengrow.errors import UserError
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.tokens import check_gram
 from tokengrow.growth.width import rescaled_eps
 from tokengrow.model.config import ModelConfig, Taus
 
@@ -22,6 +24,9 @@ AXES: dict[str, tuple[str, ...]] = {
 KEPT = ("tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init")
 """Part of the function, or of its history, and not of its size: the grown model keeps the source's
 (but for the epsilons of a wider one, which shrink with the variance that they are added to)."""
+
+
+DEFAULT = GrowthConfig()
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,22 @@ class GrowthPlan:
     """Source config, target config, and the ordered steps between them."""
 
     source: ModelConfig
+    """The model at hand."""
     target: ModelConfig
+    """The model right after the growth."""
     steps: tuple[Step, ...]
+    """From one to the other."""
+    settled: ModelConfig
+    """The target once training has moved tau to where it ends: another one if tau is annealed."""
+    config: GrowthConfig
+    """How new parameters are born, and how exact the growth must be."""
 
 
 def plan_growth(
-    source: ModelConfig, requested: ModelConfig, where: str = "model", tau: str = "keep"
+    source: ModelConfig,
+    requested: ModelConfig,
+    where: str = "model",
+    config: GrowthConfig = DEFAULT,
 ) -> GrowthPlan:
     """The steps from one size to another.
 
@@ -60,14 +75,14 @@ def plan_growth(
         requested: the sizes wanted. What is not a size (`KEPT`) is taken from the source: a tau
             recomputed from the new number of tokens would rescale every score.
         where: the section that asked for it, in error messages.
-        tau: as in `GrowthConfig`.
+        config: what new parameters are, and what becomes of tau.
 
     Returns:
         The plan; its target is the requested sizes with the source's `KEPT` fields.
 
     Raises:
         UserError: a target that is smaller somewhere, or differs in a key that growth cannot
-            change.
+            change, or that `config` has no growth for.
     """
     grows = {name for names in AXES.values() for name in names}
     for key, (before, after) in source.differences(requested).items():
@@ -90,10 +105,26 @@ def plan_growth(
         changes: dict[str, Any] = {name: getattr(requested, name) for name in names}
         if axis == "width":
             changes |= rescaled_eps(before, requested.width)
-        if axis == "tokens" and tau == "recompute" and before.tokens != requested.tokens:
+        if axis == "tokens" and config.tau == "recompute" and before.tokens != requested.tokens:
             changes["tau"] = Taus()
         after = replace(before, **changes)
         if after != before:
             steps.append(Step(axis, before, after))
         before = after
-    return GrowthPlan(source, before, tuple(steps))
+    _check_init(steps, config)
+    settled = replace(before, tau=Taus()) if config.tau == "anneal" else before
+    return GrowthPlan(source, before, tuple(steps), settled, config)
+
+
+def _check_init(steps: list[Step], config: GrowthConfig) -> None:
+    """Refuses axes and sizes that the wanted kind of new parameters cannot grow to."""
+    others = [step.axis for step in steps if step.axis != "tokens"]
+    if config.init == "published" and others:
+        raise UserError(
+            f"growth.init=published grows parameter tokens alone, as the published code does, "
+            f"and not {', '.join(others)}: take growth=zero_key"
+        )
+    if config.init == "gram":
+        for step in steps:
+            if step.axis == "tokens":
+                check_gram(step.source, step.target)

@@ -87,7 +87,7 @@ def logits_of(
     have the dtype already."""
     with torch.device("meta"):
         model = TokenFormer(config)
-    model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
+    model.load_state_dict({name: weights[name].to(dtype) for name in weights}, assign=True)
     return model.eval()(ids)
 
 

@@ -16,7 +16,7 @@ import math
 import torch
 
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.tensors import State, drawn_like, pattention_name, with_columns
+from tokengrow.growth.tensors import State, drawn_like, generator_for, role_and_part
 from tokengrow.model.config import ModelConfig
 
 READERS = ("query", "key", "value", "ffn")
@@ -38,61 +38,67 @@ def rescaled_eps(source: ModelConfig, width: int) -> dict[str, float]:
 
 
 def widen(
-    state: State,
-    source: ModelConfig,
-    target: ModelConfig,
-    config: GrowthConfig,
-    generator: torch.Generator,
+    state: State, source: ModelConfig, target: ModelConfig, config: GrowthConfig, seed: int
 ) -> State:
     """Appends channels to the residual stream.
 
     Args:
-        state: weights of the source, on the CPU, at least float32; not modified.
+        state: weights of the source, or some of them, on the CPU, at least float32; not modified.
         source: config before.
         target: config after; differs in `width` and the epsilons alone.
         config: not used: new key columns are as large as the old ones, whose readers they
             join.
-        generator: of the new key columns.
+        seed: of the new key columns.
 
     Returns:
         The grown weights; tensors that do not grow are shared with `state`.
     """
     count = target.width - source.width
     grown = dict(state)
-    for name in _written(source):
-        mean = state[name].double().mean(dim=1, keepdim=True)
-        grown[name] = with_columns(state[name], mean.expand(-1, count))
-    scale = _key_scale(source, target)
-    for name in _read(source):
-        new = drawn_like(state[name], (len(state[name]), count), scale, generator)
-        grown[name] = with_columns(state[name] * scale, new)
-    weight, bias = state["final_norm.weight"], state["final_norm.bias"]
-    grown["final_norm.weight"] = torch.cat((weight * _rho(source, target), weight.new_ones(count)))
-    grown["final_norm.bias"] = torch.cat((bias, bias.new_zeros(count)))
+    for name, old in state.items():
+        if _written(name):
+            mean = old.double().mean(dim=1, keepdim=True).to(old.dtype)
+            grown[name] = torch.cat((old, mean.expand(-1, count)), dim=1)
+        elif _read(name):
+            scale = _key_scale(source, target)
+            new = drawn_like(old, (len(old), count), scale, generator_for(seed, name))
+            grown[name] = torch.cat((old * scale, new), dim=1)
+        elif name == "final_norm.weight":
+            grown[name] = torch.cat((old * _rho(source, target), old.new_ones(count)))
+        elif name == "final_norm.bias":
+            grown[name] = torch.cat((old, old.new_zeros(count)))
     return grown
 
 
-def widen_moments(moments: State, source: ModelConfig, target: ModelConfig, power: int) -> State:
+def widen_moments(
+    moments: State, source: ModelConfig, target: ModelConfig, config: GrowthConfig, power: int
+) -> State:
     """Zero moments for new channels; those of scaled entries are divided by the scale.
 
     The gradients of what reads the stream are the same after the growth. Of what writes into it
     only the sum of old and new channels' share is, so its moments are carried as they are.
 
     Args:
-        moments: one of Adam's moments, named like the weights; not modified.
+        moments: one of Adam's moments, or some of its tensors, named like the weights; not
+            modified.
         source: config before.
         target: config after.
-        power: of the gradient in this moment, 1 or 2.
+        config: not used: moments do not depend on how new entries are born.
+        power: of the gradient in this moment: 1, 2, or 0 for what does not depend on it.
     """
+    count = target.width - source.width
     grown = dict(moments)
-    scales = dict.fromkeys(_written(source), 1.0)
-    scales |= dict.fromkeys(_read(source), _key_scale(source, target))
-    scales |= {"final_norm.weight": _rho(source, target), "final_norm.bias": 1.0}
-    for name, scale in scales.items():
-        if name in moments:
-            old = moments[name]
-            new = old.new_zeros(*old.shape[:-1], target.width - source.width)
-            grown[name] = torch.cat((old / scale**power, new), dim=-1)
+    for name, old in moments.items():
+        if _written(name) or name == "final_norm.bias":
+            scale = 1.0
+        elif _read(name):
+            scale = _key_scale(source, target)
+        elif name == "final_norm.weight":
+            scale = _rho(source, target)
+        else:
+            continue
+        new = old.new_zeros(*old.shape[:-1], count)
+        grown[name] = torch.cat((old / scale**power, new), dim=-1)
     return grown
 
 
@@ -105,14 +111,13 @@ def _key_scale(source: ModelConfig, target: ModelConfig) -> float:
     return 1.0 if source.activation == "l2_norm_gelu" else _rho(source, target)
 
 
-def _written(config: ModelConfig) -> list[str]:
-    """Names of what writes into the residual stream, each [.., D]."""
-    layers = range(config.layers)
-    names = [pattention_name(layer, role, "value") for layer in layers for role in WRITERS]
-    return ["embedding.weight", *names]
+def _written(name: str) -> bool:
+    """Whether it writes into the residual stream, [.., D]."""
+    role, part = role_and_part(name)
+    return name == "embedding.weight" or (role in WRITERS and part == "value")
 
 
-def _read(config: ModelConfig) -> list[str]:
-    """Names of what reads the residual stream, each [N, D]."""
-    layers = range(config.layers)
-    return [pattention_name(layer, role, "key") for layer in layers for role in READERS]
+def _read(name: str) -> bool:
+    """Whether it reads the residual stream, [N, D]."""
+    role, part = role_and_part(name)
+    return role in READERS and part == "key"

@@ -61,6 +61,16 @@ class Taus:
         """sqrt(N) for each role: the published definition."""
         return cls(**{role: math.sqrt(n) for role, n in tokens.items()})
 
+    def towards(self, end: "Taus", share: float) -> "Taus":
+        """Those on the way to others: tau² moves linearly, and is there at a share of 1."""
+        if share >= 1:
+            return end
+
+        def between(start: float, end: float) -> float:
+            return math.sqrt(start**2 + share * (end**2 - start**2))
+
+        return Taus(**{role: between(getattr(self, role), getattr(end, role)) for role in ROLES})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -9,13 +9,14 @@ layers, `V` vocabulary.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokengrow.model.config import ModelConfig
+from tokengrow.model.config import ModelConfig, Taus
 from tokengrow.model.pattention import Pattention
 from tokengrow.model.rotary import rotary_table, rotate
 
@@ -153,6 +154,13 @@ class TokenFormer(nn.Module):
             cache.length += ids.shape[1]
         return F.linear(self.final_norm(x), self.embedding.weight)
 
+    def set_tau(self, tau: Taus) -> None:
+        """Scales the scores of every layer by these from now on."""
+        self.config = replace(self.config, tau=tau)
+        for block in self.blocks:
+            for role, layer in pattention_layers(block):
+                layer.tau = getattr(tau, role)
+
     @classmethod
     def from_weights(
         cls, config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype | None = None
@@ -196,6 +204,13 @@ class TokenFormer(nn.Module):
                 nn.init.normal_(layer.value_param_tokens, 0.0, std, generator)
         nn.init.ones_(self.final_norm.weight)
         nn.init.zeros_(self.final_norm.bias)
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, list[int]]:
+    """Name of every weight of a model to its shape."""
+    with torch.device("meta"):
+        state = TokenFormer(config).state_dict()
+    return {name: list(tensor.shape) for name, tensor in state.items()}
 
 
 def dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from torch import Tensor
 
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import carry_out
 from tokengrow.growth.plan import GrowthPlan
 
@@ -15,20 +14,19 @@ KEPT_STATE = ("step", "fingerprint", "next_batch")
 
 
 def grow_checkpoint(
-    source: Checkpoint, plan: GrowthPlan, config: GrowthConfig, probe: Tensor | None = None
+    source: Checkpoint, plan: GrowthPlan, probe: Tensor | None = None
 ) -> Checkpoint:
     """The checkpoint after a growth: weights, optimizer state, and one more entry of lineage.
 
     Args:
         source: what is grown; not modified.
         plan: from its size to a larger one.
-        config: how new parameters are born, and how exact the growth must be.
         probe: [B, T + 1] int64 token ids on which sameness is measured; random ones by default.
 
     Raises:
         DriftError: the result is not the same function.
     """
-    grown = carry_out(plan, source.weights, source.optimizer, config, probe)
+    grown = carry_out(plan, source.weights, source.optimizer, probe)
     entry = {
         "source": source.ancestor(),
         "target": {

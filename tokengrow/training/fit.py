@@ -35,6 +35,7 @@ from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
 from tokengrow.files import locked, write_yaml
 from tokengrow.growth.plan import plan_growth
+from tokengrow.model.config import Taus
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.ladder import StageConfig, TrainConfig
@@ -174,7 +175,7 @@ def _enter_stage(
     stage = run.config.stages[index]
     if len(state.rungs) > index:  # left in the middle of this stage
         assert checkpoint is not None
-        return _set_up(run, stage, checkpoint)
+        return _set_up(run, stage, checkpoint, state.stage_step)
     rung = Rung(stage.name, stage.model.num_parameters())
     if checkpoint is None:
         model = TokenFormer(stage.model)
@@ -185,7 +186,9 @@ def _enter_stage(
             state.rungs[-1].loss_end if state.rungs else _source_loss(run, stage, checkpoint)
         )
         start = _grow(run, stage, checkpoint, rung)
-    training = _set_up(run, stage, start)
+        if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
+            rung.tau_start = asdict(start.config.tau)
+    training = _set_up(run, stage, start, done=0)
     state.enter(index, rung)
     rung.loss_start = _validate(run, training, state)
     return training
@@ -198,12 +201,12 @@ def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
 
 def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> Checkpoint:
     """Grows a checkpoint to the stage's size, verified on real validation tokens."""
-    plan = plan_growth(checkpoint.config, stage.model, tau=run.config.growth.tau)
+    growth = replace(run.config.growth, seed=run.config.growth.seed + run.config.seed)
+    plan = plan_growth(checkpoint.config, stage.model, config=growth)
     if not plan.steps:
         return checkpoint
     probe = probe_batch(run.sequences(stage, "validation"))
-    growth = replace(run.config.growth, seed=run.config.growth.seed + run.config.seed)
-    grown = grow_checkpoint(checkpoint, plan, growth, probe)
+    grown = grow_checkpoint(checkpoint, plan, probe)
     rung.drift = grown.lineage[-1]["drift"]["max_logit"]
     run.console.print(
         f"grown {plan.source.num_parameters():,} -> {plan.target.num_parameters():,} parameters: "
@@ -220,12 +223,20 @@ def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     return run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
 
 
-def _set_up(run: Run, stage: StageConfig, start: Checkpoint) -> Training:
-    """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too."""
+def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Training:
+    """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too.
+
+    Args:
+        run: around it.
+        stage: that it is in.
+        start: weights and optimizer state.
+        done: updates of the stage that they have had.
+    """
     module = _to_device(run, stage, start)
     model: TokenFormer = module.model
     optimizer = module.configure_optimizers()["optimizer"]
     load_optimizer_state(model, optimizer, start.optimizer)
+    optimizer.begin_stage(run.config.growth, done)
     return Training(
         stage, module, model, run.fabric.setup_optimizers(optimizer), list(start.lineage)
     )
@@ -242,6 +253,7 @@ def _train_stage(run: Run, training: Training, state: TrainState) -> None:
         while state.stage_step < stage.steps:
             loss, norm, rate = _update(run, training, batches, state.stage_step + 1)
             state.advance(tokens, flops_per_token)
+            _anneal_tau(run, training, state)
             speed.add(tokens)
             done = state.stage_step
             if done % config.log_every == 0 or done == stage.steps:
@@ -291,6 +303,7 @@ def _update(
                 loss = training.module.training_step(batch, part) / parts
             fabric.backward(loss)
         total += loss.detach()
+    training.optimizer.drop_frozen_gradients()
     norm = fabric.clip_gradients(
         training.module,
         training.optimizer,
@@ -307,6 +320,14 @@ def _update(
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     return total, norm, rate
+
+
+def _anneal_tau(run: Run, training: Training, state: TrainState) -> None:
+    """Moves tau on its way from that of the source to that of the stage, where it is annealed."""
+    if state.rung.tau_start is not None:
+        steps = min(run.config.growth.anneal_steps, training.stage.steps)
+        start = Taus(**state.rung.tau_start)
+        training.model.set_tau(start.towards(training.stage.model.tau, state.stage_step / steps))
 
 
 @torch.no_grad()

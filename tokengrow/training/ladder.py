@@ -91,7 +91,7 @@ class TrainConfig:
             raise UserError(f"seed must lie in [0, 2**63), not {self.seed}")
         for before, after in pairwise(self.stages):
             where = f"stages.{after.name}.model"
-            plan_growth(before.model, after.model, where, self.growth.tau)
+            plan_growth(before.model, after.model, where, self.growth)
         if self.resume not in ("auto", "never"):
             raise UserError(f"resume {self.resume!r}: valid are auto, never")
 

@@ -1,16 +1,19 @@
 """AdamW, its parameter groups, its learning rate, and its state as flat named tensors."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tokengrow.errors import UserError
+from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.adamw import AgedAdamW, Ages
 
 SCHEDULES = ("cosine", "constant", "neox_cosine")
 SLOTS = ("step", "exp_avg", "exp_avg_sq")
+"""Adam's. The ages of a grown model's entries are two more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +93,14 @@ def decays(name: str) -> bool:
     return not name.startswith("final_norm.")
 
 
-def build_optimizer(model: TokenFormer, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: TokenFormer, config: OptimConfig) -> AgedAdamW:
     """AdamW over two groups, decayed and not; fused where the parameters are on a GPU."""
     named = list(model.named_parameters())
     groups = [
         {"params": [p for name, p in named if decays(name)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return AgedAdamW(
         groups,
         lr=config.lr,
         betas=config.betas,
@@ -106,35 +109,55 @@ def build_optimizer(model: TokenFormer, config: OptimConfig) -> torch.optim.Adam
     )
 
 
-def optimizer_state(model: TokenFormer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as `{slot}.{parameter name}` to a CPU tensor; empty before the first update."""
-    return {
+def optimizer_state(model: TokenFormer, optimizer: AgedAdamW) -> dict[str, Tensor]:
+    """The optimizer's state as `{slot}.{parameter name}` to a CPU tensor.
+
+    Adam's slots are there once there was an update, ages once there was a growth.
+    """
+    state = {
         f"{slot}.{name}": optimizer.state[parameter][slot].detach().cpu()
         for name, parameter in model.named_parameters()
         for slot in SLOTS
         if parameter in optimizer.state
     }
+    ages = optimizer.ages()
+    for name, parameter in model.named_parameters():
+        if parameter in ages:
+            each = ages[parameter]
+            for slot, vector in ((ROW_AGE, each.rows), (COLUMN_AGE, each.columns)):
+                if vector is not None:
+                    state[f"{slot}.{name}"] = vector.float().cpu()
+    return state
 
 
 def load_optimizer_state(
-    model: TokenFormer, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
+    model: TokenFormer, optimizer: AgedAdamW, state: Mapping[str, Tensor]
 ) -> None:
     """Puts back what `optimizer_state` gave.
 
     Raises:
         UserError: a tensor that is missing or of another shape.
     """
-    if not state:
-        return
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    ages: dict[Tensor, Ages] = {}
     for name, parameter in model.named_parameters():
-        for slot in SLOTS[1:]:
-            moment = state.get(f"{slot}.{name}")
-            if moment is not None and moment.shape != parameter.shape:
+        whole = list(parameter.shape)
+        shapes = {"exp_avg": whole, "exp_avg_sq": whole, ROW_AGE: whole[:1], COLUMN_AGE: whole[1:]}
+        for slot, shape in shapes.items():
+            there = state.get(f"{slot}.{name}")
+            if there is not None and list(there.shape) != shape:
                 raise UserError(
-                    f"the optimizer state's {slot}.{name} is {list(moment.shape)}, the parameter "
-                    f"{list(parameter.shape)}: it is of another model"
+                    f"the optimizer state's {slot}.{name} is {list(there.shape)}, where the "
+                    f"parameter is {whole}: it is of another model"
                 )
+        if (rows := state.get(f"{ROW_AGE}.{name}")) is not None:
+            ages[parameter] = Ages(rows, state.get(f"{COLUMN_AGE}.{name}"))
+    optimizer.set_ages(ages)
+    if any(key.startswith(f"{SLOTS[0]}.") for key in state):
+        _load_moments(model, optimizer, state)
+
+
+def _load_moments(model: TokenFormer, optimizer: AgedAdamW, state: Mapping[str, Tensor]) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
     full = optimizer.state_dict()
     order = [names[p] for group in optimizer.param_groups for p in group["params"]]
     try:

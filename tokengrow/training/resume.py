@@ -66,7 +66,7 @@ def _load_source(config: TrainConfig, tokens: TokenSource) -> Checkpoint:
     path = config.source
     assert path is not None
     source = load_checkpoint(path)
-    plan_growth(source.config, config.stages[0].model, tau=config.growth.tau)
+    plan_growth(source.config, config.stages[0].model, config=config.growth)
     if source.tokenizer is not None and source.tokenizer != tokens.tokenizer().to_json():
         raise UserError(
             f"source={path} was trained on the tokens of another tokenizer: make the "

@@ -29,6 +29,8 @@ class Rung:
     """Validation loss at the end of the stage."""
     drift: float | None = None
     """Largest |delta logit| measured at the growth."""
+    tau_start: dict[str, float] | None = None
+    """tau of each role when the stage began, if it is annealed in this stage."""
 
 
 @dataclass

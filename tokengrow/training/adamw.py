@@ -1,0 +1,220 @@
+"""AdamW that knows how old each entry of a parameter is.
+
+After a growth a tensor holds old entries, with moments of many updates, and new ones, with none.
+One step count for both, as Adam has it, would make the first update of a new entry
+(1 - b1) / sqrt(1 - b2) of the learning rate: 0.45 of it at (0.9, 0.95), 3.2 at (0.9, 0.999). Here
+each entry has the bias correction of its own age, new ones have a warm-up of their own, and old
+ones can be frozen, while the tensors stay whole.
+
+An entry is as old as the younger of its row and its column: see `tokengrow.growth.moments`.
+
+Shapes: `N` rows, `D` columns of a parameter.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokengrow.growth.config import GrowthConfig
+
+FLOAT32_ROUNDING = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Updates that the rows and columns of a parameter have had; of a vector, its rows alone."""
+
+    rows: Tensor
+    """[N]."""
+    columns: Tensor | None = None
+    """[D]."""
+
+    def on(self, device: torch.device) -> "Ages":
+        """The ages there, in float64: powers of a beta near 1 are taken of them."""
+        return self.map(lambda ages: ages.to(device, torch.float64))
+
+    def plus(self, updates: int) -> "Ages":
+        """The ages so many updates later."""
+        return self.map(lambda ages: ages + updates)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Ages":
+        """A function of the age of each row and column."""
+        return Ages(function(self.rows), None if self.columns is None else function(self.columns))
+
+    def per_entry(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+        """A function of the age of each entry, [N, D] (or [N])."""
+        of = self.map(lambda ages: function(ages).to(dtype))
+        if self.columns is None or of.columns is None:
+            return of.rows
+        return torch.where(self.rows[:, None] <= self.columns, of.rows[:, None], of.columns)
+
+    def youngest(self) -> float:
+        """Age of the youngest entry."""
+        return min(float(ages.min()) for ages in (self.rows, self.columns) if ages is not None)
+
+
+class AgedAdamW(torch.optim.AdamW):
+    """AdamW with bias corrections, learning rates and a freeze by the age of each entry.
+
+    Without ages, and for tensors whose entries are all old, it is `torch.optim.AdamW`.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self._loaded: dict[Tensor, Ages] = {}
+        self._youngest: dict[Tensor, float] = {}
+        self._updates = 0
+        self._growth, self._done = GrowthConfig(), 0
+        self._grown = False
+
+    def set_ages(self, ages: dict[Tensor, Ages]) -> None:
+        """Says how old the entries of parameters are; of one that is not named, all are old."""
+        self._updates = 0
+        self._loaded = {parameter: each.on(parameter.device) for parameter, each in ages.items()}
+        self._youngest = {parameter: each.youngest() for parameter, each in ages.items()}
+
+    def ages(self) -> dict[Tensor, Ages]:
+        """How old the entries of parameters are now."""
+        return {parameter: each.plus(self._updates) for parameter, each in self._loaded.items()}
+
+    def begin_stage(self, growth: GrowthConfig, done: int) -> None:
+        """Says what becomes of entries that are not older than the stage.
+
+        Args:
+            growth: the learning rate and warm-up of new entries, and the freeze of old ones.
+            done: updates of the stage before this session.
+        """
+        self._growth, self._done = growth, done - self._updates
+        self._grown = any(youngest <= self._done for youngest in self._youngest.values())
+
+    def drop_frozen_gradients(self) -> None:
+        """Sets gradients of frozen entries to zero: clipping must not count what does not move."""
+        if self._frozen:
+            for parameter, ages in self._loaded.items():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(ages.per_entry(self._is_new, parameter.grad.dtype))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; see `torch.optim.Optimizer.step`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        aside = [
+            (parameter, parameter.grad, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and self._is_mixed(parameter, group)
+        ]
+        for parameter, _, _ in aside:
+            parameter.grad = None
+        super().step()
+        for parameter, gradient, group in aside:
+            parameter.grad = gradient
+            self._update(parameter, gradient, group)
+        self._updates += 1
+        return loss
+
+    @property
+    def _stage_updates(self) -> int:
+        """Updates of the stage so far."""
+        return self._done + self._updates
+
+    @property
+    def _frozen(self) -> bool:
+        until = self._growth.freeze_source
+        return self._grown and (until == -1 or self._stage_updates < until)
+
+    def _is_new(self, ages: Tensor) -> Tensor:
+        """Whether what had these ages when they were loaded is not older than the stage."""
+        return ages <= self._done
+
+    def _is_mixed(self, parameter: Tensor, group: dict[str, Any]) -> bool:
+        """Whether entries of a parameter need updates of different kinds."""
+        if parameter not in self._youngest:
+            return False
+        youngest, growth = self._youngest[parameter], self._growth
+        if self._frozen:
+            return True
+        of_its_own = growth.new_lr_scale != 1 or self._stage_updates + 1 < growth.new_warmup_steps
+        if youngest <= self._done and of_its_own:
+            return True
+        beta1, beta2 = group["betas"]
+        slowest = math.log(max(beta1, beta2, FLOAT32_ROUNDING))
+        return (youngest + self._updates + 1) * slowest > math.log(FLOAT32_ROUNDING)
+
+    def _new_rate(self) -> float:
+        """Learning rate of new entries in this update, over that of old ones."""
+        growth = self._growth
+        warmed = (self._stage_updates + 1) / max(growth.new_warmup_steps, 1)
+        return growth.new_lr_scale * min(warmed, 1.0)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """AdamW as in Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, with each entry's
+        count and rate."""
+        ages = self._loaded[parameter]
+        state = self._state_of(parameter, group)
+        tensors = (parameter, state["exp_avg"], state["exp_avg_sq"])
+        if not self._frozen:
+            state["step"] += 1
+            self._move(tensors, gradient, group, ages, state["step"])
+            return
+        if self._youngest[parameter] <= self._done:  # the rest of a frozen model stays untouched
+            before = [tensor.clone() for tensor in tensors]
+            self._move(tensors, gradient, group, ages, state["step"])
+            new = ages.per_entry(self._is_new, torch.bool)
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(new, tensor, old))
+
+    def _move(
+        self,
+        tensors: tuple[Tensor, Tensor, Tensor],
+        gradient: Tensor,
+        group: dict[str, Any],
+        ages: Ages,
+        step: Tensor,
+    ) -> None:
+        """Moves a parameter and its two moments.
+
+        Args:
+            tensors: these three, changed in place.
+            gradient: shaped like each of them.
+            group: of the parameter, with its settings.
+            ages: of its entries, when they were loaded.
+            step: scalar; the updates that its moments hold at most.
+        """
+        parameter, mean, square = tensors
+        beta1, beta2 = group["betas"]
+
+        def count(loaded: Tensor) -> Tensor:
+            age = loaded + self._updates + 1
+            return torch.where(self._is_new(loaded), age, torch.minimum(age, step.clamp_min(1)))
+
+        def rate(loaded: Tensor) -> Tensor:
+            own = torch.where(self._is_new(loaded), self._new_rate(), 1.0)
+            return group["lr"] * own.to(loaded)
+
+        def each(function: Callable[[Tensor], Tensor]) -> Tensor:
+            return ages.per_entry(function, parameter.dtype)
+
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        parameter.mul_(each(lambda loaded: 1 - rate(loaded) * group["weight_decay"]))
+        spread = square.sqrt().mul_(each(lambda loaded: (1 - beta2 ** count(loaded)) ** -0.5))
+        move = mean * each(lambda loaded: rate(loaded) / (1 - beta1 ** count(loaded)))
+        parameter.addcdiv_(move, spread.add_(group["eps"]), value=-1)
+
+    def _state_of(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The parameter's state, as `torch.optim.AdamW` begins it."""
+        state = self.state[parameter]
+        if not state:
+            device = parameter.device if group["fused"] else None
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for slot in ("exp_avg", "exp_avg_sq"):
+                state[slot] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
