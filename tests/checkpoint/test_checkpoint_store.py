@@ -24,7 +24,6 @@ from tokengrow.checkpoint.store import (
 )
 from tokengrow.errors import UserError
 from tokengrow.files import sha256
-from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
@@ -431,7 +430,7 @@ class TestPruning:
 class TestLineage:
     def test_a_growth_appends_where_it_came_from(self, run: Path, sizes: Sizes) -> None:
         source = load_checkpoint(run)
-        grown = grow_checkpoint(source, plan_growth(sizes(4), sizes(6)), GrowthConfig())
+        grown = grow_checkpoint(source, plan_growth(sizes(4), sizes(6)))
         older, entry = grown.lineage
         assert older == source.lineage[0]
         assert entry["source"] == {
@@ -448,14 +447,14 @@ class TestLineage:
         self, run: Path, sizes: Sizes, full_checkpoint: Full
     ) -> None:
         source = load_checkpoint(run)
-        grow_checkpoint(source, plan_growth(sizes(4), sizes(6)), GrowthConfig())
+        grow_checkpoint(source, plan_growth(sizes(4), sizes(6)))
         assert_same(source, full_checkpoint(3))
 
     def test_a_grown_checkpoint_keeps_step_tokenizer_and_moments_and_round_trips(
         self, run: Path, tmp_path: Path, sizes: Sizes
     ) -> None:
         source = load_checkpoint(run)
-        grown = grow_checkpoint(source, plan_growth(sizes(4), sizes(6)), GrowthConfig())
+        grown = grow_checkpoint(source, plan_growth(sizes(4), sizes(6)))
         found = load_checkpoint(save_checkpoint(tmp_path / "grown", grown))
         assert (found.step, found.tokenizer, found.end_of_text) == (3, source.tokenizer, "<|end|>")
         assert same_tensors(found.weights, grown.weights)
@@ -469,7 +468,7 @@ class TestLineage:
         checkpoint = replace(load_checkpoint(run), lineage=[])
         for n in (6, 9):
             plan = plan_growth(checkpoint.config, sizes(n))
-            grown = grow_checkpoint(checkpoint, plan, GrowthConfig())
+            grown = grow_checkpoint(checkpoint, plan)
             checkpoint = load_checkpoint(save_checkpoint(tmp_path / f"n{n}", grown))
         first, second = checkpoint.lineage
         assert first["source"]["config"]["tokens"]["query"] == 4

@@ -1,6 +1,8 @@
-"""A folder to work in, and GPT-NeoX YAMLs that become recipes there."""
+"""A folder to work in, GPT-NeoX YAMLs that become recipes there, and the memory of a command."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,27 @@ from published_yaml import OFFICIAL
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
 Written = Callable[..., Path]
+
+
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "tokengrow", *sys.argv[1:]], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""In a process between: a child's peak counts what its parent held when it was started."""
+
+
+@pytest.fixture
+def peak_memory() -> Callable[..., int]:
+    """`peak_memory(verb, *arguments)`: bytes that a command has resident at its height."""
+
+    def peak(*arguments: str) -> int:
+        command = [sys.executable, "-c", MEASURED, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024)
+
+    return peak
 
 
 @pytest.fixture

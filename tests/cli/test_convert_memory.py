@@ -1,7 +1,6 @@
 """What a conversion holds in memory: the weights once, however they are read and written."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,6 @@ from tokengrow.checkpoint.neox import official_names
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import weight_shapes
 
-MEASURED = """
-import resource, subprocess, sys
-subprocess.run([sys.executable, "-m", "tokengrow", *sys.argv[1:]], check=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
 
 def published(path: Path, config: ModelConfig) -> Path:
     shapes, names = weight_shapes(config), official_names(config)
@@ -24,17 +17,10 @@ def published(path: Path, config: ModelConfig) -> Path:
     return path
 
 
-def peak(folder: Path, source: Path, to: str) -> int:
-    """Bytes that `tokengrow convert` has resident at its height, in a process of its own."""
-    arguments = [f"source={source}", f"config={source.with_suffix('.yml')}", f"to={to}"]
-    command = [sys.executable, "-c", MEASURED, "convert", *arguments, f"out={folder / to}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024)
-
-
 @pytest.mark.parametrize("to", ["tokengrow", "neox", "hf"])
-def test_the_weights_are_in_memory_once(tmp_path: Path, to: str) -> None:
+def test_the_weights_are_in_memory_once(
+    tmp_path: Path, peak_memory: Callable[..., int], to: str
+) -> None:
     peaks, sizes = [], []
     for name, rows in (("small", 16), ("large", 50_000)):
         config = ModelConfig(
@@ -53,7 +39,9 @@ def test_the_weights_are_in_memory_once(tmp_path: Path, to: str) -> None:
             'attention_config: [[["tokenformer"], 1]], norm_activation_type: l2_norm_gelu}'
         )
         (tmp_path / name).mkdir()
-        peaks.append(peak(tmp_path / name, source, to))
+        config_file, out = source.with_suffix(".yml"), tmp_path / name / to
+        given = [f"source={source}", f"config={config_file}", f"to={to}", f"out={out}"]
+        peaks.append(peak_memory("convert", *given))
         sizes.append(source.stat().st_size)
     assert sizes[1] > 300e6
     assert peaks[1] - peaks[0] <= 1.1 * (sizes[1] - sizes[0])

@@ -3,19 +3,24 @@ stays on the disk."""
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints
+from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.megatron import export_store
 from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.files import locked, sha256
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
@@ -404,3 +409,86 @@ def test_a_second_run_in_one_folder_is_refused(
             fit(run, store)
         assert list((tmp_path / "run").iterdir()) == []
     assert fit(run, store).state.step == 6
+
+
+# What a growth lets its user choose
+
+
+def weights_of(result: FitResult, step: int) -> dict[str, Tensor]:
+    return load_checkpoint(out_of(result) / f"step_{step:08d}").weights
+
+
+def test_a_frozen_source_keeps_every_bit_through_the_stage(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    growth = GrowthConfig(freeze_source=-1)
+    done = fit(tiny_run(tmp_path / "run", (8, 12), growth=growth), store)
+    before, after = weights_of(done, 6), weights_of(done, 12)
+    for name, old in before.items():
+        assert torch.equal(after[name][: len(old)], old)
+        if name.endswith("_param_tokens"):
+            assert (after[name][len(old) :] != 0).any(dim=1).all()
+
+
+def test_an_annealed_tau_starts_at_that_of_the_source_and_ends_at_the_published_one(
+    tiny_run: Runs, tiny_model: Callable[..., ModelConfig], store: TokenStore, tmp_path: Path
+) -> None:
+    run = annealed(tiny_run(tmp_path / "run", (8, 12), checkpoint_every=2), tiny_model)
+    done = fit(run, store)
+    first, last = done.state.rungs
+    assert last.loss_start == pytest.approx(first.loss_end, abs=1e-5)
+    taus = [load_checkpoint(f).config.tau for f in find_checkpoints(out_of(done))[-2:]]
+    assert taus[1] == tiny_model(12).tau
+    # After 4 of 5 updates tau² is 8 + 4 / 5 (12 - 8).
+    assert taus[0].query == pytest.approx(11.2**0.5)
+
+
+def annealed(run: TrainConfig, tiny_model: Callable[..., ModelConfig]) -> TrainConfig:
+    small, large = run.stages
+    stages = (small, replace(large, model=tiny_model(12)))
+    return replace(run, stages=stages, growth=GrowthConfig(tau="anneal", anneal_steps=5))
+
+
+@pytest.mark.parametrize("lost", ["step_10", "step_12"])
+def test_killed_while_tau_moves_and_the_source_is_frozen_it_ends_with_the_same_bits(
+    tiny_run: Runs,
+    tiny_model: Callable[..., ModelConfig],
+    store: TokenStore,
+    tmp_path: Path,
+    lost: str,
+) -> None:
+    def run(name: str) -> TrainConfig:
+        made = tiny_run(tmp_path / name, (8, 12), checkpoint_every=2, keep_checkpoints=9)
+        growth = replace(annealed(made, tiny_model).growth, freeze_source=3, new_warmup_steps=5)
+        return replace(annealed(made, tiny_model), growth=growth)
+
+    whole, killed = fit(run("whole"), store), fit(run("killed"), store)
+    for folder in find_checkpoints(out_of(killed)):
+        if int(folder.name.removeprefix("step_")) >= int(lost.removeprefix("step_")):
+            shutil.rmtree(folder)
+    assert same_bits(fit(run("killed"), store), whole)
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        GrowthConfig(init="gram", tau="recompute"),
+        GrowthConfig(optimizer="fresh", new_warmup_steps=3),
+        GrowthConfig(new_lr_scale=2.0, new_warmup_steps=0),
+    ],
+    ids=["gram", "fresh", "faster"],
+)
+def test_every_exact_choice_keeps_the_loss_and_learns(
+    tiny_run: Runs,
+    tiny_model: Callable[..., ModelConfig],
+    store: TokenStore,
+    tmp_path: Path,
+    growth: GrowthConfig,
+) -> None:
+    run = tiny_run(tmp_path / "run", (8, 48), growth=growth)
+    if growth.tau == "recompute":
+        run = replace(run, stages=(run.stages[0], replace(run.stages[1], model=tiny_model(48))))
+    first, last = fit(run, store).state.rungs
+    assert last.loss_start == pytest.approx(first.loss_end, abs=1e-5)
+    assert last.loss_end is not None and last.loss_start is not None
+    assert last.loss_end < last.loss_start

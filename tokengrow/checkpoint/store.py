@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tokengrow.checkpoint import layout
-from tokengrow.checkpoint.tensors import ENDINGS, State, write_tensors
+from tokengrow.checkpoint.tensors import ENDINGS, TensorFile, write_tensors
 from tokengrow.errors import UserError
 from tokengrow.files import PARTIAL, read_yaml, whole_folder, write_yaml
 from tokengrow.model.config import ModelConfig
@@ -29,9 +30,9 @@ class Checkpoint:
 
     config: ModelConfig
     """Of the model."""
-    weights: State
+    weights: Mapping[str, Tensor]
     """State dict on the CPU."""
-    optimizer: State = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     """Flat optimizer state, `{slot}.{parameter name}`."""
     train_state: Mapping[str, Any] = field(default_factory=dict)
     """Where training stands; see `tokengrow.training.state`."""
@@ -93,16 +94,21 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
     folder = Path(folder)
     checkpoint = Checkpoint.of(source) if isinstance(source, TokenFormer) else source
     with whole_folder(folder, layout.write_marker) as partial:
-        _write_files(partial, checkpoint)
+        write_tensors(partial / layout.WEIGHTS, checkpoint.weights)
+        if checkpoint.optimizer:
+            write_tensors(partial / layout.OPTIMIZER, checkpoint.optimizer)
+        write_description(partial, checkpoint)
     return folder
 
 
-def load_checkpoint(path: str | Path, tensors: bool = True) -> Checkpoint:
+def load_checkpoint(path: str | Path, tensors: bool = True, streamed: bool = False) -> Checkpoint:
     """Reads a checkpoint after verifying every file's hash.
 
     Args:
         path: a checkpoint's folder, or a run's, whose newest whole checkpoint is taken.
         tensors: read weights and moments too; without, they are neither read nor verified.
+        streamed: leave weights and moments on the disk, verified, and read each tensor whenever it
+            is asked for.
 
     Raises:
         UserError: nothing there, or nothing whole.
@@ -110,11 +116,11 @@ def load_checkpoint(path: str | Path, tensors: bool = True) -> Checkpoint:
     path = Path(path)
     if (path / layout.COMPLETE).is_file():
         layout.verify(path, tensors)
-        return _read_files(path, tensors)
+        return _read_files(path, tensors, streamed)
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}: give the folder of a run or of a checkpoint")
-    found = newest_checkpoint(path, tensors)
+    found = newest_checkpoint(path, tensors, streamed)
     if found is None and _is_foreign(path):
         raise UserError(
             f"{path} holds weights in another format: first `tokengrow convert source={path} "
@@ -134,12 +140,13 @@ def _is_foreign(folder: Path) -> bool:
     return not ours and any(file.suffix in ENDINGS for file in folder.iterdir())
 
 
-def newest_checkpoint(run: Path, tensors: bool = True) -> Checkpoint | None:
+def newest_checkpoint(run: Path, tensors: bool = True, streamed: bool = False) -> Checkpoint | None:
     """The newest whole checkpoint of a run; damaged ones are named in the log.
 
     Args:
         run: the run's folder.
         tensors: as for `load_checkpoint`.
+        streamed: likewise.
     """
     for folder in reversed(layout.find_checkpoints(run)):
         try:
@@ -147,7 +154,7 @@ def newest_checkpoint(run: Path, tensors: bool = True) -> Checkpoint | None:
         except UserError as error:
             log.warning("%s; falling back to an older one", error)
             continue
-        return _read_files(folder, tensors)
+        return _read_files(folder, tensors, streamed)
     return None
 
 
@@ -179,10 +186,8 @@ def prune_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:
             shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.pruned")))
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    write_tensors(folder / layout.WEIGHTS, checkpoint.weights)
-    if checkpoint.optimizer:
-        write_tensors(folder / layout.OPTIMIZER, checkpoint.optimizer)
+def write_description(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes the files of a checkpoint that hold no tensors."""
     config = {
         "model": checkpoint.config.to_dict(),
         "end_of_text": checkpoint.end_of_text,
@@ -195,13 +200,18 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / layout.TOKENIZER).write_bytes(checkpoint.tokenizer.encode())
 
 
-def _read_files(folder: Path, tensors: bool) -> Checkpoint:
+def _read_files(folder: Path, tensors: bool, streamed: bool) -> Checkpoint:
+    def read(path: Path) -> Mapping[str, Tensor]:
+        if not tensors or not path.is_file():
+            return {}
+        return TensorFile(path) if streamed else load_file(path)
+
     config = read_yaml(folder / layout.CONFIG)
-    optimizer, tokenizer = folder / layout.OPTIMIZER, folder / layout.TOKENIZER
+    tokenizer = folder / layout.TOKENIZER
     return Checkpoint(
         config=_model_config(folder, config["model"]),
-        weights=load_file(folder / layout.WEIGHTS) if tensors else {},
-        optimizer=load_file(optimizer) if tensors and optimizer.is_file() else {},
+        weights=read(folder / layout.WEIGHTS),
+        optimizer=read(folder / layout.OPTIMIZER),
         train_state=_read_json(folder / layout.TRAIN_STATE),
         run=config["run"],
         lineage=_read_json(folder / layout.LINEAGE),

@@ -1,10 +1,11 @@
 """Named tensors: in .safetensors files, and beside those that a model has."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,7 +19,9 @@ WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What a weight can be; of narrower floats torch can neither mix nor compute any."""
 
 
-def write_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Writes a .safetensors file from where the tensors lie, without a copy of contiguous ones.
 
     Args:
@@ -31,6 +34,74 @@ def write_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata)
     path.chmod(mode)  # safetensors lets the owner alone read, whatever the umask says
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a .safetensors file, each read when it is asked for and not kept.
+
+    Args:
+        path: of the file; it must stay as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, "pt") as file:
+            self._names = list(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        # Opened anew for each: pages of a mapped file stay in memory for as long as it is open.
+        with safe_open(self._path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+"""What safetensors calls them."""
+HEADER_ENTRY = 256
+"""Bytes that a tensor takes at most in the header: its name, dtype, shape and offsets."""
+
+
+def stream_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]], most: int) -> None:
+    """Writes a .safetensors file tensor by tensor; safetensors itself wants all of them at once.
+
+    The header stands in front and is known at the end. So room is left for it, and what it does not
+    need is filled with spaces, as the format allows.
+
+    Args:
+        path: must not exist yet.
+        tensors: (name, tensor on the CPU), each looked at once.
+        most: how many there are at most.
+    """
+    room = 8 * (most * HEADER_ENTRY // 8 + 1)
+    entries: dict[str, object] = {}
+    with path.open("xb") as file:
+        file.seek(8 + room)
+        for name, tensor in tensors:
+            begin = file.tell() - 8 - room
+            flat = tensor.detach().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+            entries[name] = {
+                "dtype": DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [begin, file.tell() - 8 - room],
+            }
+        header = json.dumps(entries, separators=(",", ":")).encode().ljust(room)
+        if len(header) > room:
+            raise ValueError(f"{len(entries)} tensors need a header of {len(header)} bytes")
+        file.seek(0)
+        file.write(room.to_bytes(8, "little") + header)
 
 
 def read_safetensors(path: Path) -> State:

@@ -1,7 +1,7 @@
 """tokengrow convert: weights from one format into another, or a GPT-NeoX YAML into a recipe."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from tokengrow.checkpoint.hf import is_hf, read_hf, write_hf
 from tokengrow.checkpoint.layout import COMPLETE, TOKENIZER, step_folder, step_folders
@@ -246,7 +247,7 @@ def show(console: Console, source: Source, out: Path, folder: Path, to: str) -> 
     _print(console, lines)
 
 
-def _precisions(weights: State) -> str:
+def _precisions(weights: Mapping[str, Tensor]) -> str:
     """How many tensors there are, and of which types."""
     kinds = Counter(dtype_name(tensor.dtype) for tensor in weights.values())
     each = [f"{kind} ({number})" if len(kinds) > 1 else kind for kind, number in kinds.items()]

@@ -6,10 +6,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.resolve import plain, resolve_growth
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import probe_batch
@@ -19,7 +20,7 @@ from tokengrow.evaluation.format import table
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.model.config import ModelConfig
-from tokengrow.training.boundary import grow_checkpoint
+from tokengrow.training.boundary import Stream, grow_on_disk
 from tokengrow.typed import typed
 
 
@@ -43,7 +44,7 @@ def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
     arguments = typed(GrowArguments, plain(config))
     out = new_folder(arguments.out)
-    source = load_checkpoint(arguments.source)
+    source = load_checkpoint(arguments.source, streamed=True)
     plan = resolve_growth(arguments.model, source.config, config=arguments.growth)
     if not plan.steps:
         raise UserError(
@@ -51,10 +52,14 @@ def main(config: DictConfig) -> None:
             f"model.tokens.ffn={2 * source.config.tokens.ffn}"
         )
     console = Console()
-    with console.status("growing and verifying"):
-        grown = grow_checkpoint(source, plan, _probe(arguments.store, source.config))
-        folder = save_checkpoint(out / step_folder(source.step), grown)
-    show(console, plan, grown, folder, tokens="validation" if arguments.store else "random")
+    probe = _probe(arguments.store, source.config)
+    with Progress(console=console, transient=True) as progress:
+
+        def watch(tensors: Stream, what: str, most: int) -> Stream:
+            return progress.track(tensors, total=most, description=what)
+
+        grown = grow_on_disk(source, plan, out / step_folder(source.step), probe, watch)
+    show(console, plan, grown, tokens="validation" if arguments.store else "random")
 
 
 def _probe(store: str | None, config: ModelConfig) -> Tensor | None:
@@ -68,7 +73,7 @@ def _number(value: int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
-def show(console: Console, plan: GrowthPlan, grown: Checkpoint, folder: Path, tokens: str) -> None:
+def show(console: Console, plan: GrowthPlan, grown: Checkpoint, tokens: str) -> None:
     """Prints what changed, how far the function moved on which tokens, and where the result is."""
     rows = table("Growth", "key", ("before", "after"))
     for step in plan.steps:
@@ -85,7 +90,7 @@ def show(console: Console, plan: GrowthPlan, grown: Checkpoint, folder: Path, to
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"checkpoint  {folder}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoint  {grown.folder}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def grow(
 
 def carry_out(
     plan: GrowthPlan,
-    weights: State,
-    optimizer: State,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
     probe: Tensor | None = None,
 ) -> Grown:
     """Carries out a plan on weights and optimizer state, measures the drift, refuses past

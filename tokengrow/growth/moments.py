@@ -28,6 +28,7 @@ POWERS = {"exp_avg": 1, "exp_avg_sq": 2}
 COUNT = "step"
 """Adam's slot per tensor: how often it was updated."""
 ROW_AGE, COLUMN_AGE = "row_age", "column_age"
+ALL_SLOTS = (*POWERS, COUNT, ROW_AGE, COLUMN_AGE)
 
 MomentOperator = Callable[[State, ModelConfig, ModelConfig, GrowthConfig, int], State]
 
@@ -55,11 +56,13 @@ def grown_moments(plan: GrowthPlan, state: Mapping[str, Tensor]) -> Iterator[tup
     if not plan.steps:
         yield from state.items()
         return
-    for name, shape in weight_shapes(plan.source).items():
+    shapes = weight_shapes(plan.source)
+    for name in shapes:
         for slot, power in POWERS.items():
             if plan.config.optimizer == "carry" and (key := f"{slot}.{name}") in state:
                 for grown, moment in _through(plan, name, state[key], power).items():
                     yield f"{slot}.{grown}", moment
+    for name, shape in shapes.items():
         if plan.config.optimizer == "carry" and (key := f"{COUNT}.{name}") in state:
             for grown, count in _counts(plan, name, state[key]).items():
                 yield f"{COUNT}.{grown}", count

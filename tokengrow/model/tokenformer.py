@@ -163,7 +163,7 @@ class TokenFormer(nn.Module):
 
     @classmethod
     def from_weights(
-        cls, config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype | None = None
+        cls, config: ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
     ) -> "TokenFormer":
         """A model on the CPU, in eval mode, with a copy of these weights.
 

@@ -1,16 +1,32 @@
 """What happens to a checkpoint between two stages, and in `tokengrow grow`: it is grown and
 verified."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.growth.engine import carry_out
+from tokengrow.checkpoint import layout
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_description
+from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
+from tokengrow.files import whole_folder
+from tokengrow.growth.engine import carry_out, grown_weights, growth_report, verify_growth
+from tokengrow.growth.moments import ALL_SLOTS, grown_moments
 from tokengrow.growth.plan import GrowthPlan
+from tokengrow.model.tokenformer import weight_shapes
 
 KEPT_STATE = ("step", "fingerprint", "next_batch")
 """What of a run's state a checkpoint outside any run still has: how far it was, in which data."""
+
+
+Stream = Iterable[tuple[str, Tensor]]
+"""Tensors one after the other, by name."""
+
+Watch = Callable[[Stream, str, int], Stream]
+"""Shows how far a stream of tensors is: given it, what it is, and how many tensors it has at
+most."""
 
 
 def grow_checkpoint(
@@ -27,19 +43,55 @@ def grow_checkpoint(
         DriftError: the result is not the same function.
     """
     grown = carry_out(plan, source.weights, source.optimizer, probe)
-    entry = {
-        "source": source.ancestor(),
-        "target": {
-            "parameters": plan.target.num_parameters(),
-            "config": plan.target.to_dict(),
-        },
-        **grown.report,
-    }
+    described = _described(source, plan, grown.report)
+    return replace(described, weights=grown.weights, optimizer=grown.optimizer)
+
+
+def grow_on_disk(
+    source: Checkpoint,
+    plan: GrowthPlan,
+    folder: Path,
+    probe: Tensor | None = None,
+    watch: Watch = lambda tensors, what, most: tensors,
+) -> Checkpoint:
+    """`grow_checkpoint` from disk to disk: in memory there is one tensor at a time, and for the
+    verification of what was written one model.
+
+    Args:
+        source: loaded with `streamed`.
+        plan: from its size to a larger one.
+        folder: the grown checkpoint's own; must not exist yet, or be empty.
+        probe: [B, T + 1] int64 token ids on which sameness is measured; random ones by default.
+        watch: shows progress.
+
+    Returns:
+        The checkpoint as it lies on the disk, its tensors unread.
+
+    Raises:
+        DriftError: the result is not the same function; no checkpoint is left.
+    """
+    count = len(weight_shapes(plan.target))
+    with whole_folder(folder, layout.write_marker) as partial:
+        weights = watch(grown_weights(plan, source.weights), "weights", count)
+        stream_tensors(partial / layout.WEIGHTS, weights, count)
+        written = TensorFile(partial / layout.WEIGHTS)
+        report = growth_report(plan, verify_growth(plan, source.weights, written, probe))
+        slots = count * len(ALL_SLOTS)
+        moments = watch(grown_moments(plan, source.optimizer), "optimizer state", slots)
+        stream_tensors(partial / layout.OPTIMIZER, moments, slots)
+        write_description(partial, _described(source, plan, report))
+    return load_checkpoint(folder, tensors=False)
+
+
+def _described(source: Checkpoint, plan: GrowthPlan, report: dict[str, Any]) -> Checkpoint:
+    """The grown checkpoint without its tensors."""
+    target = {"parameters": plan.target.num_parameters(), "config": plan.target.to_dict()}
+    entry = {"source": source.ancestor(), "target": target, **report}
     return replace(
         source,
-        config=grown.config,
-        weights=grown.weights,
-        optimizer=grown.optimizer,
+        config=plan.target,
+        weights={},
+        optimizer={},
         lineage=[*source.lineage, entry],
         train_state={k: v for k, v in source.train_state.items() if k in KEPT_STATE},
         folder=None,
