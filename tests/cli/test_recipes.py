@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
-from tokengrow.cli.plan import ladder_table
+from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.resolve import (
     resolve_corpus,
     resolve_megatron,
@@ -29,6 +29,7 @@ from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.paths import data_root
+from tokengrow.training.budget import run_budget
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.metrics import LoggerConfig
@@ -78,7 +79,7 @@ def values_of(recipe: str, composed: Composed, sources: Sources) -> dict[str, An
 
 def printed(run: TrainConfig) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(ladder_table(run))
+    console.print(*tables(run_budget(run)))
     return console.export_text()
 
 

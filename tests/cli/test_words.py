@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tokengrow.cli.resolve import resolve_train
-from tokengrow.cli.verb import as_hydra_reads_it
+from tokengrow.cli.verb import as_hydra_reads_it, as_hydra_reads_them
 from tokengrow.errors import UserError
 
 Composed = Callable[..., dict[str, Any]]
@@ -60,6 +60,28 @@ def test_other_words_are_left_alone() -> None:
         "prompt",
     ):
         assert as_hydra_reads_it(word) == word
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--json", "model=150m", "seed=1"],
+        ["model=150m", "--json", "seed=1"],
+        ["model=150m", "seed=1", "--json"],
+    ],
+)
+def test_json_becomes_a_key_among_the_others(words: list[str]) -> None:
+    assert as_hydra_reads_them(words) == ["json=true", "model=150m", "seed=1"]
+
+
+def test_json_stands_beside_the_keys_whatever_options_are_in_front() -> None:
+    # Hydra refuses keys on both sides of an option.
+    words = ["--json", "--config-dir", "mine", "recipes=a"]
+    assert as_hydra_reads_them(words) == ["--config-dir", "mine", "json=true", "recipes=a"]
+
+
+def test_json_may_stand_alone() -> None:
+    assert as_hydra_reads_them(["--json"]) == ["json=true"]
 
 
 def test_null_stands_for_what_the_sources_run_had(composed: Composed, source: Path) -> None:

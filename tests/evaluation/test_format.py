@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokengrow.evaluation.format import bytes_text, count
+from tokengrow.evaluation.format import bytes_text, count, power, three_digits
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,18 @@ def test_a_count_has_three_digits(number: float, text: str) -> None:
 )
 def test_bytes_are_in_decimal_units(number: int, text: str) -> None:
     assert bytes_text(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(3.0725e20, "3.07e20"), (4e14, "4.00e14"), (1_250_000, "1.25e6")]
+)
+def test_a_power_of_ten_has_three_digits_and_no_plus(number: float, text: str) -> None:
+    assert power(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.28661, "0.287"), (63.07, "63.1"), (1234.5, "1,234"), (1.5e-6, "1.5e-06")],
+)
+def test_small_and_large_quantities_have_three_digits(number: float, text: str) -> None:
+    assert three_digits(number) == text

@@ -1,14 +1,18 @@
-"""tokengrow plan: parameters, FLOPs, memory and tokens, without building a model."""
+"""tokengrow plan: sizes, FLOPs, memory, tokens and hours, before anything is trained."""
 
+import json
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
 
 from tokengrow.checkpoint.store import load_checkpoint
+from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.resolve import (
+    Values,
     plain,
     resolve_growth,
     resolve_model,
@@ -16,12 +20,37 @@ from tokengrow.cli.resolve import (
     without_nulls,
 )
 from tokengrow.cli.verb import run_verb
+from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import bytes_text, count, table
-from tokengrow.model.config import ModelConfig
-from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.memory import checkpoint_bytes, training_bytes
-from tokengrow.typed import typed
+from tokengrow.training.budget import Budget, growth_budget, model_budget, run_budget
+from tokengrow.training.speed import measured_speed
+from tokengrow.typed import MISSING_VALUE, typed
+
+MEASURED = "measured"
+"""The one `flops_per_second` that is no number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments:
+    """The keys of plan.yaml that no run has."""
+
+    flops_per_second: str | None
+    """A number, `measured`, or null: no hours."""
+    json: bool
+    """Whether to print JSON in place of tables."""
+
+    def __post_init__(self) -> None:
+        if self.flops_per_second in (None, MEASURED):
+            return
+        try:
+            given = float(str(self.flops_per_second))
+        except ValueError:
+            given = math.nan
+        if not 0 < given < math.inf:
+            raise UserError(
+                f"flops_per_second cannot be {self.flops_per_second}: give FLOP/s above 0 (4e14), "
+                f"or {MEASURED}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,72 +63,60 @@ class GrowthArguments:
     """Sizes wanted; null stands for the source's."""
     micro_batch_size: int
     """Sequences whose activations count as training memory."""
-
-
-GROWTH_KEYS = [item.name for item in fields(GrowthArguments)]
+    fabric: FabricConfig
+    """Precision of the training memory."""
 
 
 def main(config: DictConfig) -> None:
-    """Prints a recipe's stages, one growth of `source`, or the sizes of one model."""
+    """Prints the budget of a recipe, of one growth of `source`, or of one model."""
+    _need_no_data(config)
     values = plain(config)
-    console = Console(highlight=False)
+    own = typed(PlanArguments, {item.name: values.pop(item.name) for item in fields(PlanArguments)})
     if values["stages"]:
-        console.print(ladder_table(resolve_train(values).run))
+        budget = _run(values, own.flops_per_second)
+    else:
+        keys = [item.name for item in fields(GrowthArguments)]
+        budget = _growth(typed(GrowthArguments, {key: values[key] for key in keys}))
+    if own.json:
+        print(json.dumps(budget.to_dict(), indent=2))
         return
-    arguments = typed(GrowthArguments, {key: values[key] for key in GROWTH_KEYS})
-    if arguments.source is None and not without_nulls(arguments.model):
+    console = Console(highlight=False)
+    for shown in tables(budget):
+        console.print(shown)
+
+
+def _need_no_data(config: DictConfig) -> None:
+    """Planning reads no tokens: what says where they come from may stay missing."""
+    for section in (config.data, config.tokenizer):
+        for key in section:
+            try:
+                section[key]
+            except OmegaConfBaseException:
+                section[key] = MISSING_VALUE
+
+
+def _run(values: Values, flops_per_second: str | None) -> Budget:
+    """The budget of a recipe's stages."""
+    run = resolve_train(values).run
+    source = load_checkpoint(run.source, tensors=False).config if run.source else None
+    if flops_per_second is None:
+        return run_budget(run, source)
+    if flops_per_second == MEASURED:
+        speed = measured_speed(run, Console(stderr=True))
+        return run_budget(run, source, speed.flops_per_second, speed.device)
+    given = dict.fromkeys((stage.name for stage in run.stages), float(flops_per_second))
+    return run_budget(run, source, given)
+
+
+def _growth(arguments: GrowthArguments) -> Budget:
+    """The budget of one growth, or of one model."""
+    batch, precision = arguments.micro_batch_size, arguments.fabric.chosen_precision
+    if arguments.source is not None:
+        source = load_checkpoint(arguments.source, tensors=False).config
+        return growth_budget(resolve_growth(arguments.model, source), batch, precision)
+    if not without_nulls(arguments.model):
         raise UserError("nothing to plan: give recipes=NAME, model=NAME, or source=DIR")
-    if arguments.source is None:
-        console.print(sizes_table({"model": resolve_model(arguments.model)}, arguments))
-        return
-    source = load_checkpoint(arguments.source, tensors=False).config
-    target = resolve_growth(arguments.model, source).target
-    models = {"source": source} if target == source else {"source": source, "grown": target}
-    console.print(sizes_table(models, arguments))
-
-
-SIZES = ("parameters", "FLOPs\n/token", "checkpoint", "training\nmemory")
-AMOUNTS = ("steps", "tokens", "FLOPs")
-
-
-def ladder_table(run: TrainConfig) -> Table:
-    """One row per stage of a run, and their sum."""
-    rows = table(_title(run.micro_batch_size), "stage", (*SIZES, *AMOUNTS))
-    steps = tokens = flops = 0
-    for stage in run.stages:
-        stage_tokens = stage.steps * run.batch_size * stage.model.context_length
-        stage_flops = stage_tokens * stage.model.flops_per_token()
-        steps, tokens, flops = steps + stage.steps, tokens + stage_tokens, flops + stage_flops
-        sizes = _sizes(stage.model, run.micro_batch_size)
-        rows.add_row(stage.name, *sizes, *_amounts(stage.steps, stage_tokens, stage_flops))
-    rows.add_section()
-    rows.add_row("total", *[""] * len(SIZES), *_amounts(steps, tokens, flops))
-    return rows
-
-
-def sizes_table(models: dict[str, ModelConfig], arguments: GrowthArguments) -> Table:
-    """One row per named model."""
-    rows = table(_title(arguments.micro_batch_size), "model", SIZES)
-    for name, model in models.items():
-        rows.add_row(name, *_sizes(model, arguments.micro_batch_size))
-    return rows
-
-
-def _title(micro_batch_size: int) -> str:
-    return f"Plan (memory in float32, micro-batch {micro_batch_size})"
-
-
-def _sizes(model: ModelConfig, micro_batch_size: int) -> tuple[str, ...]:
-    return (
-        f"{model.num_parameters():,}",
-        count(model.flops_per_token()),
-        bytes_text(checkpoint_bytes(model)),
-        bytes_text(training_bytes(model, micro_batch_size)),
-    )
-
-
-def _amounts(steps: int, tokens: int, flops: int) -> tuple[str, ...]:
-    return f"{steps:,}", count(tokens), f"{flops:.2e}".replace("e+", "e")
+    return model_budget(resolve_model(arguments.model), batch, precision)
 
 
 if __name__ == "__main__":

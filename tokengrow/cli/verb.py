@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,7 +56,7 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
 
     # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv[1:] = [as_hydra_reads_it(word) for word in as_typed]
+    sys.argv[1:] = as_hydra_reads_them(as_typed)
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
@@ -77,6 +77,19 @@ def new_folder(out: str) -> Path:
     if folder.exists() and any(not left_by_a_kill(path) for path in folder.iterdir()):
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
     return folder
+
+
+def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
+    """The arguments of the command line in Hydra's grammar.
+
+    `--json` is the key json of `tokengrow plan`. Hydra takes its overrides from one place alone,
+    so there it goes, wherever it was typed.
+    """
+    read = [as_hydra_reads_it(word) for word in words if word != "--json"]
+    if len(read) < len(words):
+        overrides = (i for i, word in enumerate(read) if "=" in word and not word.startswith("-"))
+        read.insert(next(overrides, len(read)), "json=true")
+    return read
 
 
 def as_hydra_reads_it(word: str) -> str:

@@ -35,6 +35,13 @@ class FabricConfig:
         """Whether the run will be on a GPU."""
         return self.accelerator != "cpu" and torch.cuda.is_available()
 
+    @property
+    def chosen_precision(self) -> str:
+        """The precision, with auto resolved."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16-mixed" if self.on_gpu else "32-true"
+
 
 def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric:
     """A launched Fabric on one device.
@@ -52,13 +59,10 @@ def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric
     # Its notes on precision and tensor cores would break into the progress display at every stage.
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if config.on_gpu else "32-true"
     fabric = Fabric(
         accelerator="cuda" if config.on_gpu else "cpu",
         devices=1,
-        precision=precision,  # type: ignore[arg-type]  # Lightning types it as a Literal
+        precision=config.chosen_precision,  # type: ignore[arg-type]  # Lightning: a Literal
         loggers=list(loggers),
     )
     fabric.launch()

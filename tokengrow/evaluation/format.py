@@ -12,6 +12,16 @@ def count(number: float) -> str:
     return f"{number:g}"
 
 
+def power(number: float) -> str:
+    """A large quantity as a power of ten: 307_000_000 is `3.07e8`."""
+    return f"{number:.2e}".replace("e+0", "e").replace("e+", "e")
+
+
+def three_digits(number: float) -> str:
+    """A quantity that may be small or large: 0.28661 is `0.287`, 1234.5 is `1,234`."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def bytes_text(number: int) -> str:
     """Bytes in decimal units: 9_440_256 is `9.4 MB`."""
     for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):

@@ -1,0 +1,110 @@
+"""The tables of `tokengrow plan`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from tokengrow.evaluation.format import bytes_text, count, power, table, three_digits
+from tokengrow.growth.plan import AXES
+from tokengrow.model.config import ROLES
+from tokengrow.training.budget import Appended, Budget
+
+
+def tables(budget: Budget) -> Iterator[Table]:
+    """A plan as small tables, each within 80 columns."""
+    yield _sizes(budget)
+    if any(rung.appended for rung in budget.rungs):
+        yield _growths(budget)
+    yield _memory(budget)
+    if budget.total:
+        yield _cost(budget)
+
+
+def _name(budget: Budget) -> str:
+    return "stage" if budget.total else "model"
+
+
+def _sizes(budget: Budget) -> Table:
+    scratch = f"FLOPs from scratch\n({count(budget.scratch_tokens)} tokens)"
+    rows = table(
+        "Sizes", _name(budget), ("parameters", "FLOPs\n/token", scratch, "checkpoint\non the disk")
+    )
+    for rung in budget.rungs:
+        rows.add_row(
+            rung.name,
+            f"{rung.parameters:,}",
+            count(rung.flops_per_token),
+            power(rung.scratch_flops),
+            bytes_text(rung.checkpoint_bytes),
+        )
+    return rows
+
+
+def _growths(budget: Budget) -> Table:
+    """A column for each axis that grows somewhere; a cell too long for 80 columns is broken."""
+    steps = {rung.name: {step.axis: step for step in rung.appended} for rung in budget.rungs}
+    axes = [axis for axis in AXES if any(axis in grown for grown in steps.values())]
+    rows = table("What is appended", _name(budget), ())
+    for axis in axes:
+        rows.add_column("layers" if axis == "depth" else axis)
+    for name, grown in steps.items():
+        if grown:
+            rows.add_row(name, *(_change(grown[axis]) if axis in grown else "-" for axis in axes))
+    return rows
+
+
+def _change(step: Appended) -> str:
+    """`12 -> 24`; keys of the axis that stay as they are do not show, but for tokens."""
+    if step.axis == "tokens":
+        return f"{_tokens(step.before['tokens'])} -> {_tokens(step.after['tokens'])}"
+    changed = [key for key in step.before if step.before[key] != step.after[key]]
+    if changed == ["head_dim"]:
+        changed = list(step.before)
+    return " -> ".join(
+        " x ".join(str(sizes[key]) for key in changed) for sizes in (step.before, step.after)
+    )
+
+
+def _tokens(counts: dict[str, Any]) -> str:
+    """N of attention / of the FFN; where attention's four differ, all five in the order of
+    `ROLES`."""
+    *attention, ffn = (counts[role] for role in ROLES)
+    return "/".join(map(str, [*(attention if len(set(attention)) > 1 else attention[:1]), ffn]))
+
+
+def _memory(budget: Budget) -> Table:
+    rows = table(
+        f"Memory of a training step ({budget.precision}, micro-batch {budget.micro_batch_size})",
+        _name(budget),
+        ("weights", "bf16\ncopies", "gradients", "Adam's\nmoments", "activations", "in sum"),
+    )
+    for rung in budget.rungs:
+        held = rung.memory
+        parts = (held.weights, held.copies, held.gradients, held.moments, held.activations)
+        rows.add_row(rung.name, *map(bytes_text, (*parts, held.total)))
+    return rows
+
+
+def _cost(budget: Budget) -> Table:
+    assert budget.total
+    timed = budget.total.hours is not None
+    columns = ["steps", "tokens", "FLOPs", "cumulative\nFLOPs", "/ from\nscratch"]
+    columns += ["FLOP/s", "hours"] if timed else []
+    where = f", at the speed of a few steps on {budget.device}" if budget.device else ""
+    rows = table(f"Training{where}", "stage", tuple(columns))
+    for rung in budget.rungs:
+        stage = rung.stage
+        assert stage
+        amounts = [f"{stage.steps:,}", count(stage.tokens), power(stage.flops)]
+        amounts += [power(stage.cumulative_flops), three_digits(stage.of_scratch)]
+        if stage.flops_per_second is not None and stage.hours is not None:
+            amounts += [power(stage.flops_per_second), three_digits(stage.hours)]
+        rows.add_row(rung.name, *amounts)
+    total = budget.total
+    amounts = [f"{total.steps:,}", count(total.tokens), power(total.flops)]
+    if total.hours is not None:
+        amounts += ["", "", "", three_digits(total.hours)]
+    rows.add_section()
+    rows.add_row("total", *amounts)
+    return rows
