@@ -136,7 +136,7 @@ def run_budget(
     stages: list[StageBudget] = []
     previous = source
     for stage in run.stages:
-        growth = plan_growth(previous, stage.model, tau=run.growth.tau) if previous else None
+        growth = plan_growth(previous, stage.model, config=run.growth) if previous else None
         speed = flops_per_second[stage.name] if flops_per_second else None
         stages.append(_stage(run, stage, sum(done.flops for done in stages), speed))
         rungs.append(_rung(stage.name, stage.model, batch, precision, growth, stages[-1]))
