@@ -40,9 +40,10 @@ from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import Throughput, build_loggers
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.optim import learning_rate, load_optimizer_state, optimizer_state
+from tokengrow.training.optim import load_optimizer_state, optimizer_state
 from tokengrow.training.progress import StageProgress, stage_progress
 from tokengrow.training.resume import CONFIG_FILE, find_start
+from tokengrow.training.schedule import learning_rate
 from tokengrow.training.state import Rung, TrainState
 
 PLOT_FILE = "loss-vs-flops.png"
