@@ -50,6 +50,20 @@ def test_the_last_row_is_the_sum(command: Command) -> None:
     assert total.split()[1:3] == ["520", "1.06M"]  # 520 updates of 16 sequences of 128 tokens
 
 
+def test_a_budget_of_tokens_is_shown_in_steps(command: Command) -> None:
+    words = ("recipes=quickstart", "stages.small.steps=null", "stages.small.tokens=1e6")
+    small = rows_of(command("plan", *words).out)["small"].split()
+    assert "489" in small  # 1e6 / (16 sequences of 128 tokens) = 488.3
+
+
+def test_a_stage_that_may_end_before_is_named(command: Command) -> None:
+    said = "at most: small may end before, at a plateau"
+    assert (
+        said in command("plan", *LADDER, "optim.schedule=constant", "+stages.small.plateau={}").out
+    )
+    assert "at most" not in command("plan", *LADDER).out
+
+
 def test_the_parameters_of_a_stage_worked_by_hand(command: Command) -> None:
     # 2048 x 128 embedding; 4 layers of 4 roles x 64 x (128 + 128) and 256 x 256; 2 x 128 norm.
     small = 2048 * 128 + 4 * (4 * 64 * 256 + 256 * 256) + 2 * 128

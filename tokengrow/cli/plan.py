@@ -74,6 +74,8 @@ def ladder_table(run: TrainConfig) -> Table:
         rows.add_row(stage.name, *sizes, *_amounts(stage.steps, stage_tokens, stage_flops))
     rows.add_section()
     rows.add_row("total", *[""] * len(SIZES), *_amounts(steps, tokens, flops))
+    if early := [stage.name for stage in run.stages if stage.plateau is not None]:
+        rows.caption = f"at most: {', '.join(early)} may end before, at a plateau"
     return rows
 
 
