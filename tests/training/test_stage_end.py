@@ -75,7 +75,7 @@ def test_a_stage_that_its_steps_end_has_no_plateau(
 def test_what_ended_a_stage_is_said(tiny_run: Runs, store: TokenStore, tmp_path: Path) -> None:
     said = io.StringIO()
     run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8,)))
-    fit(run, store, Console(file=said, width=200))
+    fit(run, store, Console(file=said, width=40))
     line = "stage n8 ends at a plateau (patience 1, min_delta 100) after 6 of at most 20 steps\n"
     assert line in said.getvalue()
 

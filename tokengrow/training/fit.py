@@ -259,6 +259,7 @@ def _at_a_plateau(run: Run, stage: StageConfig, state: TrainState) -> bool:
         f"stage {stage.name} ends at a plateau (patience {rule.patience}, min_delta "
         f"{rule.min_delta:g}) after {state.stage_step} of at most {stage.steps} steps",
         highlight=False,
+        soft_wrap=True,
     )
     return True
 
