@@ -29,6 +29,7 @@ class Outer:
     betas: tuple[float, float] = (0.9, 0.95)
     files: list[str] = field(default_factory=list)
     inner: Inner = field(default_factory=Inner)
+    perhaps: Inner | None = None
 
 
 def outer(**values: Any) -> Outer:
@@ -42,6 +43,14 @@ def test_absent_keys_take_their_defaults() -> None:
 
 def test_nested_mappings_become_nested_dataclasses() -> None:
     assert outer(inner={"width": 5}).inner == Inner(width=5, rate=1.0)
+
+
+def test_a_nested_dataclass_may_be_null() -> None:
+    assert outer(perhaps=None).perhaps is None
+    assert outer(perhaps={}).perhaps == Inner()
+    assert outer(perhaps={"width": 5}).perhaps == Inner(width=5)
+    with pytest.raises(UserError, match=r"unknown key outer\.perhaps\.wdth: did you mean 'width'"):
+        outer(perhaps={"wdth": 5})
 
 
 def test_what_is_typed_already_is_taken_as_it_is() -> None:

@@ -68,6 +68,8 @@ def join_key(where: str, key: str) -> str:
 def _convert(value: Any, hint: Any, key: str) -> Any:
     """One value as its field's type wants it."""
     kind, items = get_origin(hint), get_args(hint)
+    if optional := [item for item in items if is_dataclass(item) and type(None) in items]:
+        return None if value is None else _convert(value, optional[0], key)
     if is_dataclass(hint):
         return value if isinstance(value, hint) else typed(hint, value, key)  # type: ignore[arg-type]
     if kind is dict:

@@ -65,7 +65,7 @@ def refused(command: Command, somewhere: Path, tmp_path: Path) -> Command:
         ("optim.learning=1", "optim"),
         ("optim.warmup_step=1", "optim.warmup_steps"),
         ("model.token.ffn=8", "model.tokens.ffn"),
-        ("stages.smal.steps=3", "stages.small.steps"),
+        ("stages.small.step=3", "stages.small.steps"),
         ("data.files=[a.txt]", "data"),
     ],
 )
@@ -73,6 +73,20 @@ def test_an_unknown_key_is_named_with_the_nearest(refused: Command, key: str, ne
     said = refused("train", "recipes=quickstart", key)
     assert said.startswith(f"unknown key {key.partition('=')[0]}")
     assert nearest in said.partition(":")[2]
+
+
+@pytest.mark.parametrize("key", ["steps=3", "tokens=1e6", "optim.lr=1e-4", "plateau.patience=2"])
+def test_an_unknown_stage_is_named_with_the_nearest(refused: Command, key: str) -> None:
+    said = refused("train", "recipes=quickstart", f"stages.smal.{key}")
+    assert said == "unknown key stages.smal: did you mean 'stages.small'?"
+
+
+def test_a_stage_of_two_lengths_is_refused_with_the_way_out(refused: Command) -> None:
+    said = refused("train", "recipes=quickstart", "stages.small.tokens=1e6")
+    assert said == (
+        "stages.small has steps and tokens, and can have one of them: set the others to null "
+        "(stages.small.steps=null or stages.small.tokens=null)"
+    )
 
 
 def test_an_unknown_key_inside_a_stage_is_named_with_the_nearest(refused: Command) -> None:

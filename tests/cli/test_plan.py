@@ -68,9 +68,9 @@ def test_the_published_ladder_worked_by_hand(command: Command) -> None:
     assert sizes.startswith("450m 454,166,528 3.03B 9.08e20 ")
     assert appended == "450m 768 -> 1024 12 -> 16 768/3072 -> 1024/4096 12 -> 24"
     assert memory.startswith("450m 1.8 GB 0 B 1.8 GB 3.6 GB ")
-    # 14,305 updates of 1024 x 2048 tokens; the two stages together are 0.438 of 9.08e20.
-    assert cost == "450m 14,305 30B 9.08e19 3.98e20 0.438"
-    assert rows["total"] == ["total 185,915 390B 8.84e20"]
+    # 14,306 updates of 1024 x 2048 tokens; the two stages together are 0.438 of 9.08e20.
+    assert cost == "450m 14,306 30B 9.08e19 3.98e20 0.438"
+    assert rows["total"] == ["total 185,918 390B 8.84e20"]
 
 
 def test_longer_heads_show_with_their_number(command: Command) -> None:
@@ -108,6 +108,19 @@ def test_no_model_is_built(command: Command, monkeypatch: pytest.MonkeyPatch) ->
     outcome = command("plan", "model=1.5b", "+stages.only.steps=10")
     assert outcome.status == 0
     assert rows_of(outcome.out)["only"]
+
+
+def test_a_budget_of_tokens_is_shown_in_steps(command: Command) -> None:
+    words = ("recipes=quickstart", "stages.small.steps=null", "stages.small.tokens=1e6")
+    cost = rows_of(command("plan", *words).out)["small"][-1].split()
+    assert "489" in cost  # 1e6 / (16 sequences of 128 tokens) = 488.3
+
+
+def test_a_stage_that_may_end_before_is_named(command: Command) -> None:
+    words = ("model=tiny", "optim.schedule=constant", "+stages.small.steps=300")
+    said = "at most: small may end before, at a plateau"
+    assert said in command("plan", *words, "+stages.small.plateau={}").out
+    assert "at most" not in command("plan", *words).out
 
 
 # One growth, one model

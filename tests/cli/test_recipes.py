@@ -169,16 +169,18 @@ def test_of_a_source_that_no_run_made_null_is_the_default(
     assert run.stages[0].optim == OptimConfig(lr=1e-4, warmup_steps=0)
 
 
-def test_the_length_of_a_decay_is_not_inherited(
+def test_the_length_of_a_decay_and_how_a_stage_began_are_not_inherited(
     composed: Composed, tiny_run: Callable[..., TrainConfig], store: TokenStore, tmp_path: Path
 ) -> None:
-    settings = OptimConfig(schedule="neox_cosine", warmup_steps=1, decay_steps=2)
+    settings = OptimConfig(schedule="neox_cosine", warmup_steps=1, decay_steps=2, enter="peak")
     run = tiny_run(tmp_path / "run", rungs=(8,), steps=3)
     stage = replace(run.stages[0], optim=settings)
     tokens_from = {"data": {"source": "stdlib"}, "tokenizer": {}, "store": str(store.folder)}
     fit(replace(run, stages=(stage,), tokens_from=tokens_from), store)
     more = resolve_train(composed("train", "recipes=continue", f"source={tmp_path / 'run'}")).run
-    assert more.stages[0].optim == replace(settings, warmup_steps=0, decay_steps=None)
+    assert more.stages[0].optim == replace(
+        settings, warmup_steps=0, decay_steps=None, enter="rewarm"
+    )
 
 
 # A recipe says more than the verb's own file, and less than the command line.

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 
 from tokengrow.cli.resolve import resolve_train
 from tokengrow.cli.verb import as_hydra_reads_it, as_hydra_reads_them
-from tokengrow.errors import UserError
+from tokengrow.training.ladder import StageConfig
+from tokengrow.training.plateau import PlateauConfig
 
 Composed = Callable[..., dict[str, Any]]
+
+
+def resolved(composed: Composed, *words: str) -> tuple[StageConfig, ...]:
+    """The stages of the quickstart with these words typed."""
+    read = [as_hydra for word in words for as_hydra in as_hydra_reads_it(word)]
+    return resolve_train(composed("train", "recipes=quickstart", *read)).run.stages
 
 
 @pytest.mark.parametrize(
@@ -33,33 +41,36 @@ Composed = Callable[..., dict[str, Any]]
     ],
 )
 def test_a_prompt_is_taken_to_the_letter(prompt: str, composed: Composed) -> None:
-    word = as_hydra_reads_it(f"prompt={prompt}")
-    assert composed("generate", "source=x", word)["prompt"] == prompt
+    words = as_hydra_reads_it(f"prompt={prompt}")
+    assert composed("generate", "source=x", *words)["prompt"] == prompt
 
 
 def test_a_stage_takes_a_key_that_its_recipe_does_not_list(composed: Composed) -> None:
     words = ["stages.large.optim.lr=2e-3", "stages.medium.model.tokens.ffn=600"]
-    values = composed("train", "recipes=quickstart", *map(as_hydra_reads_it, words))
-    stages = resolve_train(values).run.stages
-    assert stages[2].optim.lr == 2e-3
-    assert stages[1].model.tokens.ffn == 600
+    words += ["stages.medium.plateau.patience=5", "stages.small.steps=null"]
+    words += ["stages.small.tokens=1e6", "stages.large.steps=7"]
+    small, medium, large = resolved(composed, *words)
+    assert large.optim.lr == 2e-3
+    assert medium.model.tokens.ffn == 600
+    assert medium.plateau == PlateauConfig(patience=5)
+    assert small.steps == 489  # 1e6 / (16 sequences of 128 tokens) = 488.3
+    assert large.steps == 7
 
 
-def test_a_stage_that_is_not_there_is_refused(composed: Composed) -> None:
-    word = as_hydra_reads_it("stages.lrage.optim.lr=1e-4")
-    with pytest.raises(UserError, match=r"stages\.lrage\.steps is missing"):
-        resolve_train(composed("train", "recipes=quickstart", word))
+def test_a_stage_that_was_added_takes_further_keys(composed: Composed) -> None:
+    *_, added = resolved(composed, "+stages.xl.steps=3", "stages.xl.optim.lr=1e-4")
+    assert (added.name, added.optim.lr) == ("xl", 1e-4)
+
+
+@pytest.mark.parametrize("word", ["optim.lr=1e-4", "steps=3", "tokens=1e6", "plateau={}"])
+def test_a_stage_that_is_not_there_is_refused(composed: Composed, word: str) -> None:
+    with pytest.raises(HydraException, match=r"Could not override 'stages\.lrage'"):
+        resolved(composed, f"stages.lrage.{word}")
 
 
 def test_other_words_are_left_alone() -> None:
-    for word in (
-        "optim.lr=1",
-        "+stages.xl.steps=3",
-        "stages.small.steps=2",
-        "--multirun",
-        "prompt",
-    ):
-        assert as_hydra_reads_it(word) == word
+    for word in ("optim.lr=1", "+stages.xl.steps=3", "~stages.small", "--multirun", "prompt"):
+        assert as_hydra_reads_it(word) == [word]
 
 
 @pytest.mark.parametrize(

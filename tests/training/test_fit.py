@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import Killed, same_bits
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints
@@ -31,9 +32,6 @@ from tokengrow.training.optim import OptimConfig
 
 Runs = Callable[..., TrainConfig]
 
-SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")
-"""Files of a checkpoint that do not depend on where the run lies, or how often it was killed."""
-
 
 @pytest.fixture(scope="module")
 def climbed(tiny_run: Runs, store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -50,12 +48,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def same_bits(one: FitResult, other: FitResult) -> bool:
-    folders = one.checkpoint.folder, other.checkpoint.folder
-    assert folders[0] and folders[1]
-    return all((folders[0] / n).read_bytes() == (folders[1] / n).read_bytes() for n in SAME_BITS)
 
 
 def steps_kept(out: Path) -> list[int]:
@@ -146,10 +138,6 @@ def test_a_stage_may_train_at_the_size_of_the_one_before(
 
 
 # Killed and resumed
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("step", [4, 6, 10, 18], ids=lambda step: f"step_{step}")

@@ -26,7 +26,8 @@ from tokengrow.model.config import ModelConfig
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import LoggerConfig
-from tokengrow.training.optim import OptimConfig, learning_rate
+from tokengrow.training.optim import OptimConfig
+from tokengrow.training.schedule import learning_rate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = json.loads((GOLDEN / "I_train_20_steps.json").read_text())["steps"]

@@ -107,4 +107,6 @@ def _cost(budget: Budget) -> Table:
         amounts += ["", "", "", three_digits(total.hours)]
     rows.add_section()
     rows.add_row("total", *amounts)
+    if early := [rung.name for rung in budget.rungs if rung.stage and rung.stage.may_end_before]:
+        rows.caption = f"at most: {', '.join(early)} may end before, at a plateau"
     return rows

@@ -1,7 +1,8 @@
 """The composed YAML into typed objects, once: everything below takes these."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tokengrow.growth.plan import DEFAULT, KEPT, GrowthPlan, plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.optim import OptimConfig
+from tokengrow.training.plateau import PlateauConfig
+from tokengrow.training.schedule import learning_rate
 from tokengrow.typed import typed
 
 Values = dict[str, Any]
@@ -31,12 +34,22 @@ TOKENS_FROM = ("data", "tokenizer", "store")
 """Keys of run.yaml that say where tokens come from; with `data=same`, as in the source's run."""
 
 
+LENGTHS = ("steps", "tokens", "flops")
+"""Keys of a stage that say how long it is, of which it has one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageEntry:
     """A stage as a recipe writes it."""
 
-    steps: int
+    steps: int | None = None
     """Optimizer updates."""
+    tokens: float | None = None
+    """Trained on in the stage; rounded up to whole updates."""
+    flops: float | None = None
+    """Spent in the stage, as `ModelConfig.flops_per_token` counts; rounded up likewise."""
+    plateau: PlateauConfig | None = None
+    """When it ends before that."""
     model: dict[str, Any] = field(default_factory=dict)
     """Sizes that differ from the stage before."""
     optim: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +77,8 @@ class Recipe:
     """Sizes of the first stage."""
     optim: dict[str, Any]
     """Settings of every stage."""
+    batch_size: int
+    """Sequences in an update."""
     max_steps_per_stage: int | None
     """Cap on every stage's steps."""
     store: str | None
@@ -103,7 +118,8 @@ def resolve_train(values: Values) -> TrainArguments:
     made = {
         "growth": growth,
         "source": recipe.source,
-        "stages": resolve_stages(recipe, source.config if source else None, growth),
+        "batch_size": recipe.batch_size,
+        "stages": resolve_stages(recipe, source, growth),
         "tokens_from": {key: values[key] for key in TOKENS_FROM},
     }
     return TrainArguments(run=typed(TrainConfig, {**rest, **made}), recipe=recipe)
@@ -121,24 +137,25 @@ def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
     below = {key: recorded.get(key, default[key]) for key in INHERITED}
     stages = list(recorded.get("stages", {}).values())
     settings = stages[-1]["optim"] if stages else asdict(OptimConfig())
-    below["optim"] = settings | {"decay_steps": None}  # the length of that stage, not of this
+    # The length of that stage and how it began, not this one's.
+    below["optim"] = settings | {"decay_steps": None, "enter": "rewarm"}
     if recorded and values["data"].get("source") is None:
         below |= recorded["tokens_from"]
     return {**values, **_overlay(below, values)}
 
 
 def resolve_stages(
-    recipe: Recipe, source: ModelConfig | None, growth: GrowthConfig
+    recipe: Recipe, source: Checkpoint | None, growth: GrowthConfig
 ) -> tuple[StageConfig, ...]:
-    """The stages of a ladder with their models and optimizers filled in.
+    """The stages of a ladder with their models, lengths and optimizers filled in.
 
     Args:
         recipe: stages, and the model and optim sections that they change.
-        source: size of the checkpoint that the ladder starts from.
+        source: the checkpoint that the ladder starts from.
         growth: between each two of them.
     """
     resolved: list[StageConfig] = []
-    previous = source
+    previous = source.config if source else None
     typed(OptimConfig, recipe.optim, "optim")  # its mistakes are its own, not the first stage's
     for name, stage in recipe.stages.items():
         where = f"stages.{name}"
@@ -149,11 +166,97 @@ def resolve_stages(
             target = resolve_model(changes, where=where_model)
         else:
             target = resolve_growth(changes, previous, where_model, growth).settled
-        settings = typed(OptimConfig, {**recipe.optim, **entry.optim}, f"{where}.optim")
-        steps = min(entry.steps, recipe.max_steps_per_stage or entry.steps)
-        resolved.append(StageConfig(name=name, steps=steps, model=target, optim=settings))
+        steps = resolve_steps(entry, target, recipe.batch_size, where)
+        settings = dict(recipe.optim)
+        if settings.get("schedule") == "wsd" and len(resolved) < len(recipe.stages) - 1:
+            settings["schedule"] = "constant"  # the next stage grows before the decay
+        before = resolved[-1] if resolved else source
+        resolved.append(
+            StageConfig(
+                name=name,
+                steps=min(steps, recipe.max_steps_per_stage or steps),
+                model=target,
+                optim=resolve_optim(settings, entry.optim, before, f"{where}.optim"),
+                plateau=entry.plateau,
+            )
+        )
         previous = target
     return tuple(resolved)
+
+
+def resolve_steps(entry: StageEntry, model: ModelConfig, batch_size: int, where: str) -> int:
+    """A stage's updates; tokens and FLOPs are rounded up to whole ones.
+
+    Args:
+        entry: the stage, with one of steps, tokens and flops.
+        model: that it trains.
+        batch_size: sequences in an update.
+        where: the stage's name in error messages.
+    """
+    given = {key: value for key in LENGTHS if (value := getattr(entry, key)) is not None}
+    if not given:
+        raise UserError(f"{where}.steps is missing: give it, or {where}.tokens or {where}.flops")
+    if len(given) > 1:
+        raise UserError(
+            f"{where} has {' and '.join(given)}, and can have one of them: set the others to null "
+            f"({' or '.join(f'{where}.{key}=null' for key in given)})"
+        )
+    if entry.steps is not None:
+        return entry.steps
+    ((key, amount),) = given.items()
+    if not 0 < amount < math.inf:
+        raise UserError(f"{where}.{key} must be a positive number, not {amount:g}")
+    per_update = max(batch_size, 1) * model.context_length  # TrainConfig refuses a smaller one
+    if key == "flops":
+        per_update *= model.flops_per_token()
+    return math.ceil(amount / per_update)
+
+
+def resolve_optim(
+    settings: Values, changes: Values, before: StageConfig | Checkpoint | None, where: str
+) -> OptimConfig:
+    """A stage's settings; `enter: continue` gives them the rate at which `before` ended.
+
+    Args:
+        settings: those of the recipe.
+        changes: the stage's own.
+        before: the stage before, for the first one the checkpoint that the ladder starts from.
+        where: the stage's section in error messages.
+    """
+    optim = typed(OptimConfig, {**settings, **changes}, where)
+    if optim.enter != "continue":
+        return optim
+    if "lr" in changes:
+        raise UserError(
+            f"{where}.lr cannot be set with enter: continue, which takes the rate at which the "
+            "stage before ended: leave it out, or give enter: rewarm or peak"
+        )
+    rate = _rate_of_source(before) if isinstance(before, Checkpoint) else None
+    if isinstance(before, StageConfig):
+        rate = learning_rate(before.optim, before.steps, before.steps)
+    if rate is None:
+        raise UserError(
+            f"{where}.enter cannot be continue: there is no stage before it, nor a source= that a "
+            "run made: give rewarm or peak"
+        )
+    if rate == 0:
+        raise UserError(
+            f"{where}.enter cannot be continue: what it continues ended at a rate of 0: give "
+            "rewarm or peak, or end that at a min_lr above 0"
+        )
+    # A min_lr above the rate would turn a decay into a rise.
+    return replace(optim, lr=rate, min_lr=min(optim.min_lr, rate))
+
+
+def _rate_of_source(source: Checkpoint) -> float | None:
+    """The rate at which a checkpoint's run stood; None where no run made it."""
+    stages = list(source.run.get("stages", {}).values())
+    if not stages:
+        return None
+    # What `tokengrow grow` wrote stands in no stage: its run's last one counts, and its end.
+    stage = stages[source.train_state.get("stage", -1)]
+    done = source.train_state.get("stage_step", stage["steps"])
+    return learning_rate(typed(OptimConfig, stage["optim"], "optim"), done, stage["steps"])
 
 
 def resolve_model(

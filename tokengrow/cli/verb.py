@@ -26,6 +26,9 @@ WRONG_INPUT = 2
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
+STAGE_KEYS = r"((model|optim|plateau)(\.\w+)+|steps|tokens|flops|plateau)"
+"""What of a stage the command line may give though its recipe does not."""
+
 
 def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
     """Composes `conf/{name}.yaml` with the command line and calls the verb's function.
@@ -85,27 +88,28 @@ def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
     `--json` is the key json of `tokengrow plan`. Hydra takes its overrides from one place alone,
     so there it goes, wherever it was typed.
     """
-    read = [as_hydra_reads_it(word) for word in words if word != "--json"]
-    if len(read) < len(words):
+    read = [each for word in words if word != "--json" for each in as_hydra_reads_it(word)]
+    if "--json" in words:
         overrides = (i for i, word in enumerate(read) if "=" in word and not word.startswith("-"))
         read.insert(next(overrides, len(read)), "json=true")
     return read
 
 
-def as_hydra_reads_it(word: str) -> str:
+def as_hydra_reads_it(word: str) -> list[str]:
     """An argument of the command line in Hydra's grammar, for two keys that are not plain values.
 
-    A prompt is text, whatever it holds: it is quoted. A stage's changes of model and optim name
-    keys that the recipe need not list, so they are added where they are not there.
+    A prompt is text, whatever it holds: it is quoted. A stage has keys that the recipe need not
+    list, so they are added where they are not there; a change of nothing goes before them, which
+    Hydra refuses where the stage itself is not there.
     """
     key, equals, value = word.partition("=")
     if equals and key == "prompt":
         # Hydra: a quote is escaped by a backslash, and backslashes before a quote are doubled.
         value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-        return f"prompt='{value}'".replace("${", "\\${")
-    if re.fullmatch(r"stages\.[^.]+\.(model|optim)(\.\w+)+", key):
-        return f"++{word}"
-    return word
+        return [f"prompt='{value}'".replace("${", "\\${")]
+    if stage := re.fullmatch(rf"(stages\.[^.]+)\.{STAGE_KEYS}", key):
+        return [f"{stage[1]}={{}}", f"++{word}"]
+    return [word]
 
 
 def _refuse(name: str, message: str) -> NoReturn:

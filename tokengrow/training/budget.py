@@ -44,7 +44,9 @@ class StageBudget:
     """What training one rung takes."""
 
     steps: int
-    """Optimizer updates; with a plateau, the most."""
+    """Optimizer updates, or the most of them."""
+    may_end_before: bool
+    """Whether a plateau of the validation loss may end the stage sooner."""
     tokens: int
     """Steps, times sequences in an update, times their length."""
     flops: int
@@ -203,6 +205,7 @@ def _stage(
     flops = tokens * stage.model.flops_per_token()
     return StageBudget(
         steps=stage.steps,
+        may_end_before=stage.plateau is not None,
         tokens=tokens,
         flops=flops,
         cumulative_flops=flops_before + flops,

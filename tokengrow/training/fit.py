@@ -41,9 +41,11 @@ from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import Throughput, build_loggers
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.optim import learning_rate, load_optimizer_state, optimizer_state
+from tokengrow.training.optim import load_optimizer_state, optimizer_state
+from tokengrow.training.plateau import plateaued
 from tokengrow.training.progress import StageProgress, stage_progress
-from tokengrow.training.resume import CONFIG_FILE, find_start
+from tokengrow.training.resume import CONFIG_FILE, find_start, where_it_stands
+from tokengrow.training.schedule import learning_rate
 from tokengrow.training.state import Rung, TrainState
 
 PLOT_FILE = "loss-vs-flops.png"
@@ -123,10 +125,8 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
 def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
     """Trains the stages that are not done yet."""
     if state.rungs:
-        run.console.print(_where_it_stands(run.config, state), highlight=False)
-    for index, stage in enumerate(run.config.stages):
-        if index < state.stage or (index == state.stage and state.stage_step == stage.steps):
-            continue  # done before this session
+        run.console.print(where_it_stands(run.config, state), highlight=False)
+    for index in range(len(state.stage_ends), len(run.config.stages)):
         training = _enter_stage(run, index, state, checkpoint)
         _train_stage(run, training, state)
         checkpoint = _leave_stage(run, training, state)
@@ -136,13 +136,6 @@ def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitRes
         rungs = [asdict(rung) for rung in state.rungs]
         plot_loss_against_flops(rungs, state.validation, plot)
     return FitResult(state, checkpoint, plot)
-
-
-def _where_it_stands(config: TrainConfig, state: TrainState) -> str:
-    stage = config.stages[state.stage]
-    if state.stage == len(config.stages) - 1 and state.stage_step == stage.steps:
-        return f"{config.out} is finished: nothing to train"
-    return f"{config.out} goes on from stage {stage.name}, step {state.stage_step}/{stage.steps}"
 
 
 def _check_fits(config: TrainConfig, tokens: TokenSource) -> None:
@@ -243,27 +236,44 @@ def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Train
 
 
 def _train_stage(run: Run, training: Training, state: TrainState) -> None:
-    """Trains until the stage has had its steps; validates, logs and saves on the way."""
+    """Trains until the stage ends, with a validation; validates, logs and saves on the way."""
     config, stage = run.config, training.stage
     batches = _batches(run, stage, state.next_batch)
     tokens = config.batch_size * stage.model.context_length
     flops_per_token = stage.model.flops_per_token()
     speed = Throughput()
     with stage_progress(run.console, stage.name, state.stage_step, stage.steps) as progress:
-        while state.stage_step < stage.steps:
+        ended = False
+        while not ended:
             loss, norm, rate = _update(run, training, batches, state.stage_step + 1)
             state.advance(tokens, flops_per_token)
             _anneal_tau(run, training, state)
             speed.add(tokens)
             done = state.stage_step
-            if done % config.log_every == 0 or done == stage.steps:
+            ended = done == stage.steps
+            if done % config.log_every == 0 or ended:
                 _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
-            if done % config.validation_every == 0 and done < stage.steps:
+            if done % config.validation_every == 0 or ended:
                 _validate(run, training, state)
                 speed.restart()
-            if done % config.checkpoint_every == 0 and done < stage.steps:
+                ended = ended or _at_a_plateau(run, stage, state)
+            if done % config.checkpoint_every == 0 and not ended:
                 _save(run, training, state)
                 speed.restart()
+
+
+def _at_a_plateau(run: Run, stage: StageConfig, state: TrainState) -> bool:
+    """Whether the stage's plateau rule ends it here, which is said."""
+    rule = stage.plateau
+    if rule is None or not plateaued(state.losses, rule):
+        return False
+    run.console.print(
+        f"stage {stage.name} ends at a plateau (patience {rule.patience}, min_delta "
+        f"{rule.min_delta:g}) after {state.stage_step} of at most {stage.steps} steps",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return True
 
 
 def _batches(run: Run, stage: StageConfig, start_batch: int) -> Iterator[Tensor]:
@@ -384,8 +394,8 @@ def _log(
 
 
 def _leave_stage(run: Run, training: Training, state: TrainState) -> Checkpoint:
-    """Validates, writes the stage's last checkpoint and reads back what the next one grows from."""
-    state.leave(_validate(run, training, state))
+    """Writes the stage's last checkpoint and reads back what the next one grows from."""
+    state.leave(state.validation[-1]["loss"])
     return load_checkpoint(_save(run, training, state))
 
 

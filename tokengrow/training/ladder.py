@@ -11,6 +11,7 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
+from tokengrow.training.plateau import PlateauConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +21,23 @@ class StageConfig:
     name: str
     """Of the stage and its rung."""
     steps: int
-    """Optimizer updates."""
+    """Optimizer updates; with a plateau, at most."""
     model: ModelConfig
     """The size trained; grown from the stage before, nowhere smaller."""
     optim: OptimConfig
     """AdamW and the learning rate of this stage."""
+    plateau: PlateauConfig | None = None
+    """When the stage ends before its steps; null: never."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"stages.{self.name}.steps must be at least 1, not {self.steps}")
+        if self.plateau is not None and self.optim.schedule != "constant":
+            raise UserError(
+                f"stages.{self.name}.plateau needs optim.schedule: constant, not "
+                f"{self.optim.schedule}, which has to know where the stage ends: set "
+                f"stages.{self.name}.optim.schedule=constant, or leave the plateau out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

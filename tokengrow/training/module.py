@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.optim import OptimConfig, build_optimizer, learning_rate
+from tokengrow.training.optim import OptimConfig, build_optimizer
+from tokengrow.training.schedule import learning_rate
 
 
 class TokenFormerModule(lightning.LightningModule):

@@ -1,6 +1,5 @@
-"""AdamW, its parameter groups, its learning rate, and its state as flat named tensors."""
+"""AdamW, its settings, its parameter groups, and its state as flat named tensors."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.adamw import AgedAdamW, Ages
 
-SCHEDULES = ("cosine", "constant", "neox_cosine")
+SCHEDULES = ("cosine", "constant", "wsd", "neox_cosine")
+ENTRIES = ("rewarm", "continue", "peak")
 SLOTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's. The ages of a grown model's entries are two more."""
 
@@ -23,11 +23,15 @@ class OptimConfig:
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr: float = 6e-5
-    """Learning rate at which a cosine ends."""
+    """Learning rate at which a decay ends."""
     warmup_steps: float = 100
     """Updates over which the rate rises linearly to lr; the first update has lr / warmup_steps."""
+    enter: str = "rewarm"
+    """rewarm; peak: at lr, no warm-up; continue: likewise, lr being that of the stage before."""
     schedule: str = "cosine"
-    """After the warm-up: cosine (down to min_lr), constant, or neox_cosine (as published)."""
+    """Then: cosine (down to min_lr), constant, wsd (linearly down at the end), or neox_cosine."""
+    decay_share: float = 0.2
+    """Share of the stage's updates, its last ones, over which wsd goes down to min_lr."""
     decay_steps: int | None = None
     """Updates after which a cosine has reached min_lr, warm-up included; null: all of the stage."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -44,48 +48,32 @@ class OptimConfig:
             "lr": self.lr > 0,
             "min_lr": 0 <= self.min_lr <= self.lr or self.schedule == "constant",
             "warmup_steps": self.warmup_steps >= 0,
-            "decay_steps": self.decay_steps is None or self.decay_steps > self.warmup_steps,
+            "decay_steps": self.decay_steps is None
+            or (self.decay_steps > self.warmup and self.schedule != "wsd"),
+            "decay_share": 0 < self.decay_share <= 1,
             "betas": len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             "eps": self.eps > 0,
             "weight_decay": self.weight_decay >= 0,
             "grad_clip": self.grad_clip > 0,
             "schedule": self.schedule in SCHEDULES,
+            "enter": self.enter in ENTRIES,
         }
         for key, holds in checks.items():
             if not holds:
                 reason = {"schedule": f": valid are {', '.join(SCHEDULES)}"}
+                reason["enter"] = f": valid are {', '.join(ENTRIES)}"
                 reason["min_lr"] = f": it must lie between 0 and lr ({self.lr})"
-                reason["decay_steps"] = f": it must exceed warmup_steps ({self.warmup_steps:g})"
+                reason["decay_steps"] = f": it must exceed warmup_steps ({self.warmup:g})"
+                if self.schedule == "wsd":
+                    reason["decay_steps"] = ": with schedule wsd give decay_share, and null here"
                 raise UserError(
                     f"optim.{key} cannot be {getattr(self, key)!r}{reason.get(key, '')}"
                 )
 
-
-def learning_rate(config: OptimConfig, update: int, updates: int) -> float:
-    """The rate of one update of a stage.
-
-    `neox_cosine` is GPT-NeoX's schedule, with which the published models were trained. It counts
-    the updates already done, so the first update has rate 0 and the last one not quite min_lr, and
-    past its end the cosine rises again.
-
-    Args:
-        config: of the stage.
-        update: 1 for the stage's first.
-        updates: how many the stage has.
-    """
-    as_published = config.schedule == "neox_cosine"
-    position = update - 1 if as_published else update
-    if position <= config.warmup_steps and config.warmup_steps > 0:
-        return config.lr * position / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    end = updates if config.decay_steps is None else config.decay_steps
-    length = end - config.warmup_steps
-    progress = (position - config.warmup_steps) / (length if length > 0 else 1)
-    if not as_published:
-        progress = min(progress, 1.0)
-    cosine = (math.cos(math.pi * progress) + 1) / 2
-    return config.min_lr + (config.lr - config.min_lr) * cosine
+    @property
+    def warmup(self) -> float:
+        """Updates of the warm-up: none where the stage does not re-warm."""
+        return self.warmup_steps if self.enter == "rewarm" else 0
 
 
 def decays(name: str) -> bool:

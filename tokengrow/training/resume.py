@@ -19,6 +19,9 @@ CONFIG_FILE = "config.yaml"
 SHAPES_THE_RESULT = ("seed", "batch_size", "source", "growth")
 """Top-level keys that a resumed run must share with its checkpoint, besides the stages passed."""
 
+SHAPES_A_PLATEAU = ("validation_every", "validation_sequences")
+"""Likewise, in the middle of a stage whose end depends on its validations."""
+
 
 def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Checkpoint | None]:
     """Where `config.out` stands, or a new run's state with the checkpoint that it starts from.
@@ -75,6 +78,16 @@ def _load_source(config: TrainConfig, tokens: TokenSource) -> Checkpoint:
     return source
 
 
+def where_it_stands(config: TrainConfig, state: TrainState) -> str:
+    """One line on what is done and what comes next, for a run that has begun."""
+    stage = config.stages[state.stage]
+    if len(state.stage_ends) == len(config.stages):
+        return f"{config.out} is finished: nothing to train"
+    if state.stage_ended:
+        return f"{config.out} goes on after stage {stage.name}, which is done"
+    return f"{config.out} goes on from stage {stage.name}, step {state.stage_step}/{stage.steps}"
+
+
 def check_same_run(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Refuses to go on with a checkpoint of another run, naming the first key that differs.
 
@@ -94,7 +107,10 @@ def check_same_run(config: TrainConfig, fingerprint: str, checkpoint: Checkpoint
             f"{where} whose stages so far are {', '.join(passed)}: give these first, then others, "
             "or choose another out="
         )
-    for keys in [*([key] for key in SHAPES_THE_RESULT), *(["stages", name] for name in passed)]:
+    shaping = list(SHAPES_THE_RESULT)
+    if config.stages[state.stage].plateau is not None and not state.stage_ended:
+        shaping += SHAPES_A_PLATEAU
+    for keys in [*([key] for key in shaping), *(["stages", name] for name in passed)]:
         before, now = there, here
         for key in keys:
             before, now = before[key], now[key]

@@ -63,6 +63,16 @@ class TrainState:
         """The one being trained."""
         return self.rungs[-1]
 
+    @property
+    def losses(self) -> list[float]:
+        """Validation losses within the stage, the one at its start left out, nats per token."""
+        return [row["loss"] for row in self.validation if row["stage"] == self.stage][1:]
+
+    @property
+    def stage_ended(self) -> bool:
+        """Whether the stage entered last is done."""
+        return len(self.stage_ends) > self.stage
+
     def advance(self, tokens: int, flops_per_token: int) -> None:
         """Counts one update over `tokens` tokens."""
         self.step += 1

@@ -1,0 +1,174 @@
+"""A stage that its plateau ends before its steps: what comes then, also in a resumed run."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killed import Killed, same_bits
+from rich.console import Console
+
+from tokengrow.data.store import TokenStore
+from tokengrow.errors import UserError
+from tokengrow.training import fit as loop
+from tokengrow.training.fit import FitResult, fit
+from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.optim import OptimConfig
+from tokengrow.training.plateau import PlateauConfig
+
+Runs = Callable[..., TrainConfig]
+
+
+def at_a_plateau(run: TrainConfig, steps: int = 20) -> TrainConfig:
+    """The run at a constant rate, with stages that end at their second validation: step 6."""
+    rule = PlateauConfig(patience=1, min_delta=100.0)  # no second validation is that much better
+    return replace(
+        run,
+        stages=tuple(
+            replace(
+                stage, steps=steps, plateau=rule, optim=replace(stage.optim, schedule="constant")
+            )
+            for stage in run.stages
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def flattened(tiny_run: Runs, store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A ladder of two rungs, each ended by its plateau, in one go; not to be written to."""
+    run = tiny_run(tmp_path_factory.mktemp("flattened") / "run", rungs=(8, 12))
+    return fit(at_a_plateau(run), store)
+
+
+def test_a_stage_at_a_plateau_ends_and_the_next_one_grows(flattened: FitResult) -> None:
+    state = flattened.state
+    assert state.stage_ends == [6, 12]
+    history = [(row["stage"], row["step"]) for row in state.validation]
+    assert history == [(0, 0), (0, 3), (0, 6), (1, 6), (1, 9), (1, 12)]
+    first, grown = state.rungs
+    assert first.tokens == grown.tokens == 6 * 4 * 32  # updates of 4 sequences of 32 tokens
+    assert first.loss_end == state.validation[2]["loss"]
+    assert grown.loss_start == pytest.approx(first.loss_end, abs=1e-5)
+    assert grown.loss_end is not None and grown.loss_end < first.loss_end
+
+
+def test_a_stage_that_its_rule_ends_is_one_that_was_given_those_steps(
+    flattened: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    given = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8, 12)), steps=6)
+    stages = tuple(replace(stage, plateau=None) for stage in given.stages)
+    assert same_bits(fit(replace(given, stages=stages), store), flattened)
+
+
+def test_a_stage_that_its_steps_end_has_no_plateau(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    said = io.StringIO()
+    run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8,)), steps=5)
+    state = fit(run, store, Console(file=said)).state
+    assert [row["step"] for row in state.validation] == [0, 3, 5]
+    assert "plateau" not in said.getvalue()
+
+
+def test_what_ended_a_stage_is_said(tiny_run: Runs, store: TokenStore, tmp_path: Path) -> None:
+    said = io.StringIO()
+    run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8,)))
+    fit(run, store, Console(file=said, width=40))
+    line = "stage n8 ends at a plateau (patience 1, min_delta 100) after 6 of at most 20 steps\n"
+    assert line in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_every", "step"),
+    [(4, 4), (4, 6), (4, 10), (4, 12), (3, 3), (3, 6)],  # 3: one is due where the stage ends
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_around_a_plateau_and_resumed_it_ends_with_the_same_bits(
+    flattened: FitResult,
+    tiny_run: Runs,
+    store: TokenStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_every: int,
+    step: int,
+    when: str,
+) -> None:
+    save = loop.save_checkpoint
+
+    def dies(folder: Path, checkpoint: Any) -> None:
+        if when == "after" or checkpoint.step != step:
+            save(folder, checkpoint)
+        if checkpoint.step == step:
+            raise Killed
+
+    run = tiny_run(tmp_path / "run", rungs=(8, 12), checkpoint_every=checkpoint_every)
+    run = at_a_plateau(run)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_checkpoint", dies)
+        fit(run, store)
+    assert same_bits(fit(run, store), flattened)
+
+
+def test_a_run_that_ended_at_a_plateau_is_finished(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8,)))
+    first = fit(run, store)
+    monkeypatch.setattr(loop, "_train_stage", None)  # would fail if it were called
+    assert fit(run, store).state == first.state
+
+
+# What a resumed run must share
+
+
+@pytest.fixture
+def halfway(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrainConfig:
+    """A run that was killed after four steps of its first stage."""
+    save = loop.save_checkpoint
+
+    def dies(folder: Path, checkpoint: Any) -> None:
+        save(folder, checkpoint)
+        raise Killed
+
+    run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8, 12)))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_checkpoint", dies)
+        fit(run, store)
+    return run
+
+
+@pytest.mark.parametrize("key", ["validation_every", "validation_sequences"])
+def test_validations_that_may_end_the_stage_cannot_change(
+    halfway: TrainConfig, store: TokenStore, key: str
+) -> None:
+    with pytest.raises(UserError, match=rf"another configuration \({key} was [38], now 4\)"):
+        fit(replace(halfway, **{key: 4}), store)
+
+
+def test_the_rule_of_a_stage_cannot_change(halfway: TrainConfig, store: TokenStore) -> None:
+    first, second = halfway.stages
+    longer = replace(first, plateau=PlateauConfig(patience=2, min_delta=100.0))
+    with pytest.raises(UserError, match=r"stages\.n8\.plateau\.patience was 1, now 2"):
+        fit(replace(halfway, stages=(longer, second)), store)
+    none = replace(first, plateau=None)
+    with pytest.raises(UserError, match=r"stages\.n8\.plateau was \{.*\}, now None"):
+        fit(replace(halfway, stages=(none, second)), store)
+
+
+def test_between_two_stages_validations_may_change(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8, 12)))
+    fit(replace(run, stages=run.stages[:1]), store)
+    assert fit(replace(run, validation_every=2), store).state.stage_ends == [6, 6 + 4]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "neox_cosine"])
+def test_a_plateau_needs_a_constant_rate(tiny_run: Runs, schedule: str) -> None:
+    (stage,) = at_a_plateau(tiny_run(Path("run"), rungs=(8,))).stages
+    with pytest.raises(UserError, match=rf"stages\.n8\.plateau needs .* not {schedule}"):
+        replace(stage, optim=OptimConfig(schedule=schedule))
