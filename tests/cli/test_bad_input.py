@@ -186,6 +186,7 @@ def test_a_stage_smaller_than_the_one_before_is_refused(refused: Command) -> Non
 def test_a_target_smaller_than_the_source_is_refused(refused: Command, source: Path) -> None:
     said = refused("grow", f"source={source}", "out=bigger", "model.tokens.query=4")
     assert "model.tokens.query: 8 -> 4" in said
+    assert "take tokens away with `tokengrow prune`" in said
 
 
 def test_a_growth_of_what_is_no_axis_is_refused(refused: Command, source: Path) -> None:

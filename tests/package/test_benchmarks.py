@@ -6,20 +6,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tokengrow.data.store import TokenStore
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_order_of_samples_is_timed_and_checked(tmp_path: Path) -> None:
+def rows_of(benchmark: str, *arguments: str, cwd: Path) -> list[dict[str, str]]:
+    """What `python -m benchmarks.{benchmark}` prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.megatron_order", "20000", "--epochs", "2"],
-        cwd=tmp_path,
+        [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments],
+        cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    (row,) = csv.DictReader(done.stdout.splitlines())
+    return list(csv.DictReader(done.stdout.splitlines()))
+
+
+def test_the_order_of_samples_is_timed_and_checked(tmp_path: Path) -> None:
+    (row,) = rows_of("megatron_order", "20000", "--epochs", "2", cwd=tmp_path)
     assert int(row["samples"]) == (int(row["tokens"]) - 1) // 2048
     assert float(row["seconds"]) > 0
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_every_pruning_is_measured(source: Path, store: TokenStore, tmp_path: Path) -> None:
+    rows = rows_of("prune", str(source), str(store.folder), "--sequences", "2", cwd=tmp_path)
+    assert len(rows) == 6 * 3 * (3 + 2 + 2 + 2)  # roles, shares, tau under each ranking
+    assert all(float(row["kl"]) >= 0 for row in rows)
+    assert len({row["loss_before"] for row in rows}) == 1

@@ -39,7 +39,7 @@ class Checkpoint:
     run: Mapping[str, Any] = field(default_factory=dict)
     """The resolved recipe that made it."""
     lineage: Sequence[Mapping[str, Any]] = ()
-    """One entry per growth, oldest first."""
+    """One entry per growth or pruning, oldest first."""
     tokenizer: str | None = None
     """The tokenizer's JSON."""
     end_of_text: str | None = None

@@ -10,6 +10,7 @@ from tokengrow.typed import nearest
 VERBS = {
     "train": ("recipes=NAME [key=value ...] [--multirun]", "a ladder: train, grow, train on"),
     "grow": ("source=DIR model=NAME out=DIR", "one growth, verified, with lineage"),
+    "prune": ("source=DIR model=SMALLER out=DIR", "fewer parameter tokens, ranked by contribution"),
     "plan": ("recipes=NAME | source=DIR model=NAME", "what it will do, without building a model"),
     "data": ("data=NAME out=DIR", "tokenise once, memory-map for ever"),
     "convert": (

@@ -110,10 +110,21 @@ def validation_loader(
             f"validation takes {max_sequences} of {len(sequences)} sequences in batches of "
             f"{batch_size} on {world_size} processes: give each process at least one sequence"
         )
-    count = share * world_size
-    spread = np.arange(count) * len(sequences) // count
+    spread = _spread(len(sequences), share * world_size)
     mine = spread[rank * share : (rank + 1) * share]
-    return _loader(Subset(sequences, mine.tolist()), batch_size=batch_size)
+    return _loader(Subset(sequences, mine), batch_size=batch_size)
+
+
+def spread_batch(sequences: Sequences, count: int) -> torch.Tensor:
+    """Sequences spread evenly over a split, int64 [count, T + 1], fewer where there are fewer."""
+    indices = _spread(len(sequences), min(count, len(sequences)))
+    return torch.stack([sequences[index] for index in indices])
+
+
+def _spread(available: int, count: int) -> list[int]:
+    """`count` of so many indices, at even distances."""
+    indices: list[int] = (np.arange(count) * available // count).tolist()
+    return indices
 
 
 def probe_batch(sequences: Sequences, count: int = 2) -> torch.Tensor:

@@ -95,9 +95,10 @@ def plan_growth(
                 f"{', '.join(AXES)}); set {where}.{key}={before}"
             )
         if after < before:
+            back = ", or take tokens away with `tokengrow prune`" if field == "tokens" else ""
             raise UserError(
                 f"{where}.{key}: {before} -> {after}: growth never makes a model smaller; "
-                f"set it to at least {before}"
+                f"set it to at least {before}{back}"
             )
     steps: list[Step] = []
     before = source

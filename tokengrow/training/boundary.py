@@ -1,7 +1,7 @@
 """What happens to a checkpoint between two stages, and in `tokengrow grow`: it is grown and
-verified."""
+verified. In `tokengrow prune` it is made smaller, and measured."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,16 @@ from tokengrow.files import whole_folder
 from tokengrow.growth.engine import carry_out, grown_weights, growth_report, verify_growth
 from tokengrow.growth.moments import ALL_SLOTS, grown_moments
 from tokengrow.growth.plan import GrowthPlan
+from tokengrow.growth.prune import prune
+from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
 
 KEPT_STATE = ("step", "fingerprint", "next_batch")
 """What of a run's state a checkpoint outside any run still has: how far it was, in which data."""
 
+
+NOTHING: Mapping[str, Tensor] = {}
+"""The tensors of a checkpoint that is described alone."""
 
 Stream = Iterable[tuple[str, Tensor]]
 """Tensors one after the other, by name."""
@@ -43,8 +48,7 @@ def grow_checkpoint(
         DriftError: the result is not the same function.
     """
     grown = carry_out(plan, source.weights, source.optimizer, probe)
-    described = _described(source, plan, grown.report)
-    return replace(described, weights=grown.weights, optimizer=grown.optimizer)
+    return _descendant(source, grown.config, grown.report, grown.weights, grown.optimizer)
 
 
 def grow_on_disk(
@@ -79,19 +83,40 @@ def grow_on_disk(
         slots = count * len(ALL_SLOTS)
         moments = watch(grown_moments(plan, source.optimizer), "optimizer state", slots)
         stream_tensors(partial / layout.OPTIMIZER, moments, slots)
-        write_description(partial, _described(source, plan, report))
+        write_description(partial, _descendant(source, plan.target, report))
     return load_checkpoint(folder, tensors=False)
 
 
-def _described(source: Checkpoint, plan: GrowthPlan, report: dict[str, Any]) -> Checkpoint:
-    """The grown checkpoint without its tensors."""
-    target = {"parameters": plan.target.num_parameters(), "config": plan.target.to_dict()}
+def prune_checkpoint(
+    source: Checkpoint, target: ModelConfig, text: Tensor, probe: Tensor
+) -> Checkpoint:
+    """The checkpoint with fewer parameter tokens, and one more entry of lineage.
+
+    Args:
+        source: what is pruned; not modified.
+        target: of `plan_pruning`.
+        text: [B, T + 1] int64 token ids on which tokens are ranked.
+        probe: [B, T + 1] int64 token ids, others than `text`, on which the drift is measured.
+    """
+    made = prune(source.config, target, source.weights, source.optimizer, text, probe)
+    return _descendant(source, made.config, made.report, made.weights, made.optimizer)
+
+
+def _descendant(
+    source: Checkpoint,
+    config: ModelConfig,
+    report: dict[str, Any],
+    weights: Mapping[str, Tensor] = NOTHING,
+    optimizer: Mapping[str, Tensor] = NOTHING,
+) -> Checkpoint:
+    """The checkpoint of what was made of `source`: its lineage is one entry longer."""
+    target = {"parameters": config.num_parameters(), "config": config.to_dict()}
     entry = {"source": source.ancestor(), "target": target, **report}
     return replace(
         source,
-        config=plan.target,
-        weights={},
-        optimizer={},
+        config=config,
+        weights=weights,
+        optimizer=optimizer,
         lineage=[*source.lineage, entry],
         train_state={k: v for k, v in source.train_state.items() if k in KEPT_STATE},
         folder=None,

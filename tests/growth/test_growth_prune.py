@@ -1,0 +1,256 @@
+"""Pruning: the tokens that contribute least go, and a growth by zero keys is undone."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tokengrow.errors import UserError
+from tokengrow.growth.engine import carry_out
+from tokengrow.growth.plan import plan_growth
+from tokengrow.growth.prune import (
+    Activity,
+    Pruned,
+    kept_moments,
+    measure_activity,
+    plan_pruning,
+    prune,
+    rank,
+    rescaled_tau,
+    row_indices,
+)
+from tokengrow.growth.tokens import token_tensors
+from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
+from tokengrow.model.tokenformer import TokenFormer
+
+Sized = Callable[..., ModelConfig]
+RandomModel = Callable[..., TokenFormer]
+TEXT, PROBE = torch.randint(40, (2, 4, 13), generator=torch.Generator().manual_seed(5))
+FFN = "blocks.0.ffn.{}_param_tokens"
+
+
+def pruned(model: TokenFormer, target: ModelConfig, optimizer: Any = None) -> Pruned:
+    plan = plan_pruning(model.config, target)
+    return prune(model.config, plan, model.to_weights(), optimizer or {}, TEXT, PROBE)
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[Tokens, Tokens]:
+    """Tokens of each role before and after a growth of some or all of them."""
+    before = {role: draw(st.integers(2, 9)) for role in ROLES}
+    grown = {role: n + draw(st.integers(0, 7)) for role, n in before.items()}
+    grown["ffn"] += before == grown
+    return Tokens(**before), Tokens(**grown)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    tokens=sizes(),
+    activation=st.sampled_from(["l2_norm_gelu", "gelu_l2_norm"]),
+    heads=st.integers(1, 3),
+    layers=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+def test_what_a_growth_by_zero_keys_appended_goes_and_the_source_is_back_bit_for_bit(
+    random_model: RandomModel,
+    sized: Sized,
+    dtype: torch.dtype,
+    tokens: tuple[Tokens, Tokens],
+    activation: str,
+    heads: int,
+    layers: int,
+    seed: int,
+) -> None:
+    shape = {"activation": activation, "heads": heads, "head_dim": 6, "layers": layers}
+    source = random_model(sized(2, tokens=tokens[0], **shape), seed, dtype)
+    moments = {
+        f"{slot}.{name}": torch.rand_like(tensor)
+        for slot in ("exp_avg", "exp_avg_sq")
+        for name, tensor in source.to_weights().items()
+    }
+    plan = plan_growth(source.config, replace(source.config, tokens=tokens[1]))
+    grown = carry_out(plan, source.to_weights(), moments)
+    target = plan_pruning(grown.config, source.config)
+    back = prune(grown.config, target, grown.weights, grown.optimizer, TEXT, PROBE)
+    assert back.config == source.config, "tau too"
+    ages = {key for key in back.optimizer if key not in moments}  # all that is left was there
+    assert all((back.optimizer[key] == 1).all() for key in ages)
+    carried = {key: tensor for key, tensor in back.optimizer.items() if key not in ages}
+    for found, expected in ((back.weights, source.to_weights()), (carried, moments)):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert set(back.report["kept_contribution"].values()) <= {1.0}
+
+
+@pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm", "softmax"])
+def test_a_contribution_is_the_mean_squared_length_of_what_a_token_adds_to_the_output(
+    random_model: RandomModel, sized: Sized, activation: str
+) -> None:
+    model = random_model(sized(3, activation=activation), dtype=torch.float32)
+    outputs: list[Tensor] = []
+    model.blocks[0].ffn.register_forward_hook(lambda *called: outputs.append(called[2]))
+    found = measure_activity(model, TEXT[:, :-1])[0, "ffn"].contribution
+    outputs.clear()
+    values = model.blocks[0].ffn.value_param_tokens
+    with torch.no_grad():
+        model(TEXT[:, :-1])
+        for token in range(6):
+            held, values[token] = values[token].clone(), 0.0  # it weighs what it did, and adds none
+            model(TEXT[:, :-1])
+            values[token] = held
+    added = torch.stack([(outputs[0] - without).square().sum(-1).mean() for without in outputs[1:]])
+    torch.testing.assert_close(found.float(), added, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm", "softmax"])
+def test_the_shares_of_a_layer_add_up_to_one(
+    random_model: RandomModel, sized: Sized, activation: str
+) -> None:
+    model = random_model(sized(6, activation=activation), dtype=torch.float32)
+    for each in measure_activity(model, TEXT[:, :-1]).values():
+        assert each.share.sum().item() == pytest.approx(1, abs=1e-5)
+        assert bool((each.share >= 0).all())
+
+
+def activity(contribution: list[float], share: list[float]) -> Activity:
+    return Activity(*(torch.tensor(each, dtype=torch.float64) for each in (contribution, share)))
+
+
+def test_the_largest_contributions_of_each_layer_stay_in_their_order(sized: Sized) -> None:
+    found = {
+        (0, "ffn"): activity([1.0, 4.0, 2.0, 3.0], [0.25] * 4),
+        (1, "ffn"): activity([7.0, 7.0, 7.0, 7.0], [0.25] * 4),
+    }
+    kept = rank(found, sized(1))  # two tokens in the FFN
+    assert kept[0, "ffn"].tolist() == [1, 3]
+    assert kept[1, "ffn"].tolist() == [0, 1], "of equals the earlier"
+
+
+def test_tau_squared_loses_the_mean_share_of_what_is_dropped(sized: Sized) -> None:
+    whole = activity([1.0], [1.0])
+    found = {(0, role): whole for role in ROLES[:4]} | {
+        (0, "ffn"): activity([1.0, 4.0, 2.0, 3.0], [0.1, 0.4, 0.2, 0.3]),
+        (1, "ffn"): activity([4.0, 1.0, 3.0, 2.0], [0.3, 0.4, 0.2, 0.1]),
+    }
+    config = sized(1, tau=Taus(query=1.5, ffn=3.0))
+    tau = rescaled_tau(found, rank(found, config), config)
+    # dropped: 0.1 + 0.2 in the one layer, 0.4 + 0.1 in the other, 0.4 in the mean
+    assert tau.ffn == pytest.approx(3.0 * 0.6**0.5, rel=1e-12)
+    assert asdict(tau) | {"ffn": 0} == asdict(config.tau) | {"ffn": 0}
+
+
+def test_a_tau_stays_where_what_is_kept_scores_nothing(sized: Sized) -> None:
+    found = {(0, role): activity([0.0, 0.0, 0.0], [0.0, 0.0, 1.0]) for role in ROLES}
+    config = sized(1, tokens=Tokens(query=2, key=2, value=2, output=2, ffn=2))
+    assert rescaled_tau(found, rank(found, config), config) == config.tau, "0 would mean: born anew"
+
+
+def test_a_softmax_over_fewer_tokens_weighs_each_as_before(
+    random_model: RandomModel, sized: Sized
+) -> None:
+    # Zero keys weigh 1/6 each, times tau² = 6; of four each weighs 1/4, times tau² = 4.
+    model = random_model(sized(6, activation="softmax"))
+    for name, parameter in model.named_parameters():
+        if name.endswith("key_param_tokens"):
+            parameter.data.zero_()
+    found = pruned(model, sized(4, activation="softmax"))
+    assert found.config.tau.query == pytest.approx(2.0, rel=1e-6)
+    assert found.weights["blocks.0.attention.query.key_param_tokens"].shape[0] == 4
+
+
+def test_rows_and_weights_of_kept_tokens_are_those_of_the_source(
+    random_model: RandomModel, sized: Sized
+) -> None:
+    model = random_model(sized(6))
+    before, found = model.to_weights(), pruned(model, sized(4))
+    kept = row_indices(rank(measure_activity(model.float(), TEXT[:, :-1]), sized(4)))
+    assert found.config.tokens == sized(4).tokens
+    for name, tensor in before.items():
+        if name in token_tensors(model.config):
+            assert torch.equal(found.weights[name].float(), tensor.float()[kept[name]])
+        else:
+            assert torch.equal(found.weights[name].float(), tensor.float())
+    assert torch.equal(kept[FFN.format("key")], kept[FFN.format("value")])
+
+
+def test_dropping_what_contributes_most_would_move_the_model_further(
+    random_model: RandomModel, sized: Sized
+) -> None:
+    model = random_model(sized(20), dtype=torch.float32)
+    found = pruned(model, sized(15))
+    low = {
+        layer: Activity(-each.contribution, each.share)
+        for layer, each in measure_activity(model, TEXT[:, :-1]).items()
+    }
+    worst = rank(low, sized(15))
+    weights = model.to_weights()
+    for name, rows in row_indices(worst).items():
+        weights[name] = weights[name][rows]
+    config = replace(sized(15), tau=rescaled_tau(low, worst, model.config))
+    other = TokenFormer.from_weights(config, weights)
+    with torch.no_grad():
+        moved = (other(PROBE[:, :-1]) - model(PROBE[:, :-1])).abs().mean().item()
+    assert found.report["drift"]["mean_logit"] < 0.5 * moved
+
+
+def test_whatever_a_slot_holds_for_a_row_goes_with_the_row(
+    random_model: RandomModel, sized: Sized
+) -> None:
+    model = random_model(sized(8))  # 16 channels, and 16 tokens in the FFN
+    weights, name = model.to_weights(), FFN.format("key")
+    state = {
+        f"step.{name}": torch.tensor(7.0),
+        f"exp_avg.{name}": torch.arange(256.0).view(16, 16),
+        f"row_age.{name}": torch.arange(16),
+        f"column_age.{name}": torch.arange(100, 116),
+        "exp_avg.embedding.weight": torch.rand(40, 16),
+    }
+    smaller = kept_moments(state, {name: torch.tensor([2, 5])}, weights)
+    assert smaller[f"exp_avg.{name}"][:, 0].tolist() == [32.0, 80.0]
+    assert smaller[f"row_age.{name}"].tolist() == [2, 5]
+    for whole in (f"step.{name}", f"column_age.{name}", "exp_avg.embedding.weight"):
+        assert torch.equal(smaller[whole], state[whole])
+
+
+def test_the_report_says_what_was_done_and_on_other_tokens_than_it_ranked_on(
+    random_model: RandomModel, sized: Sized
+) -> None:
+    model = random_model(sized(6), dtype=torch.float32)
+    report = pruned(model, sized(6, tokens=replace(sized(6).tokens, ffn=7))).report
+    assert report["operation"] == "prune"
+    (step,) = report["steps"]
+    assert step["axis"] == "tokens"
+    assert step["changes"].keys() == {"tokens.ffn", "tau.ffn"}
+    assert report["kept_contribution"].keys() == {"ffn"}
+    assert 0.5 < report["kept_contribution"]["ffn"] < 1
+    with torch.no_grad():
+        logits = model(PROBE[:, :-1]).flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, PROBE[:, 1:].flatten()).item()
+    assert report["drift"]["loss_source"] == pytest.approx(loss, rel=1e-5)
+    assert report["drift"]["probe_tokens"] == 4 * 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokens": Tokens(query=7, key=6, value=6, output=6, ffn=12)}, "never makes a model lar"),
+        ({"layers": 1}, r"model\.layers: 2 -> 1: pruning takes away parameter tokens"),
+        ({"width": 20}, r"model\.width: 16 -> 20: pruning takes away parameter tokens"),
+        ({}, r"the size that source has already.*model\.tokens\.ffn=6"),
+    ],
+    ids=str,
+)
+def test_a_target_out_of_reach_is_refused(sized: Sized, changes: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan_pruning(sized(6), sized(6, **changes))
+
+
+def test_what_is_not_a_size_is_taken_from_the_source(sized: Sized) -> None:
+    source = sized(6, tau=Taus(ffn=9.0), rotary_base=500.0)
+    assert plan_pruning(source, sized(4)) == replace(source, tokens=sized(4).tokens)

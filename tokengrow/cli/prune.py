@@ -1,0 +1,157 @@
+"""tokengrow prune: a checkpoint back along the tokens axis, with lineage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tokengrow.checkpoint.layout import step_folder
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.cli.resolve import Recipe, TrainArguments, plain, resolve_model, without_nulls
+from tokengrow.cli.train import open_tokens
+from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.data.loader import spread_batch
+from tokengrow.data.sequences import TokenSource
+from tokengrow.data.store import TokenStore
+from tokengrow.errors import UserError
+from tokengrow.evaluation.format import table
+from tokengrow.growth.plan import KEPT
+from tokengrow.growth.prune import plan_pruning
+from tokengrow.model.config import ModelConfig
+from tokengrow.training.boundary import prune_checkpoint
+from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.optim import OptimConfig
+from tokengrow.typed import typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneArguments:
+    """The keys of prune.yaml."""
+
+    source: str
+    """Checkpoint, or run whose newest checkpoint is taken."""
+    out: str
+    """Folder that will hold the pruned checkpoint."""
+    model: dict[str, Any]
+    """Sizes wanted; null stands for the source's."""
+    store: str | None
+    """Token store of the text; null: the one that the source's run recorded."""
+    batch_sequences: int
+    """Training sequences that tokens are ranked on, and validation sequences of the drift."""
+
+    def __post_init__(self) -> None:
+        if self.batch_sequences < 1:
+            raise UserError(f"batch_sequences must be at least 1, not {self.batch_sequences}")
+
+
+def main(config: DictConfig) -> None:
+    """Prunes `source` to `model` and writes the result, optimizer state included, into `out`."""
+    arguments = typed(PruneArguments, plain(config))
+    out = new_folder(arguments.out)
+    source = load_checkpoint(arguments.source)
+    target = resolve_pruning(arguments.model, source.config)
+    console = Console()
+    tokens = open_text(arguments.store, source, console)
+    text, probe = (
+        spread_batch(
+            tokens.sequences(split, source.config.context_length), arguments.batch_sequences
+        )
+        for split in ("train", "validation")
+    )
+    with console.status("ranking and pruning"):
+        pruned = prune_checkpoint(source, target, text, probe)
+        folder = save_checkpoint(out / step_folder(source.step), pruned)
+    show(console, source.config, pruned, folder)
+
+
+def resolve_pruning(changes: dict[str, Any], source: ModelConfig) -> ModelConfig:
+    """What the `model` section asks for.
+
+    Raises:
+        UserError: a key that is no number of tokens, or a target out of reach.
+    """
+    for key in KEPT:
+        if key in without_nulls(changes):
+            raise UserError(f"model.{key} cannot be set here: pruning takes it from the source")
+    return plan_pruning(source, resolve_model(changes, source))
+
+
+def open_text(store: str | None, source: Checkpoint, console: Console) -> TokenSource:
+    """The tokens of the store that is given, else those that the source was trained on.
+
+    Raises:
+        UserError: neither can be opened, or its tokens are another tokenizer's.
+    """
+    tokens = TokenStore.open(Path(store)) if store else _recorded_text(source, console)
+    place = f"store={store}" if store else "the text of the source's run"
+    theirs = source.tokenizer not in (None, tokens.tokenizer().to_json())
+    if theirs or tokens.vocab_size > source.config.vocab_size:
+        raise UserError(
+            f"{place} holds the tokens of another tokenizer than the source's: give a store= that "
+            "was made with the source's tokenizer.json"
+        )
+    return tokens
+
+
+def _recorded_text(source: Checkpoint, console: Console) -> TokenSource:
+    """The text that the source's run recorded, in the source's own tokens."""
+    recorded = source.run.get("tokens_from")
+    if not recorded:
+        raise UserError("source records no text, as no run made it: give store=DIR")
+    stage = StageConfig(name="prune", steps=1, model=source.config, optim=OptimConfig())
+    run = TrainConfig(
+        out="",
+        stages=(stage,),
+        source=str(source.folder),
+        seed=source.run["seed"],
+        batch_size=source.run["batch_size"],
+        micro_batch_size=source.run["micro_batch_size"],
+    )
+    recipe = Recipe(
+        name=stage.name,
+        source=run.source,
+        stages={},
+        model={},
+        optim={},
+        batch_size=run.batch_size,
+        max_steps_per_stage=None,
+        store=recorded["store"],
+        data=recorded["data"],
+        tokenizer={},  # that of the source
+        prompt="",
+    )
+    try:
+        return open_tokens(TrainArguments(run=run, recipe=recipe), console)
+    except UserError as error:
+        raise UserError(
+            f"the text of the source's run cannot be opened ({error}): give store=DIR"
+        ) from None
+
+
+def show(console: Console, source: ModelConfig, pruned: Checkpoint, folder: Path) -> None:
+    """Prints what was taken away, how far the function moved, and where the result is."""
+    entry = pruned.lineage[-1]
+    rows = table("Pruning", "key", ("before", "after", "contribution\nkept"))
+    for role, kept in entry["kept_contribution"].items():
+        sizes = (getattr(config.tokens, role) for config in (source, pruned.config))
+        rows.add_row(f"tokens.{role}", *(f"{size:,}" for size in sizes), f"{kept:.2%}")
+    rows.add_section()
+    rows.add_row(
+        "parameters", *(f"{config.num_parameters():,}" for config in (source, pruned.config)), ""
+    )
+    console.print(rows)
+    drift = entry["drift"]
+    console.print(
+        f"not the same function: over {drift['probe_tokens']:,} validation tokens, in "
+        f"{drift['dtype']},\nloss {drift['loss_source']:.5f} -> {drift['loss_grown']:.5f} nats per "
+        f"token, KL divergence {drift['kl']:.2e}, largest |Δ logit| {drift['max_logit']:.1e}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"checkpoint  {folder}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_verb("prune", main)
