@@ -2,6 +2,7 @@
 stays on the disk."""
 
 import csv
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -25,9 +26,11 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
+from tokengrow.training import stage
 from tokengrow.training.fit import PLOT_FILE, FitResult, fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.metrics import LoggerConfig
+from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import OptimConfig
 
 Runs = Callable[..., TrainConfig]
@@ -151,7 +154,7 @@ def test_killed_at_a_checkpoint_and_resumed_it_ends_with_the_same_bits(
     step: int,
     when: str,
 ) -> None:
-    save = loop.save_checkpoint
+    save = stage.save_checkpoint
 
     def dies(folder: Path, checkpoint: Any) -> None:
         if when == "after" or checkpoint.step != step:
@@ -161,7 +164,7 @@ def test_killed_at_a_checkpoint_and_resumed_it_ends_with_the_same_bits(
 
     run = tiny_run(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_checkpoint", dies)
+        patch.setattr(stage, "save_checkpoint", dies)
         fit(run, store)
     assert same_bits(fit(run, store), climbed)
 
@@ -186,6 +189,23 @@ def test_killed_right_after_a_growth_and_resumed_it_ends_with_the_same_bits(
     assert same_bits(fit(run, store), climbed)
 
 
+def test_a_stages_model_is_gone_before_the_next_one_is_made(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow, alive = loop.grow_checkpoint, []
+
+    def counted(*arguments: Any) -> Any:
+        gc.collect()
+        alive.append(sum(type(found) is TokenFormerModule for found in gc.get_objects()))
+        return grow(*arguments)
+
+    gc.collect()
+    before = sum(type(found) is TokenFormerModule for found in gc.get_objects())
+    monkeypatch.setattr(loop, "grow_checkpoint", counted)
+    fit(tiny_run(tmp_path / "run", (8, 12, 16), steps=2), store)
+    assert alive == [before, before]
+
+
 def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +218,7 @@ def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
         )
 
     whole = fit(tiny_run(tmp_path / "whole"), tokens())
-    run, save = tiny_run(tmp_path / "run"), loop.save_checkpoint
+    run, save = tiny_run(tmp_path / "run"), stage.save_checkpoint
 
     def dies(folder: Path, checkpoint: Any) -> None:
         save(folder, checkpoint)
@@ -206,7 +226,7 @@ def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_checkpoint", dies)
+        patch.setattr(stage, "save_checkpoint", dies)
         fit(run, tokens())
     assert same_bits(fit(run, tokens()), whole)
 
@@ -228,7 +248,7 @@ def test_a_finished_run_called_again_trains_nothing_and_changes_nothing(
     run = tiny_run(tmp_path / "run", rungs=(8, 12), steps=2, logger=LoggerConfig())
     first = fit(run, store)
     before = contents(tmp_path)
-    monkeypatch.setattr(loop, "_train_stage", None)  # would fail if it were called
+    monkeypatch.setattr(loop, "train_stage", None)  # would fail if it were called
     again = fit(run, store)
     assert contents(tmp_path) == before
     assert again.state == first.state
@@ -343,13 +363,13 @@ def test_a_run_from_a_source_goes_on_in_its_data(
 ) -> None:
     first = fit(tiny_run(tmp_path / "first", rungs=(8,), steps=3), store).checkpoint.folder
     started: list[int] = []
-    loader = loop.train_loader
+    loader = stage.train_loader
 
     def noted(*arguments: Any, **settings: Any) -> Any:
         started.append(settings["start_batch"])
         return loader(*arguments, **settings)
 
-    monkeypatch.setattr(loop, "train_loader", noted)
+    monkeypatch.setattr(stage, "train_loader", noted)
     fit(tiny_run(tmp_path / "next", rungs=(8,), steps=1, source=str(first)), store)
     twice = tiny_run(
         tmp_path / "twice", rungs=(8,), steps=1, source=str(first), batch_size=8, micro_batch_size=4

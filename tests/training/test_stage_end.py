@@ -13,6 +13,7 @@ from rich.console import Console
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.training import fit as loop
+from tokengrow.training import stage
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.optim import OptimConfig
@@ -95,7 +96,7 @@ def test_killed_around_a_plateau_and_resumed_it_ends_with_the_same_bits(
     step: int,
     when: str,
 ) -> None:
-    save = loop.save_checkpoint
+    save = stage.save_checkpoint
 
     def dies(folder: Path, checkpoint: Any) -> None:
         if when == "after" or checkpoint.step != step:
@@ -106,7 +107,7 @@ def test_killed_around_a_plateau_and_resumed_it_ends_with_the_same_bits(
     run = tiny_run(tmp_path / "run", rungs=(8, 12), checkpoint_every=checkpoint_every)
     run = at_a_plateau(run)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_checkpoint", dies)
+        patch.setattr(stage, "save_checkpoint", dies)
         fit(run, store)
     assert same_bits(fit(run, store), flattened)
 
@@ -116,7 +117,7 @@ def test_a_run_that_ended_at_a_plateau_is_finished(
 ) -> None:
     run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8,)))
     first = fit(run, store)
-    monkeypatch.setattr(loop, "_train_stage", None)  # would fail if it were called
+    monkeypatch.setattr(loop, "train_stage", None)  # would fail if it were called
     assert fit(run, store).state == first.state
 
 
@@ -128,7 +129,7 @@ def halfway(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> TrainConfig:
     """A run that was killed after four steps of its first stage."""
-    save = loop.save_checkpoint
+    save = stage.save_checkpoint
 
     def dies(folder: Path, checkpoint: Any) -> None:
         save(folder, checkpoint)
@@ -136,7 +137,7 @@ def halfway(
 
     run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8, 12)))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "save_checkpoint", dies)
+        patch.setattr(stage, "save_checkpoint", dies)
         fit(run, store)
     return run
 

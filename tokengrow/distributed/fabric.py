@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -67,3 +68,16 @@ def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric
     )
     fabric.launch()
     return fabric
+
+
+def release(fabric: Fabric, module: Any) -> None:
+    """Lets go of a LightningModule, so that its memory is free once nobody else holds it.
+
+    Fabric keeps every one that it sets up among its callbacks, and has no door out for it.
+
+    Args:
+        fabric: that set it up.
+        module: as `setup_module` gave it back.
+    """
+    kept = fabric._callbacks
+    kept[:] = [callback for callback in kept if callback is not module._original_module]

@@ -1,0 +1,243 @@
+"""Inside a stage: updates over global batches, validation, logs and checkpoints.
+
+Shapes: `B` batch, `T` sequence.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from torch import Tensor
+
+from tokengrow.checkpoint.layout import step_folder
+from tokengrow.checkpoint.store import Checkpoint, prune_checkpoints, save_checkpoint
+from tokengrow.data.corpus import Split
+from tokengrow.data.loader import train_loader, validation_loader
+from tokengrow.data.sequences import Sequences, TokenSource
+from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.errors import UserError
+from tokengrow.model.config import Taus
+from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.metrics import Throughput
+from tokengrow.training.optim import optimizer_state
+from tokengrow.training.plateau import plateaued
+from tokengrow.training.progress import StageProgress, stage_progress
+from tokengrow.training.schedule import learning_rate
+from tokengrow.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first stage to the last."""
+
+    config: TrainConfig
+    fabric: Fabric
+    tokens: TokenSource
+    tokenizer: Tokenizer
+    console: Console
+
+    @property
+    def out(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.out)
+
+    def sequences(self, stage: StageConfig, split: Split) -> Sequences:
+        """A split, cut to the stage's context length."""
+        return self.tokens.sequences(split, stage.model.context_length)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The stage at hand, set up by Fabric."""
+
+    stage: StageConfig
+    module: Any
+    """The TokenFormerModule, in Fabric's wrapper."""
+    model: TokenFormer
+    """The bare model inside it."""
+    optimizer: Any
+    """AdamW, in Fabric's wrapper too."""
+    lineage: list[Any]
+    """Of the model."""
+
+
+def train_stage(run: Run, training: Training, state: TrainState) -> None:
+    """Trains until the stage ends, with a validation; validates, logs and saves on the way."""
+    config, stage = run.config, training.stage
+    batches = _batches(run, stage, state.next_batch)
+    tokens = config.batch_size * stage.model.context_length
+    flops_per_token = stage.model.flops_per_token()
+    speed = Throughput()
+    with stage_progress(run.console, stage.name, state.stage_step, stage.steps) as progress:
+        ended = False
+        while not ended:
+            loss, norm, rate = _update(run, training, batches, state.stage_step + 1)
+            state.advance(tokens, flops_per_token)
+            _anneal_tau(run, training, state)
+            speed.add(tokens)
+            done = state.stage_step
+            ended = done == stage.steps
+            if done % config.log_every == 0 or ended:
+                _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
+            if done % config.validation_every == 0 or ended:
+                validate(run, training, state)
+                speed.restart()
+                ended = ended or _at_a_plateau(run, stage, state)
+            if done % config.checkpoint_every == 0 and not ended:
+                save_stage(run, training, state)
+                speed.restart()
+
+
+def _at_a_plateau(run: Run, stage: StageConfig, state: TrainState) -> bool:
+    """Whether the stage's plateau rule ends it here, which is said."""
+    rule = stage.plateau
+    if rule is None or not plateaued(state.losses, rule):
+        return False
+    run.console.print(
+        f"stage {stage.name} ends at a plateau (patience {rule.patience}, min_delta "
+        f"{rule.min_delta:g}) after {state.stage_step} of at most {stage.steps} steps",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return True
+
+
+def _batches(run: Run, stage: StageConfig, start_batch: int) -> Iterator[Tensor]:
+    """Micro-batches [b, T + 1] of this rank on its device, from a global batch on, endlessly."""
+    loader = train_loader(
+        run.sequences(stage, "train"),
+        seed=run.config.seed,
+        batch_size=run.config.batch_size,
+        micro_batch_size=run.config.micro_batch_size,
+        start_batch=start_batch,
+        rank=run.fabric.global_rank,
+        world_size=run.fabric.world_size,
+    )
+    return iter(cast(Any, run.fabric.setup_dataloaders(loader, use_distributed_sampler=False)))
+
+
+def _update(
+    run: Run, training: Training, batches: Iterator[Tensor], update: int
+) -> tuple[Tensor, Tensor, float]:
+    """One optimizer update over a global batch.
+
+    Returns:
+        Its mean loss (scalar tensor), the norm of its gradient before clipping (likewise), its
+        rate.
+    """
+    config, stage, fabric = run.config, training.stage, run.fabric
+    rate = learning_rate(stage.optim, update, stage.steps)
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate
+    parts = config.batch_size // (config.micro_batch_size * fabric.world_size)
+    total = torch.zeros((), device=fabric.device)
+    for part in range(parts):
+        batch = next(batches)
+        with fabric.no_backward_sync(training.module, enabled=part < parts - 1):
+            # On one device Fabric calls training_step past its own autocast: enter it here.
+            with fabric.autocast():
+                loss = training.module.training_step(batch, part) / parts
+            fabric.backward(loss)
+        total += loss.detach()
+    training.optimizer.drop_frozen_gradients()
+    norm = fabric.clip_gradients(
+        training.module,
+        training.optimizer,
+        max_norm=stage.optim.grad_clip,
+        error_if_nonfinite=False,
+    )
+    assert norm is not None
+    if not norm.isfinite():
+        raise UserError(
+            f"stage {stage.name}, step {update}: the gradient is not finite (loss {total:.4g}, "
+            f"learning rate {rate:.3g}): lower stages.{stage.name}.optim.lr or raise its "
+            "warmup_steps; this step was not taken, and checkpoints before it are whole"
+        )
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    return total, norm, rate
+
+
+def _anneal_tau(run: Run, training: Training, state: TrainState) -> None:
+    """Moves tau on its way from that of the source to that of the stage, where it is annealed."""
+    if state.rung.tau_start is not None:
+        steps = min(run.config.growth.anneal_steps, training.stage.steps)
+        start = Taus(**state.rung.tau_start)
+        training.model.set_tau(start.towards(training.stage.model.tau, state.stage_step / steps))
+
+
+@torch.no_grad()
+def mean_loss(run: Run, stage: StageConfig, module: Any) -> float:
+    """Mean validation loss in nats per token, over `validation_sequences`."""
+    config, fabric = run.config, run.fabric
+    loader = validation_loader(
+        run.sequences(stage, "validation"),
+        batch_size=config.micro_batch_size,
+        max_sequences=config.validation_sequences,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    total = torch.zeros(2, dtype=torch.float64, device=fabric.device)  # summed loss, sequences
+    for index, batch in enumerate(fabric.setup_dataloaders(loader, use_distributed_sampler=False)):
+        with fabric.autocast():
+            loss = module.validation_step(batch, index)
+        total += total.new_tensor([loss.item() * len(batch), len(batch)])
+    summed, count = cast(Tensor, fabric.all_reduce(total, reduce_op="sum")).tolist()
+    return summed / count
+
+
+def validate(run: Run, training: Training, state: TrainState) -> float:
+    """The mean validation loss, noted in the state and logged."""
+    mean = mean_loss(run, training.stage, training.module)
+    state.record_validation(mean)
+    run.fabric.log_dict(
+        {"validation/loss": mean, "tokens": state.tokens, "flops": state.flops}, state.step
+    )
+    return mean
+
+
+def _log(
+    run: Run,
+    state: TrainState,
+    progress: StageProgress,
+    speed: Throughput,
+    loss: Tensor,
+    grad_norm: Tensor,
+    lr: float,
+) -> None:
+    mean, per_second = cast(Tensor, run.fabric.all_reduce(loss)).item(), speed.read()
+    progress.update(state.stage_step, mean, per_second)
+    metrics = {
+        "train/loss": mean,
+        "train/grad_norm": grad_norm.item(),
+        "train/lr": lr,
+        "tokens_per_second": per_second,
+        "tokens": state.tokens,
+        "flops": state.flops,
+        "stage": state.stage,
+    }
+    run.fabric.log_dict(metrics, state.step)
+
+
+def save_stage(run: Run, training: Training, state: TrainState) -> Path:
+    """Writes a checkpoint and prunes older ones, but never the last of a stage."""
+    folder = run.out / step_folder(state.step)
+    checkpoint = replace(
+        Checkpoint.of(training.model),
+        optimizer=optimizer_state(training.model, training.optimizer),
+        train_state=state.to_dict(),
+        run=run.config.to_dict(),
+        lineage=training.lineage,
+        tokenizer=run.tokenizer.to_json(),
+        end_of_text=run.tokenizer.end_of_text_token,
+    )
+    if run.fabric.is_global_zero:
+        save_checkpoint(folder, checkpoint)
+        prune_checkpoints(run.out, run.config.keep_checkpoints, set(state.stage_ends))
+    run.fabric.barrier()
+    return folder
