@@ -1,6 +1,7 @@
 """`tokengrow grow`: a larger checkpoint of the same function, with its lineage."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from tokengrow.checkpoint.layout import WEIGHTS
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.files import sha256
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.model.config import Taus
+from tokengrow.typed import typed
 
 Command = Callable[..., Any]
+Composed = Callable[..., dict[str, Any]]
 
 ONE_STEP = [
     "recipes=continue",
@@ -109,3 +114,78 @@ def test_a_checkpoint_can_be_trained_on_with_data_in_place_of_a_store(
     )
     assert outcome.status == 0, outcome.err
     assert load_checkpoint(tmp_path / "on").tokenizer == load_checkpoint(source).tokenizer
+
+
+@pytest.mark.parametrize(
+    ("group", "differs"),
+    [
+        ("zero_key", {}),
+        ("gram", {"init": "gram", "tau": "recompute"}),
+        ("anneal", {"tau": "anneal"}),
+        (
+            "stack",
+            {"new_blocks": "stack", "new_block_place": "top", "tolerance": float("inf")},
+        ),
+        (
+            "published",
+            {
+                "init": "published",
+                "tau": "recompute",
+                "optimizer": "fresh",
+                "new_warmup_steps": 0,
+                "tolerance": float("inf"),
+            },
+        ),
+    ],
+)
+def test_a_growth_group_sets_what_belongs_together(
+    composed: Composed, group: str, differs: dict[str, Any]
+) -> None:
+    section = composed("grow", f"growth={group}", "source=x", "out=y")["growth"]
+    assert typed(GrowthConfig, section) == replace(GrowthConfig(), **differs)
+
+
+def test_a_gram_growth_goes_into_the_published_layout_and_back(
+    command: Command, source: Path, tmp_path: Path
+) -> None:
+    # Keys of rank 8 (attention) and 16 (FFN).
+    tokens = "{query: 20, key: 20, value: 20, output: 40, ffn: 40}"
+    given = (f"source={source}", f"model.tokens={tokens}", f"out={tmp_path / 'grown'}")
+    assert command("grow", "growth=gram", *given).status == 0
+    grown, neox, back = (tmp_path / name for name in ("grown", "neox", "back"))
+    assert command("convert", f"source={grown}", "to=neox", f"out={neox}").status == 0
+    assert command("convert", f"source={neox}", "to=tokengrow", f"out={back}").status == 0
+    first, last = load_checkpoint(source), load_checkpoint(tmp_path / "back")
+    assert last.config.tau == Taus.at_birth(last.config.tokens)
+    ids = torch.arange(32)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(last.model(ids), first.model(ids), rtol=0, atol=1e-5)
+
+
+def test_zero_keys_have_no_published_word(command: Command, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grown"
+    command("grow", f"source={source}", "model.tokens.ffn=40", f"out={out}")
+    outcome = command("convert", f"source={out}", "to=neox", f"out={tmp_path / 'neox'}")
+    assert outcome.status == 2
+    assert "growth=gram" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["growth=gram"], "growth.init=gram appends at least 16 tokens"),
+        (["growth.init=gram"], "growth.init=gram goes with growth.tau=recompute"),
+        (["growth.tau=recompute"], "is not the same function"),
+        (["growth.new_warmup_steps=-1"], "growth.new_warmup_steps must be at least 0"),
+        (["growth.freeze_source=-2"], "growth.freeze_source must be at least -1"),
+        (["growth=stak"], "did you mean 'stack'?"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused_and_nothing_is_written(
+    command: Command, source: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    out = tmp_path / "new" / "grown"
+    outcome = command("grow", f"source={source}", "model.tokens.ffn=20", f"out={out}", *words)
+    assert outcome.status == 2
+    assert said in outcome.err
+    assert list(tmp_path.iterdir()) == []

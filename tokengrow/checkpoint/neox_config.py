@@ -342,7 +342,10 @@ def _without_a_word(model: ModelConfig) -> list[str]:
     for role in ROLES:
         tau, born = getattr(model.tau, role), getattr(birth, role)
         if not math.isclose(tau, born, rel_tol=TAU_PRECISION):
-            wrong.append(f"model.tau.{role} ({tau}): it computes sqrt({tokens[role]}) = {born}")
+            wrong.append(
+                f"model.tau.{role} ({tau}): it computes sqrt({tokens[role]}) = {born}, which "
+                "growth=gram leads to at once and growth=anneal in training"
+            )
     if model.norm_eps != model.final_norm_eps:
         wrong.append(
             f"model.norm_eps ({model.norm_eps}) beside model.final_norm_eps "
