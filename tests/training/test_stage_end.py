@@ -12,6 +12,8 @@ from rich.console import Console
 
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
 from tokengrow.training import stage
 from tokengrow.training.fit import FitResult, fit
@@ -110,6 +112,17 @@ def test_killed_around_a_plateau_and_resumed_it_ends_with_the_same_bits(
         patch.setattr(stage, "save_checkpoint", dies)
         fit(run, store)
     assert same_bits(fit(run, store), flattened)
+
+
+def test_a_stage_does_not_end_while_tau_is_on_its_way(
+    tiny_run: Runs, tiny_model: Callable[..., ModelConfig], store: TokenStore, tmp_path: Path
+) -> None:
+    run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8, 12)))
+    stages = (run.stages[0], replace(run.stages[1], model=tiny_model(12)))
+    growth = GrowthConfig(tau="anneal", anneal_steps=8)
+    done = fit(replace(run, stages=stages, growth=growth), store)
+    assert done.state.stage_ends == [6, 6 + 9]  # the first validation after 8 updates
+    assert done.checkpoint.config.tau == tiny_model(12).tau
 
 
 def test_a_run_that_ended_at_a_plateau_is_finished(
