@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
+from tokengrow.errors import UserError
 
 TENSORS = {
     "matrix": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -43,11 +44,17 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
         stream_tensors(tmp_path / "file", [], most=1)
 
 
+def test_what_is_no_float_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ids is int64: a checkpoint holds float64, float32"):
+        stream_tensors(tmp_path / "file", [("ids", torch.arange(3))], most=1)
+
+
 def test_a_tensor_file_is_a_mapping(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "file")
     tensors = TensorFile(tmp_path / "file")
     assert set(tensors) == set(TENSORS) and len(tensors) == 5
     assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+    assert "half" in tensors and "another" not in tensors
     assert tensors.get("another") is None
     with pytest.raises(KeyError):
         tensors["another"]

@@ -1,5 +1,7 @@
 """`tokengrow grow`: a larger checkpoint of the same function, with its lineage."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,4 +190,14 @@ def test_a_choice_that_cannot_be_is_refused_and_nothing_is_written(
     outcome = command("grow", f"source={source}", "model.tokens.ffn=20", f"out={out}", *words)
     assert outcome.status == 2
     assert said in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    words = f"-m tokengrow grow source={source} model.tokens.ffn=400 out={tmp_path}/new/grown"
+    limited = f"ulimit -f 100; {sys.executable} {words}"  # 100 kB a file
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("make room on the disk, or choose another place")
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

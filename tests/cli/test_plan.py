@@ -126,6 +126,12 @@ def test_a_stage_that_may_end_before_is_named(command: Command) -> None:
 # One growth, one model
 
 
+def test_a_growth_that_cannot_be_is_not_planned(command: Command, source: Path) -> None:
+    outcome = command("plan", f"source={source}", "growth=gram", "model.tokens.ffn=20")
+    assert outcome.status == 2
+    assert "growth.init=gram appends at least 16 tokens" in outcome.err
+
+
 def test_a_growth_is_shown_before_and_after(command: Command, source: Path) -> None:
     outcome = command("plan", f"source={source}", "model.tokens.ffn=64")
     rows = rows_of(outcome.out)

@@ -290,6 +290,23 @@ class TestGram:
         with pytest.raises(UserError, match=said):
             plan_growth(sized(6), target, config=self.CONFIG)
 
+    def test_a_tau_that_is_large_already_leaves_no_room(self, sized: Sized) -> None:
+        source = replace(sized(6), tau=replace(sized(6).tau, query=5.0))
+        with pytest.raises(UserError, match=r"tau\.query is 5 already.*gives 4\.69.*more than 25"):
+            plan_growth(source, sized(22), config=self.CONFIG)
+
+    def test_the_tau_of_a_role_that_does_not_grow_stays(
+        self, random_model: RandomModel, sized: Sized
+    ) -> None:
+        # As an earlier growth by zero keys has left it.
+        kept = grow(
+            random_model(sized(6)), replace(sized(6), tokens=replace(sized(6).tokens, ffn=20))
+        )
+        wanted = replace(kept.config, tokens=replace(kept.config.tokens, query=22))
+        grown = grow(kept, wanted, self.CONFIG)
+        assert grown.config.tau.ffn == 12**0.5
+        assert grown.config.tau.query == 22**0.5
+
     def test_it_is_refused_where_it_would_not_be_exact(self, sized: Sized) -> None:
         gelu = [sized(n, activation="gelu_l2_norm") for n in (6, 22)]
         with pytest.raises(UserError, match=r"l2_norm_gelu alone, not for gelu_l2_norm"):

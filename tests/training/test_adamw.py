@@ -53,11 +53,12 @@ def aged(
     optimizer = adamw(parameter, AgedAdamW, betas=betas)
     with torch.no_grad():
         parameter[OLD] = corner
-    state = optimizer.state[parameter]
-    state["step"] = torch.tensor(float(len(past)))
-    for slot in ("exp_avg", "exp_avg_sq"):
-        state[slot] = torch.zeros_like(parameter)
-        state[slot][OLD] = of_corner.state[corner][slot]
+    if past:
+        state = optimizer.state[parameter]
+        state["step"] = torch.tensor(float(len(past)))
+        for slot in ("exp_avg", "exp_avg_sq"):
+            state[slot] = torch.zeros_like(parameter)
+            state[slot][OLD] = of_corner.state[corner][slot]
     rows = torch.tensor([len(past)] * 3 + [0] * 2)
     columns = torch.tensor([len(past)] * 4 + [0] * 2)
     optimizer.set_ages({parameter: Ages(rows, columns)})
@@ -233,3 +234,38 @@ def train(model: TokenFormer, optimizer: torch.optim.Optimizer, updates: int) ->
         optimizer.zero_grad()
         model(ids).square().mean().backward()
         optimizer.step()
+
+
+def test_new_entries_go_on_as_in_an_optimizer_of_their_own_after_a_long_freeze() -> None:
+    # Past the updates (325 at 0.95) after which nothing new is left for a bias correction to tell.
+    growth = GrowthConfig(new_warmup_steps=0, freeze_source=330)
+    parameter, optimizer, _ = aged((0.9, 0.95), [], growth)
+    optimizer.set_ages({parameter: Ages(torch.tensor([1] * 3 + [0] * 2), torch.tensor([1] * 6))})
+    optimizer.begin_stage(growth, done=0)
+    fresh = nn.Parameter(parameter.detach().clone())
+    of_fresh = adamw(fresh, betas=(0.9, 0.95))
+    frozen, thawed = gradients(2, 330), gradients(3, 5)
+    run(optimizer, parameter, frozen + thawed)
+    run(of_fresh, fresh, frozen + thawed)
+    torch.testing.assert_close(parameter[3:].detach(), fresh[3:].detach(), rtol=1e-9, atol=1e-12)
+    # The frozen rows, which had no moments, begin at the thaw.
+    old = nn.Parameter(aged((0.9, 0.95), [])[0].detach()[:3].clone())
+    of_old = adamw(old, betas=(0.9, 0.95))
+    run(of_old, old, [gradient[:3] for gradient in thawed])
+    torch.testing.assert_close(parameter[:3].detach(), old.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_what_grew_beside_a_frozen_source_goes_on_in_the_next_stage() -> None:
+    growth = GrowthConfig(new_warmup_steps=0, freeze_source=-1)
+    parameter, optimizer, _ = aged((0.9, 0.95), [], growth)
+    fresh = nn.Parameter(parameter.detach().clone())
+    of_fresh = adamw(fresh, betas=(0.9, 0.95))
+    optimizer.set_ages({parameter: Ages(torch.tensor([1] * 3 + [0] * 2), torch.tensor([1] * 6))})
+    optimizer.begin_stage(growth, done=0)
+    steps = gradients(2, 40)
+    run(optimizer, parameter, steps[:30])
+    optimizer.set_ages(optimizer.ages())
+    optimizer.begin_stage(GrowthConfig(), done=0)
+    run(optimizer, parameter, steps[30:])
+    run(of_fresh, fresh, steps)
+    torch.testing.assert_close(parameter[3:].detach(), fresh[3:].detach(), rtol=1e-9, atol=1e-12)

@@ -19,7 +19,8 @@ from tokengrow.training import stage
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.optim import OptimConfig
-from tokengrow.training.plateau import PlateauConfig
+from tokengrow.training.plateau import PlateauConfig, plateaued
+from tokengrow.training.state import TrainState
 
 Runs = Callable[..., TrainConfig]
 
@@ -121,8 +122,20 @@ def test_a_stage_does_not_end_while_tau_is_on_its_way(
     stages = (run.stages[0], replace(run.stages[1], model=tiny_model(12)))
     growth = GrowthConfig(tau="anneal", anneal_steps=8)
     done = fit(replace(run, stages=stages, growth=growth), store)
-    assert done.state.stage_ends == [6, 6 + 9]  # the first validation after 8 updates
+    # The rule's two validations are those of the updates 9 and 12.
+    assert done.state.stage_ends == [6, 6 + 12]
     assert done.checkpoint.config.tau == tiny_model(12).tau
+
+
+def test_only_losses_from_an_update_on_count() -> None:
+    state = TrainState("tokens", step=30, stage=1, stage_step=20)
+    for step, loss in ((10, 4.0), (15, 5.0), (20, 5.0), (25, 4.0), (30, 3.0)):
+        state.validation.append({"step": step, "stage": 1, "loss": loss})
+    assert state.losses() == [5.0, 5.0, 4.0, 3.0]
+    assert state.losses(since=10) == [5.0, 4.0, 3.0]
+    rule = PlateauConfig(patience=1, min_delta=0.01)
+    assert plateaued(state.losses(), rule)
+    assert not plateaued(state.losses(since=10), rule)
 
 
 def test_a_run_that_ended_at_a_plateau_is_finished(

@@ -46,7 +46,10 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self._path = path
         with safe_open(path, "pt") as file:
-            self._names = list(file.keys())
+            self._names = dict.fromkeys(file.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -90,6 +93,11 @@ def stream_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]], most: int)
         file.seek(8 + room)
         for name, tensor in tensors:
             begin = file.tell() - 8 - room
+            if tensor.dtype not in DTYPES:
+                raise UserError(
+                    f"{name} is {dtype_name(tensor.dtype)}: a checkpoint holds "
+                    f"{', '.join(map(dtype_name, DTYPES))}"
+                )
             flat = tensor.detach().contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
             entries[name] = {

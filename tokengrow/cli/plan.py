@@ -22,6 +22,7 @@ from tokengrow.cli.resolve import (
 from tokengrow.cli.verb import run_verb
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
+from tokengrow.growth.config import GrowthConfig
 from tokengrow.training.budget import Budget, growth_budget, model_budget, run_budget
 from tokengrow.training.speed import measured_speed
 from tokengrow.typed import MISSING_VALUE, typed
@@ -61,6 +62,8 @@ class GrowthArguments:
     """Checkpoint, or run whose newest checkpoint is taken."""
     model: dict[str, Any]
     """Sizes wanted; null stands for the source's."""
+    growth: GrowthConfig
+    """How it is to be grown."""
     micro_batch_size: int
     """Sequences whose activations count as training memory."""
     fabric: FabricConfig
@@ -113,7 +116,8 @@ def _growth(arguments: GrowthArguments) -> Budget:
     batch, precision = arguments.micro_batch_size, arguments.fabric.chosen_precision
     if arguments.source is not None:
         source = load_checkpoint(arguments.source, tensors=False).config
-        return growth_budget(resolve_growth(arguments.model, source), batch, precision)
+        plan = resolve_growth(arguments.model, source, config=arguments.growth)
+        return growth_budget(plan, batch, precision)
     if not without_nulls(arguments.model):
         raise UserError("nothing to plan: give recipes=NAME, model=NAME, or source=DIR")
     return model_budget(resolve_model(arguments.model), batch, precision)

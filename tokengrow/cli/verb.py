@@ -1,5 +1,6 @@
 """What every verb shares: Hydra around its function, and wrong inputs as one sentence."""
 
+import errno
 import os
 import re
 import sys
@@ -22,6 +23,9 @@ from tokengrow.typed import nearest
 
 WRONG_INPUT = 2
 """Exit status for a wrong input."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk, a quota or a limit on the size of files say."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -56,6 +60,10 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
             _refuse(name, _explain(name, error))
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             _refuse(name, f"{error.filename}: {error.strerror}: choose another place")
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            _refuse(name, f"{error.strerror}: make room on the disk, or choose another place")
 
     # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -22,8 +22,9 @@ AXES: dict[str, tuple[str, ...]] = {
 """Growth axis to the config fields that it changes, in the order in which axes are grown."""
 
 KEPT = ("tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init")
-"""Part of the function, or of its history, and not of its size: the grown model keeps the source's
-(but for the epsilons of a wider one, which shrink with the variance that they are added to)."""
+"""Part of the function, or of its history, and not of its size: the grown model keeps the source's,
+whatever is requested (but for the epsilons of a wider one, which shrink with the variance that they
+are added to, and a tau that `growth.tau` does not keep)."""
 
 
 DEFAULT = GrowthConfig()
@@ -31,7 +32,7 @@ DEFAULT = GrowthConfig()
 
 @dataclass(frozen=True)
 class Step:
-    """One exact growth along one axis."""
+    """The growth along one axis."""
 
     axis: str
     """A key of `AXES`."""
@@ -107,7 +108,7 @@ def plan_growth(
         if axis == "width":
             changes |= rescaled_eps(before, requested.width)
         if axis == "tokens" and config.tau == "recompute" and before.tokens != requested.tokens:
-            changes["tau"] = Taus()
+            changes["tau"] = _recomputed(before, requested)
         after = replace(before, **changes)
         if after != before:
             steps.append(Step(axis, before, after))
@@ -115,6 +116,12 @@ def plan_growth(
     _check_init(steps, config)
     settled = replace(before, tau=Taus()) if config.tau == "anneal" else before
     return GrowthPlan(source, before, tuple(steps), settled, config)
+
+
+def _recomputed(source: ModelConfig, requested: ModelConfig) -> Taus:
+    """sqrt(N) of each role that grows; the others have no reason to be another function."""
+    grows = [role for role, n in source.tokens.items() if getattr(requested.tokens, role) > n]
+    return replace(source.tau, **dict.fromkeys(grows, 0.0))
 
 
 def _check_init(steps: list[Step], config: GrowthConfig) -> None:

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from tokengrow.errors import UserError
+from tokengrow.growth.moments import COLUMN_AGE
 from tokengrow.growth.plan import KEPT
 from tokengrow.growth.tensors import State, pattention_name
 from tokengrow.growth.verify import Drift, measure_drift
@@ -47,9 +48,6 @@ from tokengrow.model.tokenformer import TokenFormer, pattention_layers
 
 Layer = tuple[int, str]
 """A Pattention layer: number of its block, and role."""
-
-COLUMN_AGE = "column_age"
-"""The one slot of the optimizer's state whose vectors count a tensor's columns, not its rows."""
 
 
 @dataclass

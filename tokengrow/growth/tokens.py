@@ -50,8 +50,8 @@ def append_tokens(
         state: weights of the source, or some of them, on the CPU; not modified.
         source: config before.
         target: config after; differs in `tokens`, and perhaps `tau`, alone.
-        config: how they are born; `new_value_scale` is over the root mean square of the tensor's
-            old values.
+        config: how they are born; for zero keys, `new_value_scale` is over the root mean square of
+            the tensor's old values.
         seed: of what is random in them.
 
     Returns:
@@ -113,6 +113,13 @@ def check_gram(source: ModelConfig, target: ModelConfig) -> None:
         )
     for role in ROLES:
         n, d_in, _ = source.role_shape(role)
+        before, after = getattr(source.tau, role), getattr(target.tau, role)
+        if _appended(role, source, target) and after <= before:
+            raise UserError(
+                f"growth.init=gram raises tau to sqrt(N), and tau.{role} is {before:.4g} already, "
+                f"where model.tokens.{role} gives {after:.4g}: set it to more than "
+                f"{int(before**2)}, or take growth.init=zero_key"
+            )
         if 0 < (count := _appended(role, source, target)) < min(n, d_in):
             raise UserError(
                 f"growth.init=gram appends at least {min(n, d_in)} tokens, the rank of the old "

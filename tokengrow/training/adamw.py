@@ -69,6 +69,7 @@ class AgedAdamW(torch.optim.AdamW):
         self._youngest: dict[Tensor, float] = {}
         self._updates = 0
         self._growth, self._done = GrowthConfig(), 0
+        self._steps: dict[Tensor, float] = {}
         self._grown = False
 
     def set_ages(self, ages: dict[Tensor, Ages]) -> None:
@@ -89,6 +90,10 @@ class AgedAdamW(torch.optim.AdamW):
             done: updates of the stage before this session.
         """
         self._growth, self._done = growth, done - self._updates
+        self._steps = {
+            parameter: float(self.state[parameter]["step"]) if self.state[parameter] else 0.0
+            for parameter in self._loaded
+        }
         self._grown = any(youngest <= self._done for youngest in self._youngest.values())
 
     def drop_frozen_gradients(self) -> None:
@@ -146,7 +151,21 @@ class AgedAdamW(torch.optim.AdamW):
             return True
         beta1, beta2 = group["betas"]
         slowest = math.log(max(beta1, beta2, FLOAT32_ROUNDING))
-        return (youngest + self._updates + 1) * slowest > math.log(FLOAT32_ROUNDING)
+        least = youngest
+        if held := self._held(parameter):
+            least = min(least, self._steps[parameter] - held)
+        return (least + self._updates + 1) * slowest > math.log(FLOAT32_ROUNDING)
+
+    def _held(self, parameter: Tensor) -> int:
+        """Updates of this stage that the tensor had, but its old entries had not.
+
+        A later stage does not know of them, and takes what was frozen for that much older. That
+        matters to sources with moments of few updates alone.
+        """
+        until = self._growth.freeze_source
+        if not self._grown or self._youngest[parameter] > self._done:
+            return 0
+        return self._stage_updates if until == -1 else min(self._stage_updates, until)
 
     def _new_rate(self) -> float:
         """Learning rate of new entries in this update, over that of old ones."""
@@ -160,13 +179,13 @@ class AgedAdamW(torch.optim.AdamW):
         ages = self._loaded[parameter]
         state = self._state_of(parameter, group)
         tensors = (parameter, state["exp_avg"], state["exp_avg_sq"])
-        if not self._frozen:
-            state["step"] += 1
-            self._move(tensors, gradient, group, ages, state["step"])
-            return
-        if self._youngest[parameter] <= self._done:  # the rest of a frozen model stays untouched
-            before = [tensor.clone() for tensor in tensors]
-            self._move(tensors, gradient, group, ages, state["step"])
+        if self._frozen and self._youngest[parameter] > self._done:
+            return  # none of it is new
+        state["step"] += 1
+        oldest = state["step"] - self._held(parameter)
+        before = [tensor.clone() for tensor in tensors] if self._frozen else []
+        self._move(tensors, gradient, group, ages, oldest)
+        if self._frozen:
             new = ages.per_entry(self._is_new, torch.bool)
             for tensor, old in zip(tensors, before, strict=True):
                 tensor.copy_(torch.where(new, tensor, old))
@@ -186,7 +205,7 @@ class AgedAdamW(torch.optim.AdamW):
             gradient: shaped like each of them.
             group: of the parameter, with its settings.
             ages: of its entries, when they were loaded.
-            step: scalar; the updates that its moments hold at most.
+            step: scalar; the updates that the moments of old entries hold at most.
         """
         parameter, mean, square = tensors
         beta1, beta2 = group["betas"]

@@ -137,8 +137,11 @@ def load_optimizer_state(
                     f"the optimizer state's {slot}.{name} is {list(there.shape)}, where the "
                     f"parameter is {whole}: it is of another model"
                 )
-        if (rows := state.get(f"{ROW_AGE}.{name}")) is not None:
-            ages[parameter] = Ages(rows, state.get(f"{COLUMN_AGE}.{name}"))
+        rows, columns = (state.get(f"{slot}.{name}") for slot in (ROW_AGE, COLUMN_AGE))
+        if rows is not None:
+            if columns is None and parameter.dim() == 2:
+                raise UserError(f"the optimizer state lacks {COLUMN_AGE}.{name}")
+            ages[parameter] = Ages(rows, columns)
     optimizer.set_ages(ages)
     if any(key.startswith(f"{SLOTS[0]}.") for key in state):
         _load_moments(model, optimizer, state)

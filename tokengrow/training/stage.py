@@ -96,7 +96,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
 def _at_a_plateau(run: Run, stage: StageConfig, state: TrainState) -> bool:
     """Whether the stage's plateau rule ends it here, which is said."""
     rule = stage.plateau
-    if rule is None or not plateaued(state.losses, rule) or _tau_moves(run, stage, state):
+    if rule is None or not plateaued(state.losses(_settled(run, stage, state)), rule):
         return False
     run.console.print(
         f"stage {stage.name} ends at a plateau (patience {rule.patience}, min_delta "
@@ -166,18 +166,20 @@ def _update(
 def _anneal_tau(run: Run, training: Training, state: TrainState) -> None:
     """Moves tau on its way from that of the source to that of the stage, where it is annealed."""
     if state.rung.tau_start is not None:
-        start, share = Taus(**state.rung.tau_start), _annealed(run, training.stage, state)
-        training.model.set_tau(start.towards(training.stage.model.tau, share))
+        start, stage = Taus(**state.rung.tau_start), training.stage
+        share = state.stage_step / _anneal_steps(run, stage)
+        training.model.set_tau(start.towards(stage.model.tau, share))
 
 
-def _annealed(run: Run, stage: StageConfig, state: TrainState) -> float:
-    """The share of tau's way that lies behind; a short stage is long enough for all of it."""
-    return state.stage_step / min(run.config.growth.anneal_steps, stage.steps)
+def _anneal_steps(run: Run, stage: StageConfig) -> int:
+    """Updates in which tau is annealed; a short stage is long enough for all of its way."""
+    return min(run.config.growth.anneal_steps, stage.steps)
 
 
-def _tau_moves(run: Run, stage: StageConfig, state: TrainState) -> bool:
-    """Whether tau is not yet where the stage is to leave it."""
-    return state.rung.tau_start is not None and _annealed(run, stage, state) < 1
+def _settled(run: Run, stage: StageConfig, state: TrainState) -> float:
+    """The update of the stage from which its rate and its tau are what they stay."""
+    annealed = _anneal_steps(run, stage) if state.rung.tau_start is not None else 1
+    return max(annealed, stage.optim.warmup, 1)
 
 
 @torch.no_grad()

@@ -63,10 +63,15 @@ class TrainState:
         """The one being trained."""
         return self.rungs[-1]
 
-    @property
-    def losses(self) -> list[float]:
-        """Validation losses within the stage, the one at its start left out, nats per token."""
-        return [row["loss"] for row in self.validation if row["stage"] == self.stage][1:]
+    def losses(self, since: float = 1) -> list[float]:
+        """Validation losses within the stage from an update of it on, nats per token.
+
+        Args:
+            since: number of the update; from 1 on the validation at the stage's start is left out.
+        """
+        first = self.step - self.stage_step + since
+        rows = (row for row in self.validation if row["stage"] == self.stage)
+        return [row["loss"] for row in rows if row["step"] >= first]
 
     @property
     def stage_ended(self) -> bool:
