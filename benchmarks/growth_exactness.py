@@ -9,7 +9,6 @@ peak of memory is its own. One CSV row each on stdout.
 """
 
 import argparse
-import csv
 import json
 import platform
 import resource
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import print_rows
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import carry_out
 from tokengrow.growth.plan import AXES, plan_growth
@@ -95,16 +95,15 @@ def main() -> None:
     if chosen:
         print(json.dumps(measure(*chosen)))
         return
-    writer = None
-    for row in rows():
-        command = [sys.executable, "-m", "benchmarks.growth_exactness", *row]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        if values := json.loads(done.stdout):  # empty where the two do not differ on the axis
-            if writer is None:
-                writer = csv.DictWriter(sys.stdout, list(values))
-                writer.writeheader()
-            writer.writerow(values)
-            sys.stdout.flush()
+    # Empty where the two sizes do not differ on the axis.
+    print_rows(filter(None, (in_a_process_of_its_own(row) for row in rows())))
+
+
+def in_a_process_of_its_own(row: tuple[str, str, str]) -> dict[str, Any]:
+    """One row, so measured that its peak of memory is its own."""
+    command = [sys.executable, "-m", "benchmarks.growth_exactness", *row]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
 
 
 if __name__ == "__main__":

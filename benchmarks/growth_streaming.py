@@ -9,7 +9,6 @@ grow`. One CSV row each on stdout; the files go to a temporary folder (TMPDIR) a
 """
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.rows import print_rows
 from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_description
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
@@ -103,17 +103,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         random_checkpoint(Path(folder) / "source", ModelConfig.preset(chosen.source))
-        writer = None
-        for part in PARTS:
-            command = [sys.executable, "-m", "benchmarks.growth_streaming", chosen.source]
-            command += [chosen.target, "--part", part, "--work", folder]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            values = json.loads(done.stdout)
-            if writer is None:
-                writer = csv.DictWriter(sys.stdout, list(values))
-                writer.writeheader()
-            writer.writerow(values)
-            sys.stdout.flush()
+        command = [sys.executable, "-m", "benchmarks.growth_streaming", chosen.source]
+        command += [chosen.target, "--work", folder, "--part"]
+        print_rows(json.loads(_output_of([*command, part])) for part in PARTS)
+
+
+def _output_of(command: list[str]) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

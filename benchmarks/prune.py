@@ -12,9 +12,7 @@ over three seeds). tau: kept; mean-share (that of `tokengrow prune`); mean-norm 
 """
 
 import argparse
-import csv
 import platform
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.rows import print_rows
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.loader import spread_batch
 from tokengrow.data.store import TokenStore
@@ -145,30 +144,30 @@ def main() -> None:
         spread_batch(store.sequences(split, length), given.sequences)
         for split in ("train", "validation")
     )
-    writer = None
-    for part, share, ranking, tau, config, each in drifts(source, text, probe):
+    print_rows(row_of(*measured) for measured in drifts(source, text, probe))
 
-        def mean(key: str, each: list[Drift] = each) -> float:
-            return sum(getattr(drift, key) for drift in each) / len(each)
 
-        row = {
-            "roles": part,
-            "dropped": share,
-            "ranking": ranking,
-            "tau": tau,
-            "parameters": config.num_parameters(),
-            "kl": f"{mean('kl'):.4f}",
-            "loss_before": f"{mean('loss_source'):.4f}",
-            "loss_after": f"{mean('loss_grown'):.4f}",
-            "max_logit": f"{mean('max_logit'):.2f}",
-            "torch": torch.__version__,
-            "machine": platform.processor() or platform.machine(),
-        }
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, list(row))
-            writer.writeheader()
-        writer.writerow(row)
-        sys.stdout.flush()
+def row_of(
+    part: str, share: float, ranking: str, tau: str, config: ModelConfig, each: list[Drift]
+) -> dict[str, Any]:
+    """One pruning; figures are means over its seeds."""
+
+    def mean(key: str) -> float:
+        return sum(getattr(drift, key) for drift in each) / len(each)
+
+    return {
+        "roles": part,
+        "dropped": share,
+        "ranking": ranking,
+        "tau": tau,
+        "parameters": config.num_parameters(),
+        "kl": f"{mean('kl'):.4f}",
+        "loss_before": f"{mean('loss_source'):.4f}",
+        "loss_after": f"{mean('loss_grown'):.4f}",
+        "max_logit": f"{mean('max_logit'):.2f}",
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
 
 
 if __name__ == "__main__":

@@ -159,12 +159,9 @@ def test_new_values_of_different_layers_and_roles_differ(
     assert len(rows.unique(dim=0)) == len(rows)
 
 
-@pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
-def test_new_tokens_are_alive_after_two_updates(
-    random_model: RandomModel, sized: Sized, activation: str
-) -> None:
-    model = random_model(sized(6, activation=activation))
-    grown = grow(model, sized(10, activation=activation)).train()
+def assert_alive(model: TokenFormer, grown: TokenFormer) -> None:
+    """Within two updates every new token of `grown` has moved, and no two of them are alike."""
+    grown.train()
     born = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
     # Without decay, so that what moves has a gradient.
     optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
@@ -178,6 +175,14 @@ def test_new_tokens_are_alive_after_two_updates(
         moved = new - appended(model.state_dict(), born, name)
         assert (moved.norm(dim=1) > 0).all(), name
         assert len(new.unique(dim=0)) == len(new), name
+
+
+@pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
+def test_new_tokens_are_alive_after_two_updates(
+    random_model: RandomModel, sized: Sized, activation: str
+) -> None:
+    model = random_model(sized(6, activation=activation))
+    assert_alive(model, grow(model, sized(10, activation=activation)))
 
 
 def test_the_first_update_moves_keys_and_the_second_values(
@@ -269,19 +274,7 @@ class TestGram:
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         model = random_model(sized(6))
-        grown = grow(model, sized(22), self.CONFIG).train()
-        born = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
-        optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
-        ids = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(0))
-        for _ in range(2):
-            optimizer.zero_grad()
-            F.cross_entropy(grown(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-            optimizer.step()
-        for name in token_tensors(model.config):
-            new = appended(model.state_dict(), grown.state_dict(), name)
-            moved = new - appended(model.state_dict(), born, name)
-            assert (moved.norm(dim=1) > 0).all(), name
-            assert len(new.unique(dim=0)) == len(new), name
+        assert_alive(model, grow(model, sized(22), self.CONFIG))
 
     def test_too_few_new_tokens_are_refused_by_role(self, sized: Sized) -> None:
         # The ffn's 12 keys of 16 channels have rank 12.
