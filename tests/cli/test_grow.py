@@ -201,3 +201,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(source: Path, tmp_path: 
     assert done.stderr.splitlines()[-1].endswith("make room on the disk, or choose another place")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_function_is_said_to_be_one(command: Command, source: Path, tmp_path: Path) -> None:
+    given = (f"source={source}", "model.layers=4")
+    exact = command("grow", *given, f"out={tmp_path / 'exact'}").out
+    stacked = command("grow", *given, "growth=stack", f"out={tmp_path / 'stacked'}").out
+    assert "not the same function: loss" in stacked
+    assert "not the same function" not in exact

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
@@ -19,6 +20,7 @@ from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
+from tokengrow.growth.verify import TOLERANCE
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.boundary import Stream, grow_on_disk
 from tokengrow.typed import typed
@@ -90,6 +92,13 @@ def show(console: Console, plan: GrowthPlan, grown: Checkpoint, tokens: str) -> 
         highlight=False,
         soft_wrap=True,
     )
+    if drift["relative"] > TOLERANCE[torch.float32]:
+        console.print(
+            f"not the same function: loss {drift['loss_source']:.5f} -> {drift['loss_grown']:.5f} "
+            f"nats per token on them, KL divergence {drift['kl']:.2e}",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"checkpoint  {grown.folder}", highlight=False, soft_wrap=True)
 
 
