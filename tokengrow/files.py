@@ -56,7 +56,7 @@ def whole_folder(folder: Path, seal: Callable[[Path], None] = lambda _: None) ->
         seal: writes, and flushes, what says that all the rest is on the disk.
 
     Raises:
-        UserError: `folder` holds something, and nothing is overwritten.
+        UserError: `folder` holds something, and nothing is overwritten; or it cannot be made.
     """
     if folder.exists() and not _is_empty(folder):
         raise UserError(f"{folder} exists already: choose another place; nothing is overwritten")
@@ -64,7 +64,7 @@ def whole_folder(folder: Path, seal: Callable[[Path], None] = lambda _: None) ->
     shutil.rmtree(partial, ignore_errors=True)
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        partial.mkdir(parents=True)
+        _make(partial, folder)
         yield partial
         for path in partial.rglob("*"):
             sync(path)
@@ -79,6 +79,13 @@ def whole_folder(folder: Path, seal: Callable[[Path], None] = lambda _: None) ->
             for parent in made:
                 parent.rmdir()
         raise
+
+
+def _make(partial: Path, folder: Path) -> None:
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}: choose another place") from None
 
 
 def _is_empty(folder: Path) -> bool:

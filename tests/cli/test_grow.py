@@ -209,3 +209,9 @@ def test_another_function_is_said_to_be_one(command: Command, source: Path, tmp_
     stacked = command("grow", *given, "growth=stack", f"out={tmp_path / 'stacked'}").out
     assert "not the same function: loss" in stacked
     assert "not the same function" not in exact
+
+
+def test_an_out_where_no_folder_can_be_made_is_refused(command: Command, source: Path) -> None:
+    outcome = command("grow", f"source={source}", "model.layers=4", "out=/dev/null/grown")
+    assert outcome.status == 2
+    assert outcome.err.endswith(": Not a directory: choose another place\n")
