@@ -1,5 +1,13 @@
 """Runs that are killed, and whether they end as one that was not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.training import stage
 from tokengrow.training.fit import FitResult
 
 SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")
@@ -8,6 +16,22 @@ SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "
 
 class Killed(Exception):
     """Stands for the end of the process."""
+
+
+@contextmanager
+def killed_at(step: int, when: str = "after") -> Iterator[None]:
+    """The process of the block ends before or after the checkpoint of a step is written."""
+    save = stage.save_checkpoint
+
+    def dies(folder: Path, checkpoint: Checkpoint) -> None:
+        if when == "after" or checkpoint.step != step:
+            save(folder, checkpoint)
+        if checkpoint.step == step:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stage, "save_checkpoint", dies)
+        yield
 
 
 def same_bits(one: FitResult, other: FitResult) -> bool:

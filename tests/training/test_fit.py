@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from killed import Killed, same_bits
+from killed import Killed, killed_at, same_bits
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints
@@ -150,21 +150,11 @@ def test_killed_at_a_checkpoint_and_resumed_it_ends_with_the_same_bits(
     tiny_run: Runs,
     store: TokenStore,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     step: int,
     when: str,
 ) -> None:
-    save = stage.save_checkpoint
-
-    def dies(folder: Path, checkpoint: Any) -> None:
-        if when == "after" or checkpoint.step != step:
-            save(folder, checkpoint)
-        if checkpoint.step == step:
-            raise Killed
-
     run = tiny_run(tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage, "save_checkpoint", dies)
+    with killed_at(step, when):
         fit(run, store)
     assert same_bits(fit(run, store), climbed)
 
@@ -207,7 +197,7 @@ def test_a_stages_model_is_gone_before_the_next_one_is_made(
 
 
 def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
-    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     train, validation = export_store(store, tmp_path / "files")
     files = MegatronConfig(prefix=train, validation_prefix=validation)
@@ -218,15 +208,9 @@ def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
         )
 
     whole = fit(tiny_run(tmp_path / "whole"), tokens())
-    run, save = tiny_run(tmp_path / "run"), stage.save_checkpoint
+    run = tiny_run(tmp_path / "run")
 
-    def dies(folder: Path, checkpoint: Any) -> None:
-        save(folder, checkpoint)
-        if checkpoint.step == 10:  # in the middle of the second stage
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage, "save_checkpoint", dies)
+    with killed_at(10):  # in the middle of the second stage
         fit(run, tokens())
     assert same_bits(fit(run, tokens()), whole)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import Killed, same_bits
+from killed import killed_at, same_bits
 from rich.console import Console
 
 from tokengrow.data.store import TokenStore
@@ -15,7 +15,6 @@ from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
-from tokengrow.training import stage
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.optim import OptimConfig
@@ -94,23 +93,13 @@ def test_killed_around_a_plateau_and_resumed_it_ends_with_the_same_bits(
     tiny_run: Runs,
     store: TokenStore,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     checkpoint_every: int,
     step: int,
     when: str,
 ) -> None:
-    save = stage.save_checkpoint
-
-    def dies(folder: Path, checkpoint: Any) -> None:
-        if when == "after" or checkpoint.step != step:
-            save(folder, checkpoint)
-        if checkpoint.step == step:
-            raise Killed
-
     run = tiny_run(tmp_path / "run", rungs=(8, 12), checkpoint_every=checkpoint_every)
     run = at_a_plateau(run)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage, "save_checkpoint", dies)
+    with killed_at(step, when):
         fit(run, store)
     assert same_bits(fit(run, store), flattened)
 
@@ -151,19 +140,10 @@ def test_a_run_that_ended_at_a_plateau_is_finished(
 
 
 @pytest.fixture
-def halfway(
-    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
+def halfway(tiny_run: Runs, store: TokenStore, tmp_path: Path) -> TrainConfig:
     """A run that was killed after four steps of its first stage."""
-    save = stage.save_checkpoint
-
-    def dies(folder: Path, checkpoint: Any) -> None:
-        save(folder, checkpoint)
-        raise Killed
-
     run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8, 12)))
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage, "save_checkpoint", dies)
+    with killed_at(4):
         fit(run, store)
     return run
 
