@@ -94,7 +94,7 @@ class AgedAdamW(torch.optim.AdamW):
             parameter: float(self.state[parameter]["step"]) if self.state[parameter] else 0.0
             for parameter in self._loaded
         }
-        self._grown = any(youngest <= self._done for youngest in self._youngest.values())
+        self._grown = any(self._has_new(parameter) for parameter in self._loaded)
 
     def drop_frozen_gradients(self) -> None:
         """Sets gradients of frozen entries to zero: clipping must not count what does not move."""
@@ -139,19 +139,23 @@ class AgedAdamW(torch.optim.AdamW):
         """Whether what had these ages when they were loaded is not older than the stage."""
         return ages <= self._done
 
+    def _has_new(self, parameter: Tensor) -> bool:
+        """Whether some of a parameter is not older than the stage."""
+        return self._youngest[parameter] <= self._done
+
     def _is_mixed(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         """Whether entries of a parameter need updates of different kinds."""
         if parameter not in self._youngest:
             return False
-        youngest, growth = self._youngest[parameter], self._growth
+        growth = self._growth
         if self._frozen:
             return True
         of_its_own = growth.new_lr_scale != 1 or self._stage_updates + 1 < growth.new_warmup_steps
-        if youngest <= self._done and of_its_own:
+        if self._has_new(parameter) and of_its_own:
             return True
         beta1, beta2 = group["betas"]
         slowest = math.log(max(beta1, beta2, FLOAT32_ROUNDING))
-        least = youngest
+        least = self._youngest[parameter]
         if held := self._held(parameter):
             least = min(least, self._steps[parameter] - held)
         return (least + self._updates + 1) * slowest > math.log(FLOAT32_ROUNDING)
@@ -163,7 +167,7 @@ class AgedAdamW(torch.optim.AdamW):
         matters to sources with moments of few updates alone.
         """
         until = self._growth.freeze_source
-        if not self._grown or self._youngest[parameter] > self._done:
+        if not self._has_new(parameter):
             return 0
         return self._stage_updates if until == -1 else min(self._stage_updates, until)
 
@@ -179,7 +183,7 @@ class AgedAdamW(torch.optim.AdamW):
         ages = self._loaded[parameter]
         state = self._state_of(parameter, group)
         tensors = (parameter, state["exp_avg"], state["exp_avg_sq"])
-        if self._frozen and self._youngest[parameter] > self._done:
+        if self._frozen and not self._has_new(parameter):
             return  # none of it is new
         state["step"] += 1
         oldest = state["step"] - self._held(parameter)

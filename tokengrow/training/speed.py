@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from tokengrow.distributed.fabric import build_fabric
+from tokengrow.distributed.fabric import build_fabric, release
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
@@ -45,14 +45,15 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
     Raises:
         UserError: a model or micro-batch that does not fit into memory.
     """
-    device = device_name(build_fabric(run.fabric).device)
+    fabric = build_fabric(run.fabric)
+    device = device_name(fabric.device)
     found: dict[ModelConfig, float] = {}  # stages of one size are equally fast
     for stage in run.stages:
         if stage.model in found:
             continue
         with console.status(f"measuring stage {stage.name} on {device}"):
             try:
-                found[stage.model] = _flops_per_second(run, stage)
+                found[stage.model] = _flops_per_second(run, stage, fabric)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -72,9 +73,8 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
-def _flops_per_second(run: TrainConfig, stage: StageConfig) -> float:
+def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> float:
     """FLOP/s of an update: its micro-batches, and what AdamW does once after them."""
-    fabric = build_fabric(run.fabric)  # one for each stage: a Fabric holds all that it set up
     with fabric.init_module():
         model = TokenFormer(stage.model)
     module = fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
@@ -98,6 +98,7 @@ def _flops_per_second(run: TrainConfig, stage: StageConfig) -> float:
 
     times = [(_seconds(fabric, learn), _seconds(fabric, update)) for _ in range(WARM_UP + TIMED)]
     learning, updating = (median(column) for column in zip(*times[WARM_UP:], strict=True))
+    release(fabric, module)
     tokens = run.batch_size * stage.model.context_length
     return tokens * stage.model.flops_per_token() / (parts * learning + updating)
 
