@@ -1,11 +1,14 @@
 """The Pattention layer: a learned projection whose size is a number of parameter tokens."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengrow.kernels.naive import ACTIVATIONS, MIN_NORM
-from tokengrow.kernels.op import pattention
+from tokengrow.kernels.op import KERNELS as KERNELS
+from tokengrow.kernels.op import is_fused, pattention, pattentions
 
 
 class Pattention(nn.Module):
@@ -25,11 +28,17 @@ class Pattention(nn.Module):
         self.value_param_tokens = nn.Parameter(torch.empty(tokens, d_out))
         self.activation = activation
         self.tau = tau
+        self.kernel = "auto"
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D_in] to [..., D_out]."""
         return pattention(
-            x, self.key_param_tokens, self.value_param_tokens, self.activation, self.tau
+            x,
+            self.key_param_tokens,
+            self.value_param_tokens,
+            self.activation,
+            self.tau,
+            self.kernel,
         )
 
     def weights_and_shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,3 +65,23 @@ class Pattention(nn.Module):
         """What `print(model)` shows of this layer."""
         (n, d_in), d_out = self.key_param_tokens.shape, self.value_param_tokens.shape[1]
         return f"tokens={n}, d_in={d_in}, d_out={d_out}, {self.activation}, tau={self.tau:.4g}"
+
+
+def project(x: Tensor, layers: Sequence[Pattention]) -> list[Tensor]:
+    """What layers of one activation and kernel make of the same input.
+
+    Fused kernels take layers of one shape together. A layer with a forward hook is called by
+    itself, so that whoever looks inside sees it.
+
+    Args:
+        x: [..., D_in].
+        layers: that read it.
+
+    Returns:
+        [..., D_out] of each.
+    """
+    first = layers[0]
+    if not is_fused(x, first.kernel) or any(layer._forward_hooks for layer in layers):
+        return [layer(x) for layer in layers]
+    parameters = [(layer.key_param_tokens, layer.value_param_tokens, layer.tau) for layer in layers]
+    return pattentions(x, parameters, first.activation, first.kernel)

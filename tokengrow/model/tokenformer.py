@@ -15,10 +15,20 @@ from functools import reduce
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tokengrow.kernels.loss import linear_cross_entropy
 from tokengrow.model.config import ModelConfig, Taus
-from tokengrow.model.pattention import Pattention
+from tokengrow.model.pattention import Pattention, project
 from tokengrow.model.rotary import rotary_table, rotate
+
+ATTENTION_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,  # on Hopper 1.6 times as fast as FlashAttention 2
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""What computes attention: the first of these that takes the tensors."""
 
 INIT_STD = 0.02
 GELU_POWER = 0.425
@@ -81,10 +91,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[B, T, D] to [B, T, D]; with a cache, T new tokens attend to it and to each other."""
         batch, length, _ = x.shape
-        query, key, value = (
-            projection(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )  # [B, H, T, C]
+        query, key, value = [
+            projected.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+            for projected in project(x, [self.query, self.key, self.value])
+        ]  # [B, H, T, C]
         query, key = rotate(query, table), rotate(key, table)
         past = 0
         if cache is not None:
@@ -132,15 +142,19 @@ class TokenFormer(nn.Module):
         self.final_norm = nn.LayerNorm(config.width, eps=config.final_norm_eps)
         self.init_weights()
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits of the next token at every position.
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the next token at every position, or how far they are from the targets.
 
         Args:
             ids: [B, T] int64 token ids.
             cache: of the tokens before; it is extended by these T.
+            targets: [B, T] int64, the tokens that do come next.
 
         Returns:
-            [B, T, V].
+            [B, T, V]; with targets the scalar mean cross-entropy in nats per token, for which a GPU
+            never holds all logits.
         """
         start = 0 if cache is None else cache.length
         config = self.config
@@ -148,11 +162,15 @@ class TokenFormer(nn.Module):
             start, ids.shape[1], config.rotary_channels, config.rotary_base, ids.device
         )
         x = self.embedding(ids)
-        for block in self.blocks:
-            x = block(x, table, cache)
+        with sdpa_kernel(ATTENTION_BACKENDS, set_priority=True):
+            for block in self.blocks:
+                x = block(x, table, cache)
         if cache is not None:
             cache.length += ids.shape[1]
-        return F.linear(self.final_norm(x), self.embedding.weight)
+        x = self.final_norm(x)
+        if targets is None:
+            return F.linear(x, self.embedding.weight)
+        return linear_cross_entropy(x.flatten(0, 1), self.embedding.weight, targets.flatten())
 
     def set_tau(self, tau: Taus) -> None:
         """Scales the scores of every layer by these from now on."""
@@ -160,6 +178,12 @@ class TokenFormer(nn.Module):
         for block in self.blocks:
             for role, layer in pattention_layers(block):
                 layer.tau = getattr(tau, role)
+
+    def set_kernel(self, kernel: str) -> None:
+        """Chooses how every Pattention layer is computed, by a name in `KERNELS`."""
+        for block in self.blocks:
+            for _, layer in pattention_layers(block):
+                layer.kernel = kernel
 
     @classmethod
     def from_weights(

@@ -71,6 +71,7 @@ class AgedAdamW(torch.optim.AdamW):
         self._growth, self._done = GrowthConfig(), 0
         self._steps: dict[Tensor, float] = {}
         self._grown = False
+        self._skip: Tensor | None = None
 
     def set_ages(self, ages: dict[Tensor, Ages]) -> None:
         """Says how old the entries of parameters are; of one that is not named, all are old."""
@@ -103,6 +104,10 @@ class AgedAdamW(torch.optim.AdamW):
                 if parameter.grad is not None:
                     parameter.grad.mul_(ages.per_entry(self._is_new, parameter.grad.dtype))
 
+    def skip_where(self, flag: Tensor) -> None:
+        """From now on no update is taken while this scalar on the device is 1, float32."""
+        self._skip = flag
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; see `torch.optim.Optimizer.step`."""
@@ -116,6 +121,8 @@ class AgedAdamW(torch.optim.AdamW):
             for parameter in group["params"]
             if parameter.grad is not None and self._is_mixed(parameter, group)
         ]
+        if self._skips_all(aside):
+            return loss
         for parameter, _, _ in aside:
             parameter.grad = None
         super().step()
@@ -124,6 +131,18 @@ class AgedAdamW(torch.optim.AdamW):
             self._update(parameter, gradient, group)
         self._updates += 1
         return loss
+
+    def _skips_all(self, aside: list[Any]) -> bool:
+        """Whether this update is known here not to be taken; else the fused kernel finds out.
+
+        Entries of several ages are not updated by that kernel, so for them the device is waited
+        for, as for a CPU.
+        """
+        if self._skip is None:
+            return False
+        fused = self.param_groups[0]["fused"]
+        self.found_inf = self._skip if fused else None  # what the fused kernel reads
+        return bool(self._skip) if aside or not fused else False
 
     @property
     def _stage_updates(self) -> int:

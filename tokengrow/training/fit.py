@@ -30,6 +30,7 @@ from tokengrow.files import locked, write_yaml
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
+from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import build_loggers
 from tokengrow.training.module import TokenFormerModule
@@ -65,6 +66,7 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
     """
     _check_fits(config, tokens)
+    _check_kernel(config)
     fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
     state, checkpoint = find_start(config, tokens)
     fabric.barrier()  # every rank has read `out` before one writes there
@@ -105,6 +107,14 @@ def _check_fits(config: TrainConfig, tokens: TokenSource) -> None:
     for stage in config.stages:
         for split in ("train", "validation"):
             tokens.sequences(split, stage.model.context_length)
+
+
+def _check_kernel(config: TrainConfig) -> None:
+    """Refuses a kernel that cannot run here."""
+    if config.kernel == "triton" and not config.fabric.on_gpu:
+        raise UserError(
+            "kernel=triton needs a GPU, and this run is on the CPU: set kernel=auto or naive"
+        )
 
 
 def _take(out: Path, held: ExitStack) -> None:
@@ -177,6 +187,7 @@ def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     """The checkpoint's model in a TokenFormerModule, in Fabric's wrapper."""
     # Weights are float32 whatever they were saved in; Fabric's precision takes it from there.
     model = TokenFormer.from_weights(start.config, start.weights, torch.float32).train()
+    model.set_kernel(run.config.kernel)
     return run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
 
 
@@ -196,7 +207,12 @@ def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Train
     load_optimizer_state(model, optimizer, start.optimizer)
     optimizer.begin_stage(run.config.growth, done)
     return Training(
-        stage, module, model, run.fabric.setup_optimizers(optimizer), list(start.lineage)
+        stage,
+        module,
+        model,
+        run.fabric.setup_optimizers(optimizer),
+        list(start.lineage),
+        GradientWatch(run.fabric.device),
     )
 
 

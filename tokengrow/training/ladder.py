@@ -9,6 +9,7 @@ from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
+from tokengrow.model.pattention import KERNELS
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
@@ -74,6 +75,10 @@ class TrainConfig:
     """Devices and precision."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Where metrics go."""
+    kernel: str = "auto"
+    """How Pattention is computed: auto (triton on a GPU), naive, compiled or triton."""
+    compile: bool | None = None
+    """Whether torch.compile takes the blocks; null: on a GPU."""
     tokens_from: dict[str, Any] = field(default_factory=dict)
     """The recipe's data, tokenizer and store, recorded for a run that goes on from here."""
 
@@ -103,6 +108,13 @@ class TrainConfig:
             plan_growth(before.model, after.model, where, self.growth)
         if self.resume not in ("auto", "never"):
             raise UserError(f"resume {self.resume!r}: valid are auto, never")
+        if self.kernel not in KERNELS:
+            raise UserError(f"kernel {self.kernel!r}: valid are {', '.join(KERNELS)}")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the blocks will be compiled here."""
+        return self.fabric.on_gpu if self.compile is None else self.compile
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses a tokenizer with more entries than a stage's model has rows for."""

@@ -44,7 +44,7 @@ class TokenFormerModule(lightning.LightningModule):
         return self._step(batch, "validation/loss")
 
     def _step(self, batch: Tensor, name: str) -> Tensor:
-        loss = next_token_loss(self(batch[:, :-1]), batch[:, 1:])
+        loss = self.model(batch[:, :-1], targets=batch[:, 1:])
         if self.fabric is None:  # under Fabric the loop logs, once per global batch
             self.log(name, loss, prog_bar=True)
         return loss

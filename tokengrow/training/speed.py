@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 
 from tokengrow.distributed.fabric import build_fabric, release
+from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
@@ -77,6 +78,9 @@ def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> f
     """FLOP/s of an update: its micro-batches, and what AdamW does once after them."""
     with fabric.init_module():
         model = TokenFormer(stage.model)
+    model.set_kernel(run.kernel)
+    if run.compiles:
+        compile_blocks(model.blocks)
     module = fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
     optimizer: Any = fabric.setup_optimizers(module.configure_optimizers()["optimizer"])
     shape = run.micro_batch_size, stage.model.context_length + 1

@@ -19,9 +19,10 @@ from tokengrow.data.corpus import Split
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
-from tokengrow.errors import UserError
+from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.model.config import Taus
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import Throughput
 from tokengrow.training.optim import optimizer_state
@@ -64,6 +65,8 @@ class Training:
     """AdamW, in Fabric's wrapper too."""
     lineage: list[Any]
     """Of the model."""
+    watch: GradientWatch
+    """Whether its gradients were finite."""
 
 
 def train_stage(run: Run, training: Training, state: TrainState) -> None:
@@ -76,12 +79,15 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
     with stage_progress(run.console, stage.name, state.stage_step, stage.steps) as progress:
         ended = False
         while not ended:
+            _compile_once_settled(run, training, state)
             loss, norm, rate = _update(run, training, batches, state.stage_step + 1)
             state.advance(tokens, flops_per_token)
             _anneal_tau(run, training, state)
             speed.add(tokens)
             done = state.stage_step
             ended = done == stage.steps
+            if _looks_at_the_device(run, done) or ended:
+                training.watch.check(stage)
             if done % config.log_every == 0 or ended:
                 _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
             if done % config.validation_every == 0 or ended:
@@ -91,6 +97,25 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
             if done % config.checkpoint_every == 0 and not ended:
                 save_stage(run, training, state)
                 speed.restart()
+
+
+def _looks_at_the_device(run: Run, done: int) -> bool:
+    """Whether this update's results are read, which waits for the device.
+
+    A GPU is given the next update while it works on this one; a CPU is never ahead.
+    """
+    config = run.config
+    intervals = config.log_every, config.validation_every, config.checkpoint_every
+    return run.fabric.device.type == "cpu" or any(done % every == 0 for every in intervals)
+
+
+def _compile_once_settled(run: Run, training: Training, state: TrainState) -> None:
+    """Compiles the blocks, but not before tau has arrived: it is a constant of compiled code."""
+    blocks = training.model.blocks
+    if run.config.compiles and not is_compiled(blocks[0]):
+        moving = state.rung.tau_start is not None
+        if not moving or state.stage_step >= _anneal_steps(run, training.stage):
+            compile_blocks(blocks)
 
 
 def _at_a_plateau(run: Run, stage: StageConfig, state: TrainState) -> bool:
@@ -152,12 +177,7 @@ def _update(
         error_if_nonfinite=False,
     )
     assert norm is not None
-    if not norm.isfinite():
-        raise UserError(
-            f"stage {stage.name}, step {update}: the gradient is not finite (loss {total:.4g}, "
-            f"learning rate {rate:.3g}): lower stages.{stage.name}.optim.lr or raise its "
-            "warmup_steps; this step was not taken, and checkpoints before it are whole"
-        )
+    training.optimizer.skip_where(training.watch.see(update, norm, total, rate))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     return total, norm, rate
