@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import print_rows
+from tokengrow.bench.rows import print_rows
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import carry_out
 from tokengrow.growth.plan import AXES, plan_growth

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rows import print_rows
+from tokengrow.bench.rows import print_rows
 from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_description
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.rows import print_rows
+from tokengrow.bench.rows import print_rows
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.loader import spread_batch
 from tokengrow.data.store import TokenStore

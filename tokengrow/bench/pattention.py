@@ -1,0 +1,146 @@
+"""One layer, forward and backward, in units of the six matrix products that it cannot avoid.
+
+Shapes: `T` tokens, `D` width, `N` parameter tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengrow.bench.rows import Measurement
+from tokengrow.bench.timing import peak_memory, relative_error, reset_peak_memory, time_calls
+from tokengrow.errors import UserError
+from tokengrow.kernels.op import pattention
+
+CHECKED_TOKENS = 256
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+"""Largest relative error of an output or a gradient against float64; tf32 may be on in float32."""
+
+Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The tensors of one case."""
+
+    x: Tensor
+    """[T, D]."""
+    key: Tensor
+    """[N, D]."""
+    value: Tensor
+    """[N, D]."""
+    out_grad: Tensor
+    """[T, D]."""
+
+    @classmethod
+    def random(cls, tokens: int, d: int, n: int, device: torch.device) -> "Layer":
+        """In float32, with outputs of unit variance."""
+        x, key, value, out_grad = (
+            torch.randn(rows, d, device=device) * scale
+            for rows, scale in (
+                (tokens, 1.0),
+                (n, 0.02),
+                (n, 1 / math.sqrt(0.425 * n)),
+                (tokens, 1.0),
+            )
+        )
+        return cls(x, key, value, out_grad)
+
+    def to(self, dtype: torch.dtype) -> "Layer":
+        """In another dtype."""
+        return Layer(*(each.to(dtype) for each in (self.x, self.key, self.value, self.out_grad)))
+
+    def learn(self, peer: Peer) -> list[Tensor]:
+        """Output and gradients of x, key and value."""
+        leaves = [each.detach().requires_grad_() for each in (self.x, self.key, self.value)]
+        out = peer(*leaves)
+        return [out, *torch.autograd.grad(out, leaves, self.out_grad)]
+
+
+def peers(n: int) -> dict[str, Peer]:
+    """Name to function: the published formula eager and compiled, a GELU MLP of this size, ours."""
+
+    def formula(kernel: str) -> Peer:
+        return lambda x, key, value: pattention(x, key, value, "l2_norm_gelu", n**0.5, kernel)
+
+    return {
+        "formula": formula("naive"),
+        "formula, compiled": formula("compiled"),
+        "GELU MLP, compiled": _COMPILED_MLP,
+        "tokengrow": formula("auto"),
+    }
+
+
+def measure(
+    shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[Measurement]:
+    """Every peer on every shape (D, N), after the six products.
+
+    Raises:
+        UserError: a peer that computes something else; no time of it is given.
+    """
+    for d, n in shapes:
+        yield from _measure_shape(d, n, tokens, dtype, device)
+
+
+def _measure_shape(
+    d: int, n: int, tokens: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[Measurement]:
+    columns = {"suite": "pattention", "case": f"D {d}, N {n}, {tokens} tokens", "dtype": str(dtype)}
+    layer = Layer.random(tokens, d, n, device).to(dtype)
+    scores = torch.randn(tokens, n, device=device).to(dtype)
+    limit = time_calls(partial(_six_products, layer, scores), device)
+    del scores
+    yield Measurement.on(
+        device, limit, peer="six products", against_limit=1.0, peak_gb=0.0, error=0.0, **columns
+    )
+    for name, peer in peers(n).items():
+        error = 0.0 if peer is _COMPILED_MLP else _error(peer, d, n, dtype, device)
+        reset_peak_memory(device)
+        timing = time_calls(partial(layer.learn, peer), device)
+        yield Measurement.on(
+            device,
+            timing,
+            peer=name,
+            against_limit=round(timing.median / limit.median, 3),
+            peak_gb=round(peak_memory(device), 3),
+            error=error,
+            **columns,
+        )
+
+
+def _mlp(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.gelu(x @ key.T) @ value
+
+
+_COMPILED_MLP = torch.compile(_mlp)
+
+
+def _six_products(layer: Layer, scores: Tensor) -> None:
+    """Those of the forward and the backward pass, in the layouts that they have there."""
+    x, key, value, out_grad = layer.x, layer.key, layer.value, layer.out_grad
+    for left, right in (
+        (x, key.T),
+        (scores, value),
+        (out_grad, value.T),
+        (scores, key),
+        (scores.T, x),
+        (scores.T, out_grad),
+    ):
+        torch.mm(left, right)
+
+
+def _error(peer: Peer, d: int, n: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Largest relative error against float64 on fresh inputs."""
+    layer = Layer.random(CHECKED_TOKENS, d, n, device).to(dtype)
+    exact = layer.to(torch.float64).learn(peers(n)["formula"])
+    errors = [relative_error(*pair) for pair in zip(layer.learn(peer), exact, strict=True)]
+    largest = max(errors, key=lambda error: math.inf if math.isnan(error) else error)
+    if not largest <= TOLERANCE[dtype]:
+        raise UserError(f"D {d}, N {n}: a relative error of {largest:.1e}: no time is given for it")
+    return largest

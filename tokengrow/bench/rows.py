@@ -1,0 +1,95 @@
+"""Rows of a benchmark: what was measured, on what, with what."""
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from tokengrow.bench.timing import Timing
+from tokengrow.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One row: a peer in a case of a suite."""
+
+    suite: str
+    """pattention, step or decode."""
+    case: str
+    """Sizes."""
+    peer: str
+    """What was timed."""
+    dtype: str
+    """Of the products, or the precision of training."""
+    median_ms: float
+    """Of one call."""
+    p20_ms: float
+    p80_ms: float
+    against_limit: float
+    """pattention: times its six products; step: share of the rate of a large product; decode: share
+    of the memory limit."""
+    peak_gb: float
+    """Of memory, on a GPU."""
+    error: float
+    """Of the numerics checked before; 0 for a peer that is the reference."""
+    device: str
+    torch_version: str
+    triton_version: str
+
+    @classmethod
+    def on(cls, device: torch.device, timing: Timing, **columns: Any) -> "Measurement":
+        """A row measured on a device."""
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        return cls(
+            median_ms=round(timing.median, 4),
+            p20_ms=round(timing.p20, 4),
+            p80_ms=round(timing.p80, 4),
+            device=gpu or f"CPU, {torch.get_num_threads()} threads",
+            torch_version=torch.__version__,
+            triton_version=version("triton"),
+            **columns,
+        )
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Prints a header and every row as CSV, each as soon as it is measured; all have the keys of
+    the first."""
+    _write(rows, sys.stdout, header=True)
+
+
+def check_appendable(path: Path) -> None:
+    """Refuses a file that holds something else than rows, before anything is measured.
+
+    Raises:
+        UserError: it does.
+    """
+    if path.exists() and path.read_text(encoding="utf-8").partition("\n")[0] != _header():
+        raise UserError(f"out={path} holds something that bench did not write: choose another out=")
+
+
+def append_rows(path: Path, rows: Iterable[Measurement]) -> None:
+    """Adds rows to a CSV file, behind those that are there; each is on the disk once measured."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        _write((asdict(row) for row in rows), file, header=new)
+
+
+def _header() -> str:
+    return ",".join(field.name for field in fields(Measurement))
+
+
+def _write(rows: Iterable[Mapping[str, Any]], file: TextIO, header: bool) -> None:
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if header:
+                writer.writeheader()
+        writer.writerow(row)
+        file.flush()

@@ -1,0 +1,121 @@
+"""Times of a function on a device, and what the device could do at best."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
+from statistics import quantiles
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3
+"""Calls before any is timed: they allocate, compile and choose."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def none(cls) -> "Timing":
+        """Of a call that did not fit into memory."""
+        return cls(nan, nan, nan)
+
+    @classmethod
+    def of(cls, times: list[float]) -> "Timing":
+        """From the milliseconds of several calls."""
+        fifths = quantiles(times, n=10, method="inclusive")
+        return cls(median=fifths[4], p20=fifths[1], p80=fifths[7])
+
+
+def time_calls(function: Callable[[], object], device: torch.device, repeats: int = 20) -> Timing:
+    """Times of separate calls, each waited for.
+
+    On a GPU the calls are captured in a CUDA graph first, so that the time is the device's and not
+    that of launching; a function that cannot be captured is to be timed by `time_steps`.
+
+    Args:
+        function: without arguments; what it returns is dropped.
+        device: that it works on.
+        repeats: timed calls.
+    """
+    if device.type != "cuda":
+        return time_steps(function, device, repeats=repeats, steps=1)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(WARM_UP):
+            function()
+    replayed = time_steps(graph.replay, device, repeats=repeats, steps=1)
+    return Timing(*(each / WARM_UP for each in (replayed.median, replayed.p20, replayed.p80)))
+
+
+def time_steps(
+    function: Callable[[], object], device: torch.device, repeats: int, steps: int
+) -> Timing:
+    """Times of a call, in runs of several that are not waited for one by one.
+
+    Args:
+        function: without arguments.
+        device: that it works on.
+        repeats: runs.
+        steps: calls in a run.
+    """
+    for _ in range(WARM_UP):
+        function()
+    times = []
+    for _ in range(repeats):
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            function()
+        _wait(device)
+        times.append((time.perf_counter() - began) * 1e3 / steps)
+    return Timing.of(times)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes per second of a copy within the device's memory, read and written ones together."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    time = time_calls(lambda: target.copy_(source), device).median
+    return 2 * source.nbytes / time * 1e3
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product on random numbers."""
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / time_calls(lambda: left @ right, device).median * 1e3
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """‖found - reference‖ / ‖reference‖; NaN stays NaN."""
+    reference = reference.double()
+    found = found.detach()
+    return float((found.double() - reference).norm() / reference.norm())
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """From here on `peak_memory` counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest gigabytes allocated since `reset_peak_memory`; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
