@@ -60,7 +60,7 @@ def generate(
     if prompt.shape[1] == 0:
         raise UserError("prompt is empty: give at least one token")
     batch, length = prompt.shape
-    # Not compiled: that takes longer than it saves on any text within a context.
+    # Not compiled: a text is written sooner than a step is compiled.
     decoder = Decoder(model, batch, length + config.max_tokens)
     generator = torch.Generator(prompt.device).manual_seed(config.seed)
     ended = torch.zeros(batch, dtype=torch.bool)
@@ -68,9 +68,8 @@ def generate(
     for left in reversed(range(config.max_tokens)):
         drawn = sample(logits, config, generator)
         arrive = _send_to_cpu(drawn)
-        if (
-            left
-        ):  # before anybody waits: a GPU computes while the token is read, decoded and printed
+        # Before anybody waits: a GPU computes while this token is decoded and printed.
+        if left:
             logits = decoder.step(drawn)
         token = arrive()
         if end_of_text is not None:
