@@ -106,7 +106,7 @@ class Decoder:
     beside the three gigabytes of the weights: ask for no more capacity than the texts need.
 
     Args:
-        model: in eval mode. Its weights may change in place, but have to stay where they are.
+        model: in eval mode. Its weights may change in place; a graph sees no other change.
         batch: B.
         capacity: the most tokens of a text, S.
         compile: compile the step first, on a GPU: slow once, then faster for every token. Decoders
