@@ -106,10 +106,24 @@ def test_temperature_divides_the_logits() -> None:
         assert (found == 0).double().mean().item() == pytest.approx(share, abs=0.01)
 
 
+def test_the_draw_is_that_of_torch() -> None:
+    rows = torch.randn(500, VOCAB, generator=torch.Generator().manual_seed(1)) * 3
+    rows[:, 40:] = -torch.inf
+    found = sample(rows, SamplingConfig(temperature=1.0), torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    assert torch.equal(found, torch.multinomial(rows.softmax(-1), 1, generator=generator)[:, 0])
+
+
 def test_rows_are_drawn_one_by_one() -> None:
     logits = torch.tensor([[0.0, 9.0, 0.0], [9.0, 0.0, 0.0]])
     config = SamplingConfig(temperature=1.0, top_p=0.5, top_k=2)
     assert sample(logits, config, torch.Generator()).tolist() == [1, 0]
+
+
+def test_tokens_are_on_the_cpu_and_each_its_own(model: TokenFormer) -> None:
+    found = list(generate(model, PROMPT, SamplingConfig(max_tokens=8)))
+    assert all(token.device.type == "cpu" for token in found)
+    assert len({token.data_ptr() for token in found}) == 8
 
 
 def test_max_tokens_are_generated(model: TokenFormer) -> None:

@@ -3,14 +3,15 @@
 Shapes: `B` batch, `T` prompt length, `V` vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tokengrow.errors import UserError
-from tokengrow.model.tokenformer import KVCache, TokenFormer
+from tokengrow.model.decode import Decoder
+from tokengrow.model.tokenformer import TokenFormer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +55,44 @@ def generate(
         end_of_text: the id that ends a row; a row that has ended goes on yielding it.
 
     Yields:
-        [B] int64.
+        [B] int64, on the CPU.
     """
     if prompt.shape[1] == 0:
         raise UserError("prompt is empty: give at least one token")
     batch, length = prompt.shape
-    parameter = next(model.parameters())
-    cache = KVCache(
-        model.config, batch, length + config.max_tokens, parameter.dtype, parameter.device
-    )
+    # Not compiled: a text is written sooner than a step is compiled.
+    decoder = Decoder(model, batch, length + config.max_tokens)
     generator = torch.Generator(prompt.device).manual_seed(config.seed)
-    ended = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
-    ids = prompt
-    for _ in range(config.max_tokens):
-        with torch.inference_mode():
-            token = sample(model(ids, cache)[:, -1], config, generator)
+    ended = torch.zeros(batch, dtype=torch.bool)
+    logits = decoder.prefill(prompt)
+    for left in reversed(range(config.max_tokens)):
+        drawn = sample(logits, config, generator)
+        arrive = _send_to_cpu(drawn)
+        # Before anybody waits: a GPU computes while this token is decoded and printed.
+        if left:
+            logits = decoder.step(drawn)
+        token = arrive()
         if end_of_text is not None:
             token = torch.where(ended, end_of_text, token)
             ended |= token == end_of_text
         yield token
-        if bool(ended.all()):
+        if ended.all():
             return
-        ids = token[:, None]
+
+
+def _send_to_cpu(token: Tensor) -> Callable[[], Tensor]:
+    """Starts the copy; what is returned waits for it alone, not for work that is queued later."""
+    if not token.is_cuda:
+        return token.cpu
+    copy = token.to("cpu", non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(token.device))
+
+    def arrive() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return arrive
 
 
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> Tensor:
@@ -88,7 +105,10 @@ def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if config.top_p < 1:
         logits = _keep_nucleus(logits, config.top_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    # What torch.multinomial draws, by the same noise, without its checks, which wait for the GPU.
+    probabilities = logits.softmax(dim=-1)
+    noise = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / noise).argmax(dim=-1)
 
 
 def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:

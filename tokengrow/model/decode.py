@@ -1,0 +1,218 @@
+"""Decoding one token at a time, as fast as the weights can be read.
+
+One token needs every weight once and computes next to nothing with it: what can be lost is the time
+between the reads. So a step has fixed shapes and never waits for the CPU; on a GPU it is captured
+once in a CUDA graph, replayed for every token, and compiled before that on request. The manner is
+gpt-fast's (github.com/pytorch-labs/gpt-fast).
+
+Shapes: `B` batch, `T` sequence, `S` cached sequence, `D` width, `H` heads, `C` head dim, `R`
+rotated channels, `L` layers, `V` vocabulary.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.model.pattention import Pattention
+from tokengrow.model.rotary import rotary_table, rotate
+from tokengrow.model.tokenformer import Attention, Block, KVCache, TokenFormer
+
+COMPILE_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
+"""Inductor's: it searches block sizes, and makes a product with one row a reduction, which reaches
+the memory's speed where a matrix product does not."""
+
+COMPILED_SHAPES = 64
+"""Models, batches and capacities that one process may compile for; torch stops at 8 by itself."""
+
+
+class Place(NamedTuple):
+    """Where a token stands in its text; the same for all layers."""
+
+    position: Tensor
+    """[1] int64."""
+    table: tuple[Tensor, Tensor]
+    """Cosines and sines of the position, [1, R] float32."""
+    hidden: Tensor
+    """[S] bool: slots of the cache behind the position."""
+
+
+def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
+    """One token of each row through a block.
+
+    All that differs between layers is a tensor, so one compiled code serves them all.
+
+    Args:
+        block: the block.
+        x: [B, D].
+        keys: [B, H, S, C] of the block's layer; the token's own is written at its position.
+        values: [B, H, S, C], likewise.
+        place: of the token.
+
+    Returns:
+        [B, D].
+    """
+    normed = F.layer_norm(x, x.shape[-1:], eps=block.eps)
+    x = x + _attend(block.attention, normed, keys, values, place)
+    return x + _project(block.ffn, F.layer_norm(x, x.shape[-1:], eps=block.eps))
+
+
+def head_step(norm: nn.LayerNorm, embedding: Tensor, x: Tensor) -> Tensor:
+    """Logits [B, V] from the [B, D] behind the last block."""
+    return F.linear(norm(x), embedding)
+
+
+def _attend(attention: Attention, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
+    # Three products with the same x, not one with stacked keys: the stack would be a second copy of
+    # these weights, and where the three are of one size Inductor reads them in one kernel anyway.
+    shape = (x.shape[0], attention.heads, 1, attention.head_dim)
+    query, key, value = (
+        _project(layer, x).view(shape)
+        for layer in (attention.query, attention.key, attention.value)
+    )  # [B, H, 1, C]
+    query, key = rotate(query, place.table), rotate(key, place.table)
+    keys.index_copy_(2, place.position, key.to(keys))
+    values.index_copy_(2, place.position, value.to(values))
+    # Spelled out: for one query under a mask the kernels of scaled_dot_product_attention use few of
+    # the GPU's processors, and Inductor cannot look into them.
+    scores = (query.to(keys) @ keys.mT).to(torch.promote_types(keys.dtype, torch.float32))
+    scores = scores * attention.head_dim**-0.5  # [B, H, 1, S]
+    weights = scores.masked_fill(place.hidden, -torch.inf).softmax(dim=-1).to(values.dtype)
+    return _project(attention.output, (weights @ values).flatten(1))
+
+
+def _project(layer: Pattention, x: Tensor) -> Tensor:
+    """Pattention [B, D_in] to [B, D_out]; compiled, the plain formula, for Inductor to fuse."""
+    if not torch.compiler.is_compiling():
+        return layer(x)
+    scores = F.linear(x, layer.key_param_tokens)  # [B, N]
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    weights = ACTIVATIONS[layer.activation](wide, layer.tau).to(scores.dtype)
+    # Inlined into the product, the GELU would be computed once for every value that is read, not
+    # once a parameter token. What is viewed by its strides has to be in memory before.
+    weights = weights.as_strided(weights.shape, weights.stride())
+    return F.linear(weights, layer.value_param_tokens.T)
+
+
+class Decoder:
+    """Continues the texts of a batch, a token at a time.
+
+    Attention goes over the whole capacity under a mask: one shape, so one graph and one compiled
+    code for all positions. Empty slots are read in vain, at 1.5b a quarter of a megabyte each
+    beside the three gigabytes of the weights: ask for no more capacity than the texts need.
+
+    Args:
+        model: in eval mode. Its weights may change in place; a graph sees no other change.
+        batch: B.
+        capacity: the most tokens of a text, S.
+        compile: compile the step first, on a GPU: slow once, then faster for every token. Decoders
+            of one shape share the compiled code.
+    """
+
+    def __init__(
+        self, model: TokenFormer, batch: int, capacity: int, compile: bool = False
+    ) -> None:
+        config, weight = model.config, model.embedding.weight
+        device = weight.device
+        self.model = model
+        self.cache = KVCache(config, batch, capacity, weight.dtype, device)
+        # The mask gives empty slots the weight 0, but 0 times the NaN of fresh memory is NaN.
+        self.cache.values.zero_()
+        self._table = rotary_table(0, capacity, config.rotary_channels, config.rotary_base, device)
+        self._slots = torch.arange(capacity, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._token = torch.zeros(batch, dtype=torch.int64, device=device)
+        compile = compile and device.type == "cuda"
+        self._block = compiled(block_step) if compile else block_step
+        self._head = compiled(head_step) if compile else head_step
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor) -> Tensor:
+        """Begins new texts with their prompts.
+
+        Args:
+            ids: [B, T] int64, T >= 1.
+
+        Returns:
+            [B, V] logits of the next token.
+
+        Raises:
+            ValueError: prompts longer than the capacity.
+        """
+        self.cache.length = 0
+        logits = self.model(ids, self.cache)[:, -1]
+        self._position.fill_(self.cache.length)
+        return logits
+
+    @torch.no_grad()
+    def step(self, token: Tensor) -> Tensor:
+        """Appends a token to each text.
+
+        Args:
+            token: [B] int64.
+
+        Returns:
+            [B, V] logits of the next token; on a GPU the next step overwrites them.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        full = self.cache.capacity
+        if self.cache.length == full:
+            raise ValueError(f"the KV cache holds {full} tokens; {full + 1} were given")
+        self._token.copy_(token)
+        if not self._token.is_cuda:
+            logits = self._compute()
+        else:
+            if self._graph is None:
+                self._graph, self._logits = self._capture()
+            self._graph.replay()
+            logits = self._logits
+        self.cache.length += 1
+        return logits
+
+    def _compute(self) -> Tensor:
+        """Logits [B, V] behind the token at the position, which then moves on by one."""
+        model, position = self.model, self._position
+        cos, sin = self._table
+        table = cos.index_select(0, position), sin.index_select(0, position)
+        place = Place(position, table, self._slots > position)
+        x = model.embedding(self._token)  # [B, D]
+        layers = zip(model.blocks, self.cache.keys, self.cache.values, strict=True)
+        for block, keys, values in layers:
+            x = self._block(cast(Block, block), x, keys, values, place)
+        logits = self._head(model.final_norm, model.embedding.weight, x)
+        position.add_(1)
+        return logits
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The step as a graph, and the logits that its replays fill."""
+        graph, device = torch.cuda.CUDAGraph(), self._token.device
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # what a capture cannot: compile, choose kernels, set up libraries
+                self._compute()
+                # The token's key and value are where the step itself will write the same ones.
+                self._position.fill_(self.cache.length)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            logits = self._compute()
+        return graph, logits
+
+
+@cache
+def compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A step compiled as one graph for fixed shapes, anew for each set of them."""
+    code = torch.compile(step, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS)
+
+    def run(*arguments: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES):
+            return code(*arguments)
+
+    return run
