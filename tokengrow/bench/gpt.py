@@ -32,10 +32,10 @@ class GPTBlock(nn.Module):
         """[B, T, D] to [B, T, D]."""
         batch, length, width = x.shape
         projected = self.query_key_value(F.layer_norm(x, (width,), eps=self.eps))
-        query, key, value = (
-            projected.view(batch, length, 3 * self.heads, -1).transpose(1, 2).chunk(3, dim=1)
-        )  # [B, H, T, C]
-        query, key = rotate(query, table), rotate(key, table)
+        query, key, value = projected.view(batch, length, 3 * self.heads, -1).chunk(3, dim=2)
+        positions = table[0].unsqueeze(1), table[1].unsqueeze(1)  # [T, 1, R]
+        query, key = rotate(query, positions), rotate(key, positions)
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))  # [B, H, T, C]
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.output(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(F.gelu(self.up(F.layer_norm(x, (width,), eps=self.eps))))

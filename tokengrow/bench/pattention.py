@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.bench.rows import Measurement
-from tokengrow.bench.timing import peak_memory, relative_error, reset_peak_memory, time_calls
+from tokengrow.bench.timing import peak_memory, relative_error, reset_peak_memory, time_together
 from tokengrow.errors import UserError
 from tokengrow.kernels.op import pattention
 
 CHECKED_TOKENS = 256
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Largest relative error of an output or a gradient against float64; tf32 may be on in float32."""
+
+SIX = "six products"
 
 Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -91,27 +93,36 @@ def measure(
 def _measure_shape(
     d: int, n: int, tokens: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Measurement]:
-    columns = {"suite": "pattention", "case": f"D {d}, N {n}, {tokens} tokens", "dtype": str(dtype)}
     layer = Layer.random(tokens, d, n, device).to(dtype)
     scores = torch.randn(tokens, n, device=device).to(dtype)
-    limit = time_calls(partial(_six_products, layer, scores), device)
-    del scores
-    yield Measurement.on(
-        device, limit, peer="six products", against_limit=1.0, peak_gb=0.0, error=0.0, **columns
-    )
+    works: dict[str, Callable[[], object]] = {SIX: partial(_six_products, layer, scores)}
+    errors, peaks = {SIX: 0.0}, {SIX: 0.0}
     for name, peer in peers(n).items():
-        error = 0.0 if peer is _COMPILED_MLP else _error(peer, d, n, dtype, device)
-        reset_peak_memory(device)
-        timing = time_calls(partial(layer.learn, peer), device)
+        works[name] = partial(layer.learn, peer)
+        errors[name] = 0.0 if peer is _COMPILED_MLP else _error(peer, d, n, dtype, device)
+        peaks[name] = _peak_memory(works[name], device)
+    timings = time_together(works, device)
+    for name, timing in timings.items():
         yield Measurement.on(
             device,
             timing,
+            suite="pattention",
+            case=f"D {d}, N {n}, {tokens} tokens",
+            dtype=str(dtype).removeprefix("torch."),
             peer=name,
-            against_limit=round(timing.median / limit.median, 3),
-            peak_gb=round(peak_memory(device), 3),
-            error=error,
-            **columns,
+            against_limit=round(timing.median / timings[SIX].median, 3),
+            peak_gb=round(peaks[name], 3),
+            error=float(f"{errors[name]:.1e}"),
         )
+
+
+def _peak_memory(work: Callable[[], object], device: torch.device) -> float:
+    """Largest gigabytes that a call allocates, beside what was there."""
+    work()  # compiles
+    before = torch.cuda.memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+    reset_peak_memory(device)
+    work()
+    return peak_memory(device) - before
 
 
 def _mlp(x: Tensor, key: Tensor, value: Tensor) -> Tensor:

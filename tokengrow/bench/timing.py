@@ -1,7 +1,7 @@
 """Times of a function on a device, and what the device could do at best."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
 from statistics import quantiles
@@ -33,30 +33,56 @@ class Timing:
         return cls(median=fifths[4], p20=fifths[1], p80=fifths[7])
 
 
-def time_calls(function: Callable[[], object], device: torch.device, repeats: int = 20) -> Timing:
-    """Times of separate calls, each waited for.
+def time_together(
+    functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = 30
+) -> dict[str, Timing]:
+    """Times of functions, one call of each in turn, so that a clock that changes does so for all.
 
-    On a GPU the calls are captured in a CUDA graph first, so that the time is the device's and not
-    that of launching; a function that cannot be captured is to be timed by `time_steps`.
+    On a GPU the calls are captured in CUDA graphs first, so that the time is the device's and not
+    that of launching. What is too large to be captured beside the others is for `time_steps`.
 
     Args:
-        function: without arguments; what it returns is dropped.
-        device: that it works on.
-        repeats: timed calls.
+        functions: name to a function without arguments.
+        device: that they work on.
+        rounds: timed calls of each.
     """
-    if device.type != "cuda":
-        return time_steps(function, device, repeats=repeats, steps=1)
+    if device.type == "cuda":
+        functions = {name: _captured(function) for name, function in functions.items()}
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(WARM_UP + rounds):
+        for name, function in functions.items():
+            milliseconds = _milliseconds(function, device)
+            if turn >= WARM_UP:
+                times[name].append(milliseconds)
+    return {name: Timing.of(each) for name, each in times.items()}
+
+
+def _captured(function: Callable[[], object]) -> Callable[[], None]:
+    """The same work as a CUDA graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             function()
-    torch.cuda.synchronize()
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(WARM_UP):
-            function()
-    replayed = time_steps(graph.replay, device, repeats=repeats, steps=1)
-    return Timing(*(each / WARM_UP for each in (replayed.median, replayed.p20, replayed.p80)))
+        function()
+    return graph.replay
+
+
+def _milliseconds(function: Callable[[], object], device: torch.device) -> float:
+    """Of one call, on the device."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        function()
+        return (time.perf_counter() - began) * 1e3
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def time_steps(
@@ -87,7 +113,7 @@ def bandwidth(device: torch.device) -> float:
     """Bytes per second of a copy within the device's memory, read and written ones together."""
     source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
-    time = time_calls(lambda: target.copy_(source), device).median
+    time = time_together({"copy": lambda: target.copy_(source)}, device)["copy"].median
     return 2 * source.nbytes / time * 1e3
 
 
@@ -95,14 +121,14 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product on random numbers."""
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / time_calls(lambda: left @ right, device).median * 1e3
+    timing = time_together({"product": lambda: left @ right}, device)["product"]
+    return 2 * side**3 / timing.median * 1e3
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
     """‖found - reference‖ / ‖reference‖; NaN stays NaN."""
-    reference = reference.double()
-    found = found.detach()
-    return float((found.double() - reference).norm() / reference.norm())
+    found, reference = found.detach().double(), reference.detach().double()
+    return float((found - reference).norm() / reference.norm())
 
 
 def reset_peak_memory(device: torch.device) -> None:

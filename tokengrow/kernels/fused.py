@@ -5,7 +5,8 @@ that torch.compile makes does not break at it. It keeps the input, the scores an
 for the backward pass; weights are computed again.
 
 Several layers that read the same input go together: one product for the scores of all of them,
-one for the gradient of the input.
+one for the gradient of the input. Parameters come as they are stored, float32 under mixed
+precision, and their gradients leave the products in that dtype, without a rounding in between.
 
 Shapes: `T` tokens, `D` input dim, `E` output dim, `N` parameter tokens, `G` layers.
 """
@@ -22,99 +23,144 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @torch.library.custom_op("tokengrow::pattention", mutates_args=())
 def pattention_fused(
-    x: Tensor, key: Tensor, value: Tensor, activation: str, taus: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, keys: list[Tensor], values: list[Tensor], activation: str, taus: list[float]
+) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
     """`f(x Kᵀ) V` of G layers, and what the backward pass needs.
 
     Args:
-        x: [T, D], in a dtype of `DTYPES`, as are key and value.
-        key: [G, N, D].
-        value: [G, N, E].
+        x: [T, D], in a dtype of `DTYPES`: that of the products.
+        keys: [N, D] of each layer, in a dtype of `DTYPES`.
+        values: [N, E] of each layer, likewise.
         activation: as in `pattention`.
-        taus: G scales.
+        taus: of each layer.
 
     Returns:
-        [G, T, E]; the scores [T, G, N]; [2, G, T] float32.
+        [T, E] of each layer; the scores [T, G, N]; [2, G, T] float32; the parameters as the
+        products took them, [G, N, D] and [N, E] of each layer, where they are copies.
     """
     from tokengrow.kernels.triton_rows import rows_forward
 
-    layers, n, d = key.shape
-    scores = torch.mm(x, key.view(layers * n, d).T).view(-1, layers, n)
-    weights, stats = rows_forward(scores, activation, taus)
-    return _products(weights, value), scores, stats
+    copies = _empty_copies(x, keys, values)
+    if copies:
+        wide = [value for value in values if value.dtype != x.dtype]
+        torch._foreach_copy_([*copies[0], *copies[1:]], [*keys, *wide])
+    key, cast = _operands(keys, values, copies)
+    scores = torch.mm(x, key.flatten(0, 1).T).view(-1, len(keys), key.shape[1])
+    weights, stats = rows_forward(scores, activation, taus)  # [G, T, N]
+    outs = [torch.mm(each, value) for each, value in zip(weights, cast, strict=True)]
+    return outs, scores, stats, copies
 
 
 @pattention_fused.register_fake
 def _(
-    x: Tensor, key: Tensor, value: Tensor, activation: str, taus: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, (layers, n, _) = x.shape[0], key.shape
-    out = x.new_empty(layers, tokens, value.shape[2])
+    x: Tensor, keys: list[Tensor], values: list[Tensor], activation: str, taus: list[float]
+) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+    tokens, layers = len(x), len(keys)
     return (
-        out,
-        x.new_empty(tokens, layers, n),
+        [x.new_empty(tokens, value.shape[1]) for value in values],
+        x.new_empty(tokens, layers, len(keys[0])),
         x.new_empty(2, layers, tokens, dtype=torch.float32),
+        _empty_copies(x, keys, values),
     )
 
 
 @torch.library.custom_op("tokengrow::pattention_backward", mutates_args=())
 def pattention_fused_backward(
-    out_grad: Tensor,
+    out_grads: list[Tensor],
     x: Tensor,
-    key: Tensor,
-    value: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    copies: list[Tensor],
     scores: Tensor,
     stats: Tensor,
     activation: str,
-    taus: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [T, D], key [G, N, D] and value [G, N, E]; out_grad is [G, T, E]."""
+    taus: list[float],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of x [T, D], of all keys [G, N, D], and of each layer's values [N, E].
+
+    Args:
+        out_grads: [T, E] of each layer.
+        x: as the forward pass took it; so are keys, values, activation and taus.
+        copies: as it gave them; so are scores and stats.
+    """
     from tokengrow.kernels.triton_rows import rows_backward
 
-    layers, n, d = key.shape
-    weights_grad = _products(out_grad, value.transpose(1, 2))  # [G, T, N]
+    key, cast = _operands(keys, values, copies)
+    layers, n, _ = key.shape
+    weights_grad = scores.new_empty(layers, len(x), n)
+    for out_grad, value, each in zip(out_grads, cast, weights_grad, strict=True):
+        torch.mm(out_grad, value.T, out=each)
     scores_grad, weights = rows_backward(scores, stats, weights_grad, activation, taus)
     del weights_grad
-    value_grad = _products(weights.transpose(1, 2), out_grad)
+    stored = keys[0].dtype
+    pairs = zip(weights, out_grads, strict=True)
+    value_grads = [product(each.T, out_grad, stored) for each, out_grad in pairs]
     flat = scores_grad.view(-1, layers * n)
-    x_grad = torch.mm(flat, key.view(layers * n, d))
-    return x_grad, torch.mm(flat.T, x).view(layers, n, d), value_grad
+    key_grad = product(flat.T, x, stored).view(key.shape)
+    return torch.mm(flat, key.flatten(0, 1)), key_grad, value_grads
 
 
 @pattention_fused_backward.register_fake
 def _(
-    out_grad: Tensor,
+    out_grads: list[Tensor],
     x: Tensor,
-    key: Tensor,
-    value: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    copies: list[Tensor],
     scores: Tensor,
     stats: Tensor,
     activation: str,
-    taus: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(key), torch.empty_like(value)
+    taus: list[float],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    key_grad = keys[0].new_empty(len(keys), *keys[0].shape)
+    return torch.empty_like(x), key_grad, [value.new_empty(value.shape) for value in values]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, key, value, ctx.activation, ctx.taus = inputs
-    _, scores, stats = output
-    ctx.mark_non_differentiable(scores, stats)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    x, keys, values, ctx.activation, ctx.taus = inputs
+    _, scores, stats, copies = output
+    ctx.mark_non_differentiable(scores, stats, *copies)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, key, value, scores, stats)
+    ctx.layers = len(keys)
+    ctx.save_for_backward(x, scores, stats, *keys, *values, *copies)
 
 
-def _differentiate(ctx: Any, out_grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    grads = pattention_fused_backward(
-        out_grad.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.taus
+def _differentiate(ctx: Any, out_grads: list[Tensor | None], *_: None) -> tuple[Any, ...]:
+    x, scores, stats, *rest = ctx.saved_tensors
+    layers = ctx.layers
+    keys, values, copies = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
+    grads = [
+        x.new_zeros(len(x), value.shape[1]) if grad is None else grad.contiguous()
+        for grad, value in zip(out_grads, values, strict=True)
+    ]
+    x_grad, key_grad, value_grads = pattention_fused_backward(
+        grads, x, keys, values, copies, scores, stats, ctx.activation, ctx.taus
     )
-    return *grads, None, None
+    return x_grad, list(key_grad.unbind()), value_grads, None, None
 
 
 pattention_fused.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _products(left: Tensor, right: Tensor) -> Tensor:
-    """[G, A, B] times [G, B, C]; one layer alone takes cuBLAS's plain path."""
-    if len(left) == 1:
-        return torch.mm(left[0], right[0]).unsqueeze(0)
-    return torch.bmm(left, right)
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left right, rounded to this dtype alone: sums are float32 in any case."""
+    if left.is_cuda and dtype == torch.float32 and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left, right).to(dtype)
+
+
+def _empty_copies(x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """Room for the parameters in the dtype of x, keys side by side; none where none is needed."""
+    if len(keys) == 1 and keys[0].dtype == x.dtype:
+        return []
+    stack = x.new_empty(len(keys), *keys[0].shape)
+    return [stack, *(x.new_empty(value.shape) for value in values if value.dtype != x.dtype)]
+
+
+def _operands(
+    keys: Sequence[Tensor], values: Sequence[Tensor], copies: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Keys [G, N, D] and each layer's values [N, E], as the products take them."""
+    if not copies:
+        return keys[0].unsqueeze(0), values
+    return copies[0], copies[1:] or values

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengrow.kernels.fused import product
 from tokengrow.kernels.op import product_dtype
 
 MOST_LOGITS = 2**30
@@ -74,8 +75,8 @@ def _pieces(positions: int, vocabulary: int) -> list[slice]:
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """total + left right, in float32."""
-    if left.dtype == torch.float32:
-        return torch.mm(left, right) if total is None else total.addmm_(left, right)
     if total is None:
-        return torch.mm(left, right, out_dtype=torch.float32)
+        return product(left, right, torch.float32)
+    if left.dtype == torch.float32:
+        return total.addmm_(left, right)
     return torch.addmm(total, left, right, out_dtype=torch.float32)

@@ -89,17 +89,9 @@ def _fused(
     dtype = product_dtype(x)
     _check_fused(x, dtype)
     keys, values, taus = zip(*layers, strict=True)
-    key, value = (_stacked(each, dtype) for each in (keys, values))
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
-    out, _, _ = pattention_fused(rows, key, value, activation, list(taus))
-    return [each.view(*x.shape[:-1], each.shape[-1]) for each in out.unbind()]
-
-
-def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """[G, N, D], contiguous; of one matrix no copy."""
-    if len(matrices) == 1:
-        return matrices[0].to(dtype).contiguous().unsqueeze(0)
-    return torch.stack([matrix.to(dtype) for matrix in matrices])
+    outs, *_ = pattention_fused(rows, list(keys), list(values), activation, list(taus))
+    return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -131,6 +123,7 @@ def _check_fused(x: Tensor, dtype: torch.dtype) -> None:
         )
 
 
+@torch.compiler.assume_constant_result
 def _interpreted() -> bool:
     from tokengrow.kernels.triton_rows import interpreted
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokengrow.kernels.triton_rows import LOG2_E
 
 LOG_2 = tl.constexpr(0.6931471805599453)
-BLOCK, WARPS = 4096, 8
+BLOCK, WARPS = 8192, 16
 
 
 @triton.jit

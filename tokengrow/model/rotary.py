@@ -29,11 +29,11 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates the first R channels of each head.
 
     Args:
-        x: [B, H, T, C].
-        table: cos and sin [T, R] float32.
+        x: [B, T, H, C].
+        table: cos and sin float32, [T, 1, R] or what else broadcasts to x.
 
     Returns:
-        [B, H, T, C] in the dtype of x; computed in at least float32.
+        [B, T, H, C] in the dtype of x; computed in at least float32.
     """
     cos, sin = table
     channels = cos.shape[-1]

@@ -92,10 +92,13 @@ class Attention(nn.Module):
         """[B, T, D] to [B, T, D]; with a cache, T new tokens attend to it and to each other."""
         batch, length, _ = x.shape
         query, key, value = [
-            projected.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+            projected.view(batch, length, self.heads, self.head_dim)
             for projected in project(x, [self.query, self.key, self.value])
-        ]  # [B, H, T, C]
-        query, key = rotate(query, table), rotate(key, table)
+        ]  # [B, T, H, C]
+        # Rotated as they lie in memory, they and their gradients are never copied to be transposed.
+        positions = table[0].unsqueeze(1), table[1].unsqueeze(1)  # [T, 1, R]
+        query, key = rotate(query, positions), rotate(key, positions)
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
         past = 0
         if cache is not None:
             past = cache.length

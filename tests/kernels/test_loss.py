@@ -1,0 +1,112 @@
+"""The cross-entropy of a linear head: against PyTorch's, loss and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengrow.kernels import loss as head
+from tokengrow.kernels import triton_loss
+from tokengrow.kernels.loss import linear_cross_entropy
+
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def random_head(m: int, d: int, v: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden [M, D], weight [V, D], targets [M]."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(m, d, generator=generator), torch.randn(v, d, generator=generator)
+    targets = torch.randint(v, (m,), generator=generator).to(device)
+    return hidden.to(device).requires_grad_(), weight.to(device).requires_grad_(), targets
+
+
+@pytest.mark.parametrize("block", [16, 64], ids=lambda block: f"block_{block}")
+def test_rows_of_logits_become_their_gradient(
+    block: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_loss, "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(5, 50, generator=generator) * 9).to(device).requires_grad_()
+    targets = torch.tensor([0, 49, 15, 16, 33], device=device)
+    wanted = F.cross_entropy(logits, targets, reduction="none")
+    wanted.sum().mul(0.2).backward()
+    mine, losses = logits.detach().clone(), torch.full((5,), torch.nan, device=device)
+    triton_loss.cross_entropy_rows(mine, targets, losses, None)
+    assert torch.equal(mine, logits.detach()), "without a scale the logits stay"
+    triton_loss.cross_entropy_rows(mine, targets, losses, 0.2)
+    torch.testing.assert_close(losses, wanted.detach())
+    torch.testing.assert_close(mine, logits.grad, atol=1e-7, rtol=1e-5)
+
+
+def test_logits_of_which_none_is_small_do_not_overflow(device: str) -> None:
+    logits = torch.tensor([[1e4, 1e4, -1e4]], device=device)
+    losses = torch.empty(1, device=device)
+    triton_loss.cross_entropy_rows(logits, torch.tensor([1], device=device), losses, 1.0)
+    assert losses.item() == pytest.approx(0.6931472)  # one of two equally likely
+    assert logits.tolist() == [[pytest.approx(0.5), pytest.approx(-0.5), 0.0]]
+
+
+def test_on_a_cpu_it_is_the_plain_cross_entropy() -> None:
+    hidden, weight, targets = random_head(6, 8, 11, "cpu")
+    wanted = F.cross_entropy(hidden @ weight.T, targets)
+    assert torch.equal(linear_cross_entropy(hidden, weight, targets), wanted)
+
+
+def test_pieces_hold_no_more_logits_than_they_may_and_cover_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(head, "MOST_LOGITS", 40)
+    pieces = head._pieces(positions=10, vocabulary=11)
+    assert [len(range(10)[piece]) * 11 <= 40 for piece in pieces] == [True] * len(pieces)
+    assert [i for piece in pieces for i in range(10)[piece]] == list(range(10))
+
+
+class TestOnAGpu:
+    pytestmark = ON_GPU
+
+    @pytest.mark.parametrize("most", [2**30, 3000], ids=["whole", "pieces"])
+    def test_loss_and_gradients(self, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(head, "MOST_LOGITS", most)
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+        hidden, weight, targets = random_head(100, 64, 999, "cuda")
+        found = linear_cross_entropy(hidden, weight, targets)
+        wanted = F.cross_entropy((hidden.double() @ weight.double().T), targets)
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+        mine = torch.autograd.grad(found * 3, (hidden, weight))
+        for grad, reference in zip(
+            mine, torch.autograd.grad(wanted * 3, (hidden, weight)), strict=True
+        ):
+            assert (grad - reference).norm() <= 2e-6 * reference.norm()
+
+    def test_autocast_leaves_the_gradient_of_the_weight_wide(self) -> None:
+        hidden, weight, targets = random_head(300, 64, 999, "cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            found = linear_cross_entropy(hidden, weight, targets)
+        wanted = F.cross_entropy(hidden @ weight.T, targets)
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(wanted.item(), rel=2e-3)
+        mine = torch.autograd.grad(found, (hidden, weight))
+        for grad, reference in zip(
+            mine, torch.autograd.grad(wanted, (hidden, weight)), strict=True
+        ):
+            assert grad.dtype == torch.float32
+            assert (grad - reference).norm() <= 2e-2 * reference.norm()
+
+    def test_without_gradients_none_are_computed(self) -> None:
+        hidden, weight, targets = random_head(100, 64, 999, "cuda")
+        wanted = linear_cross_entropy(hidden, weight, targets)
+        with torch.no_grad():
+            found = linear_cross_entropy(hidden, weight, targets)
+        assert torch.equal(found, wanted.detach()) and not found.requires_grad
+
+    def test_no_logits_are_held_in_float32(self) -> None:
+        m, v = 4096, 50304
+        hidden, weight, targets = random_head(m, 64, v, "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            linear_cross_entropy(hidden, weight, targets).backward()
+        assert torch.cuda.max_memory_allocated() - before < 2.4 * m * v
