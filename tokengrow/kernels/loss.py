@@ -68,7 +68,7 @@ class _FusedLoss(torch.autograd.Function):
 
 def _pieces(positions: int, vocabulary: int) -> list[slice]:
     """Equal runs of positions with at most `MOST_LOGITS` logits each."""
-    count = -(-positions * vocabulary // MOST_LOGITS)
+    count = -(-positions // max(1, MOST_LOGITS // vocabulary))
     size = -(-positions // count)
     return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
 

@@ -34,7 +34,7 @@ def cross_entropy_kernel(
         b_top = b_higher
     top = tl.max(b_top, 0)
     mass = tl.sum(b_mass * tl.exp2((b_top - top) * LOG2_E), 0)
-    tl.store(losses + i, tl.log2(mass) * LOG_2 + top - at_target)
+    tl.store(losses + i, top - at_target + tl.log2(mass) * LOG_2)
     if LEARN:
         gain = scale / mass
         for start in range(0, V, BLOCK):
