@@ -24,10 +24,12 @@ pytestmark = [
 GOLDEN = Path(__file__).parents[1] / "golden"
 FIGURES = sorted(GOLDEN.glob("C_pattention_*.safetensors"))
 
-# Relative to the norm of the reference: float32 sums; 8 and 11 bits in scores, weights and output.
+# Relative to the norm of the reference: float32 sums; 8 and 11 bits in scores, weights and output. Or
+# twice the error of the plain formula in this dtype on this device, where that is larger: softmax
+# makes of the rounding of a score, which grows with its size, a relative error of a weight.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
-ODD = [(1, 5, 3, 4), (7, 33, 19, 21), (5, 16, 24, 8), (2, 8, 129, 3), (63, 4, 1, 2)]
+ODD = [(1, 5, 3, 4), (7, 33, 19, 21), (5, 16, 24, 8), (2, 8, 129, 3)]
 RELEASED = [(300, 768, 768, 768), (257, 768, 3072, 768), (129, 1536, 6144, 1536)]
 RELEASED += [(65, 768, 34480, 768)]  # the longest rows of the paper: they do not fit into registers
 
@@ -46,7 +48,7 @@ def random_layers(
         return drawn.to(dtype).to(device).requires_grad_()
 
     layers = [
-        (draw(n, d, 1.0), draw(n, e, n**-0.5), math.sqrt(n) * (1 + 0.5 * index))
+        (draw(n, d, 2 * d**-0.5), draw(n, e, n**-0.5), math.sqrt(n) * (1 + 0.5 * index))
         for index in range(count)
     ]
     return draw(t, d, 1.0), layers
@@ -70,29 +72,28 @@ def wide(x: Tensor, layers: list[Layer]) -> tuple[Tensor, list[Layer]]:
     return widened(x), [(widened(key), widened(value), tau) for key, value, tau in layers]
 
 
-def assert_near(found: list[Tensor], exact: list[Tensor], tolerance: float) -> None:
-    for index, (mine, reference) in enumerate(zip(found, exact, strict=True)):
-        distance = (mine.double() - reference).norm()
-        # Of one parameter token the norm cancels the score, and gradients are rounding alone.
-        scale = max(reference.norm().item(), 1e-3 * math.sqrt(reference.numel()))
-        assert distance <= tolerance * scale, f"tensor {index}: {distance / scale:.1e}"
+def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Distance of each tensor to its reference, relative to the norm of that."""
+    pairs = zip(found, exact, strict=True)
+    return [((mine.double() - right).norm() / right.norm()).item() for mine, right in pairs]
 
 
-def compare(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, activation: str, device: str
-) -> None:
-    x, layers = random_layers(shape, dtype, device)
+def compare(x: Tensor, layers: list[Layer], activation: str) -> None:
+    """Output and every gradient by the kernels, against float64."""
     exact = learn(*wide(x, layers), activation, "naive")
-    assert_near(learn(x, layers, activation, "triton"), exact, TOLERANCE[dtype])
+    found = errors(learn(x, layers, activation, "triton"), exact)
+    plain = errors(learn(x, layers, activation, "naive"), exact)
+    for error, beside in zip(found, plain, strict=True):
+        assert error <= max(TOLERANCE[x.dtype], 2 * beside)
 
 
 @DTYPES
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", [shape for shape in ODD if shape[2] > 1], ids=str)
+@pytest.mark.parametrize("shape", ODD, ids=str)
 def test_output_and_every_gradient_on_odd_shapes(
     shape: tuple[int, int, int, int], activation: str, dtype: torch.dtype, device: str
 ) -> None:
-    compare(shape, dtype, activation, device)
+    compare(*random_layers(shape, dtype, device), activation)
 
 
 @pytest.mark.gpu
@@ -108,7 +109,7 @@ def test_output_and_every_gradient_on_released_shapes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    compare(shape, dtype, activation, device)
+    compare(*random_layers(shape, dtype, device), activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -144,16 +145,13 @@ def test_layers_that_go_together_are_those_that_go_alone(
     shape: tuple[int, int, int, int], activation: str, device: str
 ) -> None:
     x, layers = random_layers(shape, torch.float32, device, count=3)
-    exact = learn(*wide(x, layers), activation, "naive")
-    assert_near(learn(x, layers, activation, "triton"), exact, TOLERANCE[torch.float32])
+    compare(x, layers, activation)
 
 
 def test_layers_of_different_sizes_go_one_by_one(device: str) -> None:
     x, (first,) = random_layers((5, 16, 24, 8), torch.float32, device)
     _, (second,) = random_layers((5, 16, 7, 8), torch.float32, device)
-    exact = learn(*wide(x, [first, second]), "l2_norm_gelu", "naive")
-    found = learn(x, [first, second], "l2_norm_gelu", "triton")
-    assert_near(found, exact, TOLERANCE[torch.float32])
+    compare(x, [first, second], "l2_norm_gelu")
 
 
 @DTYPES
@@ -163,7 +161,7 @@ def test_rows_that_do_not_fit_into_registers_are_read_in_pieces(
 ) -> None:
     monkeypatch.setattr(triton_rows, "LONGEST", 16)
     monkeypatch.setattr(triton_rows, "PIECE", 16)
-    compare((5, 16, 53, 8), dtype, activation, device)
+    compare(*random_layers((5, 16, 53, 8), dtype, device), activation)
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
