@@ -51,9 +51,10 @@ SHAPES = {
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
-def saved_bytes(config: ModelConfig, batch: int, precision: str) -> int:
+def saved_bytes(config: ModelConfig, batch: int, precision: str, kernel: str) -> int:
     """Bytes of all storages, but the parameters', that one forward pass leaves to the backward."""
     model = TokenFormer(config).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    model.set_kernel(kernel)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     held: list[Tensor] = []  # alive, or their addresses would be used again
     ids = torch.randint(config.vocab_size, (batch, config.context_length + 1))
@@ -78,16 +79,61 @@ def test_activations_are_estimated_within_2_percent(
     config: ModelConfig, batch: int, activation: str, precision: str
 ) -> None:
     config = replace(config, activation=activation)
-    kept = activation_bytes(config, batch, precision) + copy_bytes(config, precision)
-    assert kept == pytest.approx(saved_bytes(config, batch, precision), rel=0.02)
+    kept = activation_bytes(config, batch, precision, fused=False)
+    kept += copy_bytes(config, precision, fused=False)
+    assert kept == pytest.approx(saved_bytes(config, batch, precision, "naive"), rel=0.02)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("config", "batch"),
+    [(shape(512, 64, 2, 256, 8, 32), 1), (shape(512, 32, 2, 32, 2, 64), 1)],
+    ids=["wide", "many-tokens"],
+)
+def test_activations_of_the_fused_kernels_are_estimated_within_2_percent(
+    config: ModelConfig, batch: int, precision: str
+) -> None:
+    # The head is fused on a GPU alone: the difference of two depths leaves the blocks.
+    def held(layers: int) -> tuple[int, int]:
+        deep = replace(config, layers=layers)
+        kept = activation_bytes(deep, batch, precision, fused=True)
+        kept += copy_bytes(deep, precision, fused=True)
+        return kept, saved_bytes(deep, batch, precision, "triton")
+
+    (kept, saved), (kept_more, saved_more) = held(1), held(3)
+    assert kept_more - kept == pytest.approx(saved_more - saved, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "precision", "fused"),
+    [
+        ("auto", "bf16-mixed", True),
+        ("auto", "32-true", False),
+        ("triton", "32-true", True),
+        ("naive", "bf16-true", False),
+        ("compiled", "bf16-true", False),
+    ],
+)
+def test_auto_is_planned_for_a_gpu_in_bfloat16(
+    kernel: str, precision: str, fused: bool, tiny_model: Callable[..., ModelConfig]
+) -> None:
+    held = training_memory(tiny_model(), 3, precision, kernel)
+    assert held.activations == activation_bytes(tiny_model(), 3, precision, fused)
 
 
 def test_autocast_copies_every_weight_but_the_norms(
     tiny_model: Callable[..., ModelConfig],
 ) -> None:
     config = tiny_model()
-    assert copy_bytes(config, "bf16-mixed") == 2 * (config.num_parameters() - 2 * 32)
-    assert copy_bytes(config, "32-true") == copy_bytes(config, "bf16-true") == 0
+    assert copy_bytes(config, "bf16-mixed", fused=True) == 2 * (config.num_parameters() - 2 * 32)
+    assert copy_bytes(config, "32-true", fused=False) == 0
+
+
+def test_fused_kernels_put_three_keys_side_by_side(tiny_model: Callable[..., ModelConfig]) -> None:
+    # Two layers of three keys [8, 32], each number in four bytes.
+    assert copy_bytes(tiny_model(8), "32-true", fused=True) == 2 * 3 * 8 * 32 * 4
+    unequal = replace(tiny_model(8), tokens=Tokens(query=8, key=8, value=9, output=8, ffn=16))
+    assert copy_bytes(unequal, "32-true", fused=True) == 0
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -131,8 +177,8 @@ def test_a_training_step_holds_the_sum_of_its_parts(
 ) -> None:
     config = tiny_model()
     held = training_memory(config, 3, "bf16-mixed")
-    activations = activation_bytes(config, 3, "bf16-mixed")
-    copies = copy_bytes(config, "bf16-mixed")
+    activations = activation_bytes(config, 3, "bf16-mixed", fused=True)
+    copies = copy_bytes(config, "bf16-mixed", fused=True)
     assert held.total == 4 * 4 * config.num_parameters() + copies + activations
 
 

@@ -141,7 +141,8 @@ def run_budget(
         growth = plan_growth(previous, stage.model, config=run.growth) if previous else None
         speed = flops_per_second[stage.name] if flops_per_second else None
         stages.append(_stage(run, stage, sum(done.flops for done in stages), speed))
-        rungs.append(_rung(stage.name, stage.model, batch, precision, growth, stages[-1]))
+        memory = training_memory(stage.model, batch, precision, run.kernel)
+        rungs.append(_rung(stage.name, stage.model, precision, memory, growth, stages[-1]))
         previous = stage.model
     total = Total(
         steps=sum(stage.steps for stage in stages),
@@ -166,23 +167,28 @@ def growth_budget(growth: GrowthPlan, micro_batch_size: int, precision: str) -> 
         micro_batch_size: sequences whose activations are counted.
         precision: 32-true, bf16-mixed or bf16-true.
     """
-    rungs = [_rung("source", growth.source, micro_batch_size, precision)]
+    source, grown = (
+        training_memory(model, micro_batch_size, precision)
+        for model in (growth.source, growth.target)
+    )
+    rungs = [_rung("source", growth.source, precision, source)]
     if growth.steps:
-        rungs.append(_rung("grown", growth.target, micro_batch_size, precision, growth))
+        rungs.append(_rung("grown", growth.target, precision, grown, growth))
     return Budget(precision=precision, micro_batch_size=micro_batch_size, rungs=tuple(rungs))
 
 
 def model_budget(model: ModelConfig, micro_batch_size: int, precision: str) -> Budget:
     """The budget of one size; arguments as in `growth_budget`."""
-    rung = _rung("model", model, micro_batch_size, precision)
+    memory = training_memory(model, micro_batch_size, precision)
+    rung = _rung("model", model, precision, memory)
     return Budget(precision=precision, micro_batch_size=micro_batch_size, rungs=(rung,))
 
 
 def _rung(
     name: str,
     model: ModelConfig,
-    micro_batch_size: int,
     precision: str,
+    memory: Memory,
     growth: GrowthPlan | None = None,
     stage: StageBudget | None = None,
 ) -> RungBudget:
@@ -193,7 +199,7 @@ def _rung(
         flops_per_token=model.flops_per_token(),
         scratch_flops=_scratch_flops(model),
         checkpoint_bytes=checkpoint_bytes(model, precision),
-        memory=training_memory(model, micro_batch_size, precision),
+        memory=memory,
         stage=stage,
     )
 

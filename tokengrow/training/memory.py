@@ -23,7 +23,7 @@ class Memory:
     weights: int
     """Parameters."""
     copies: int
-    """bfloat16 copies of the weights, which autocast makes in every micro-batch."""
+    """Copies of weights, which every micro-batch makes: autocast's, in bfloat16, above all."""
     gradients: int
     """One for each parameter."""
     moments: int
@@ -38,21 +38,25 @@ class Memory:
         object.__setattr__(self, "total", sum(parts))
 
 
-def training_memory(config: ModelConfig, batch: int, precision: str) -> Memory:
+def training_memory(
+    config: ModelConfig, batch: int, precision: str, kernel: str = "auto"
+) -> Memory:
     """Bytes of a training step on one device.
 
     Args:
         config: the model.
         batch: sequences in a micro-batch.
         precision: 32-true, bf16-mixed or bf16-true.
+        kernel: of Pattention; auto is taken for triton in bfloat16, for which one takes a GPU.
     """
+    fused = kernel == "triton" or (kernel == "auto" and precision != "32-true")
     weights = config.num_parameters() * STORED[precision]
     return Memory(
         weights=weights,
-        copies=copy_bytes(config, precision),
+        copies=copy_bytes(config, precision, fused),
         gradients=weights,
         moments=ADAM_MOMENTS * weights,
-        activations=activation_bytes(config, batch, precision),
+        activations=activation_bytes(config, batch, precision, fused),
     )
 
 
@@ -61,34 +65,55 @@ def checkpoint_bytes(config: ModelConfig, precision: str) -> int:
     return config.num_parameters() * STORED[precision] * (1 + ADAM_MOMENTS)
 
 
-def copy_bytes(config: ModelConfig, precision: str) -> int:
-    """Bytes of the weights that autocast casts: all but the final norm's, whatever the batch."""
-    if STORED[precision] == MULTIPLIED[precision]:
+def copy_bytes(config: ModelConfig, precision: str, fused: bool) -> int:
+    """Bytes of the weights that are held a second time, whatever the batch.
+
+    Autocast casts all but the final norm's. Fused, and not cast, the keys of query, key and value
+    are put side by side where the three are of one shape.
+
+    Args:
+        config: the model.
+        precision: 32-true, bf16-mixed or bf16-true.
+        fused: whether Pattention is computed by the Triton kernels.
+    """
+    if STORED[precision] != MULTIPLIED[precision]:
+        return (config.num_parameters() - 2 * config.width) * MULTIPLIED[precision]
+    shapes = [config.role_shape(role) for role in ("query", "key", "value")]
+    if not fused or len(set(shapes)) > 1:
         return 0
-    return (config.num_parameters() - 2 * config.width) * MULTIPLIED[precision]
+    tokens, d_in, _ = shapes[0]
+    return config.layers * 3 * tokens * d_in * STORED[precision]
 
 
-def activation_bytes(config: ModelConfig, batch: int, precision: str) -> int:
+def activation_bytes(config: ModelConfig, batch: int, precision: str, fused: bool) -> int:
     """Bytes that the backward pass of one micro-batch keeps, without checkpointing.
 
-    Counts the tensors that autograd saves in the plain-PyTorch model, per token: of a Pattention
-    layer its arrays of N (scores and normalised scores, always float32, and weights); of attention
-    the rotated query and key, value, and output, twice; of a norm its input and output; of the head
-    the log-softmax of the logits, always float32. An estimate: `tests/training/test_memory.py`
-    holds it to what autograd saves.
+    Counts the tensors that autograd saves in the model, not compiled, per token. Of a Pattention
+    layer its arrays of N: scores and normalised scores, always float32, and weights; or fused, the
+    scores alone and two float32 numbers. Of attention the rotated query and key, value, and output.
+    Of a norm its input and output. Of the head the log-softmax of the logits, always float32; or
+    fused, the gradient of its input. An estimate: `tests/training/test_memory.py` holds it to what
+    autograd saves.
 
     Args:
         config: the model.
         batch: sequences in a micro-batch.
         precision: 32-true, bf16-mixed or bf16-true.
+        fused: whether Pattention and the loss are computed by the Triton kernels.
     """
     stored, multiplied = STORED[precision], MULTIPLIED[precision]
-    scores = 1 if config.activation == "softmax" else 2  # softmax needs its output alone
     tokens = sum(config.role_shape(role)[0] for role in ROLES)
-    # Query, key and value share a norm's output, unless autocast makes each a copy of its own.
-    norm_outputs = 4 if stored != multiplied else 2
-    layer = tokens * (scores * FLOAT32 + multiplied)
-    layer += 5 * config.inner_dim * multiplied
+    if fused:
+        layer = tokens * multiplied + len(ROLES) * 2 * FLOAT32
+        # Query, key and value share a norm's output.
+        norm_outputs = 2
+        head = config.width * (stored + multiplied)
+    else:
+        scores = 1 if config.activation == "softmax" else 2  # softmax needs its output alone
+        layer = tokens * (scores * FLOAT32 + multiplied)
+        # Here too, unless autocast makes each a copy of its own.
+        norm_outputs = 4 if stored != multiplied else 2
+        head = config.width * (stored + multiplied) + config.vocab_size * FLOAT32
+    layer += 4 * config.inner_dim * multiplied
     layer += config.width * (2 * stored + norm_outputs * multiplied)
-    head = config.width * (stored + multiplied) + config.vocab_size * FLOAT32
     return batch * config.context_length * (config.layers * layer + head)
