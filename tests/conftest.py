@@ -6,6 +6,12 @@ import os
 # Before the first import of torch, and for the programs that tests start as well.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+# Without a GPU, Triton's kernels run in its interpreter. It asks when a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import subprocess
 import sys
 import sysconfig
