@@ -18,7 +18,7 @@ from tokengrow.kernels.triton_rows import CODES, MOST_LAYERS
 MOST_BATCH = 4
 """B: each row of a batch reads the weights from the L2 cache anew, which is twice as fast as the
 memory, so from about here on matrix products are faster."""
-MOST_WIDTH, MOST_HEAD_DIM = 8192, 256
+MOST_WIDTH, MOST_HEAD_DIM = 4096, 256
 """What a program holds at once."""
 
 # How the work is cut. A `Step` expects the same numbers as long as it lives.
@@ -33,9 +33,10 @@ VALUES_CUTS = {"qkv": (64, 8), "output": (32, 4), "ffn": (32, 8)}
 adds them all up, but for q, k and v."""
 PIECES, SLOTS, ATTENTION_WARPS = 8, 64, 4
 """The most pieces that a head's cache is cut into; slots read at once; warps."""
-OVERLAP = False
-"""Start a kernel before the one in front has ended, to fetch weights meanwhile (programmatic
-dependent launch, from Hopper on)."""
+OVERLAP, FETCH = False, False
+"""From Hopper on: whether a kernel starts before the one in front has ended, to ask for weights
+meanwhile (programmatic dependent launch); whether it asks for all of its weights at the start, of
+which the registers hold but the first."""
 
 Layer = tuple[Tensor, Tensor, float]
 """Key [N, D] and value [N, E] parameter tokens, and tau."""
@@ -171,6 +172,7 @@ class Step:
             SLOTS=self._slots(),
             ROWS=rows,
             BLOCK=block,
+            FETCH=FETCH and width * size % 16 == 0,
             num_warps=SCORES_WARPS,
             **shared,
         )
@@ -190,6 +192,7 @@ class Step:
             PARTS=self._pending,
             ROWS=VALUES_TILE // (size * wide),
             WIDE=wide,
+            FETCH=FETCH and out * size % 16 == 0,
             num_warps=VALUES_WARPS,
             **shared,
         )
@@ -198,6 +201,7 @@ class Step:
         self, keys: Tensor, values: Tensor, position: Tensor, table: tuple[Tensor, Tensor]
     ) -> None:
         """Mixes of the pieces of the cache, from the parts of query, key and value."""
+        block = triton.next_power_of_2(self.head_dim)
         attention_kernel[(self.batch * self.heads, PIECES)](
             self._parts,
             *table,
@@ -215,8 +219,8 @@ class Step:
             PARTS=self._pending,
             PIECES=PIECES,
             SLOTS=self._slots(),
-            BLOCK=triton.next_power_of_2(self.head_dim),
-            num_warps=ATTENTION_WARPS,
+            BLOCK=block,
+            num_warps=max(1, min(ATTENTION_WARPS, ATTENTION_WARPS * block // 128)),
             **self._launching,
         )
         self._pending = 0  # those of q, k and v are used up
