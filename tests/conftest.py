@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-# Where there is no GPU, Triton's kernels run in Python; before the first import of a kernel.
+# Without a GPU, Triton's kernels run in its interpreter. It asks when a kernel is defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

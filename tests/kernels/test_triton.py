@@ -25,8 +25,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 FIGURES = sorted(GOLDEN.glob("C_pattention_*.safetensors"))
 
 # Relative to the norm of the reference: float32 sums; 8 and 11 bits in scores, weights and output.
-# Or twice the error of the plain formula in this dtype on this device, where that is larger: softmax
-# makes of the rounding of a score, which grows with its size, a relative error of a weight.
+# Or twice the error of the plain formula in this dtype on this device, where that is larger: of the
+# rounding of a score, which grows with its size, softmax makes a relative error of a weight.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
 ODD = [(1, 5, 3, 4), (7, 33, 19, 21), (5, 16, 24, 8), (2, 8, 129, 3)]

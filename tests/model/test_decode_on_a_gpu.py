@@ -1,4 +1,4 @@
-"""The decoder's graphs on a GPU, plain and compiled; its arithmetic on a CPU: test_decode.py."""
+"""The decoder's graphs on a GPU: of kernels, plain, compiled. Its arithmetic: test_decode.py."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Inductor's advice about precision and reductions
 ]
 
-COMPILE = pytest.mark.parametrize("compile", [False, True], ids=["plain", "compiled"])
+MANNERS = pytest.mark.parametrize("manner", ["kernels", "plain", "compiled"])
+
+
+def decoder_of(run: TokenFormer, batch: int, capacity: int, manner: str) -> Decoder:
+    decoder = Decoder(run, batch, capacity, compile=manner == "compiled")
+    assert (decoder._kernels is None) == (manner == "compiled")
+    if manner == "plain":
+        decoder._kernels = None
+    return decoder
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +36,12 @@ def no_tf32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def model(seed: int, dtype: torch.dtype = torch.float32, ffn: int = 384) -> TokenFormer:
+def model(
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    ffn: int = 384,
+    activation: str = "l2_norm_gelu",
+) -> TokenFormer:
     """Large enough for kernels to be split; its logits have a spread of about 1."""
     config = ModelConfig(
         vocab_size=1000,
@@ -37,6 +50,7 @@ def model(seed: int, dtype: torch.dtype = torch.float32, ffn: int = 384) -> Toke
         width=256,
         heads=4,
         tokens=Tokens(query=256, key=256, value=256, output=192, ffn=ffn),
+        activation=activation,
         init="published",
     )
     built = TokenFormer(config).eval()
@@ -63,52 +77,60 @@ def whole(run: TokenFormer, ids: Tensor, prompt: int) -> Tensor:
     return run(ids)[:, prompt - 1 :].float()
 
 
-@COMPILE
+@MANNERS
 def test_the_published_figures(
-    published_model: TokenFormer, published_decoding: dict[str, Tensor], compile: bool
+    published_model: TokenFormer, published_decoding: dict[str, Tensor], manner: str
 ) -> None:
-    decoder = Decoder(published_model.cuda(), 2, 32, compile)
+    decoder = decoder_of(published_model.cuda(), 2, 32, manner)
     found = stepped(decoder, published_decoding["input_ids"].cuda(), 8).cpu()
     assert (found - published_decoding["full_forward_logits"][:, 7:]).abs().max() <= 5e-6
 
 
-@COMPILE
+@MANNERS
 @pytest.mark.parametrize("batch", [1, 3])
-def test_float32(batch: int, compile: bool) -> None:
+def test_float32(batch: int, manner: str) -> None:
     run, ids = model(0), random_ids(batch, 40)
-    found, wanted = stepped(Decoder(run, batch, 48, compile), ids, 5), whole(run, ids, 5)
+    found, wanted = stepped(decoder_of(run, batch, 48, manner), ids, 5), whole(run, ids, 5)
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-@COMPILE
-def test_bfloat16(compile: bool) -> None:
+@MANNERS
+@pytest.mark.parametrize("activation", ["gelu_l2_norm", "softmax"])
+def test_other_activations(activation: str, manner: str) -> None:
+    run, ids = model(0, activation=activation), random_ids(1, 40)
+    found, wanted = stepped(decoder_of(run, 1, 48, manner), ids, 5), whole(run, ids, 5)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@MANNERS
+def test_bfloat16(manner: str) -> None:
     ids = random_ids(1, 40)
-    found = stepped(Decoder(model(0, torch.bfloat16), 1, 48, compile), ids, 5)
+    found = stepped(decoder_of(model(0, torch.bfloat16), 1, 48, manner), ids, 5)
     wanted = whole(model(0), ids, 5)
     assert (found - wanted).norm() <= 0.05 * wanted.norm()
 
 
-@COMPILE
-def test_many_replays(compile: bool) -> None:
+@MANNERS
+def test_many_replays(manner: str) -> None:
     run, ids = model(0), random_ids(1, 700)
-    found, wanted = stepped(Decoder(run, 1, 700, compile), ids, 300), whole(run, ids, 300)
+    found, wanted = stepped(decoder_of(run, 1, 700, manner), ids, 300), whole(run, ids, 300)
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-@COMPILE
-def test_a_graph_serves_one_text_after_another(compile: bool) -> None:
+@MANNERS
+def test_a_graph_serves_one_text_after_another(manner: str) -> None:
     run, ids = model(0), random_ids(2, 40)
-    decoder = Decoder(run, 2, 40, compile)
+    decoder = decoder_of(run, 2, 40, manner)
     first = stepped(decoder, ids, 30)
     stepped(decoder, ids.flip(1), 2)
     assert torch.equal(stepped(decoder, ids, 30), first)
 
 
-@COMPILE
-def test_decoders_of_several_models_at_the_same_time(compile: bool) -> None:
+@MANNERS
+def test_decoders_of_several_models_at_the_same_time(manner: str) -> None:
     ids = random_ids(1, 30)
     runs = model(0), model(1), model(2, ffn=320)
-    decoders = [Decoder(run, 1, 32, compile) for run in runs]
+    decoders = [decoder_of(run, 1, 32, manner) for run in runs]
     logits = [[decoder.prefill(ids[:, :4])] for decoder in decoders]
     for token in ids[:, 4:].unbind(1):
         for decoder, found in zip(decoders, logits, strict=True):
@@ -116,6 +138,33 @@ def test_decoders_of_several_models_at_the_same_time(compile: bool) -> None:
     for run, found in zip(runs, logits, strict=True):
         wanted = whole(run, ids, 4)
         assert (torch.stack(found, dim=1) - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0),
+    reason="needs Hopper or later",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_that_overlap_and_fetch_give_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokengrow.kernels import triton_step
+
+    run, ids = model(0, dtype), random_ids(1, 300)
+    found = []
+    for overlap, fetch in ((False, False), (False, True), (True, False), (True, True)):
+        monkeypatch.setattr(triton_step, "OVERLAP", overlap)
+        monkeypatch.setattr(triton_step, "FETCH", fetch)
+        found.append(stepped(Decoder(run, 1, 300), ids, 5))
+    assert all(torch.equal(each, found[0]) for each in found[1:])
+
+
+def test_more_texts_than_the_kernels_take() -> None:
+    run, ids = model(0), random_ids(6, 20)
+    decoder = Decoder(run, 6, 20)
+    assert decoder._kernels is None
+    found, wanted = stepped(decoder, ids, 5), whole(run, ids, 5)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def test_weights_that_change_in_place_are_seen() -> None:

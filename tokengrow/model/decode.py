@@ -2,25 +2,36 @@
 
 One token needs every weight once and computes next to nothing with it: what can be lost is the time
 between the reads. So a step has fixed shapes and never waits for the CPU; on a GPU it is captured
-once in a CUDA graph, replayed for every token, and compiled before that on request. The manner is
-gpt-fast's (github.com/pytorch-labs/gpt-fast).
+once in a CUDA graph and replayed for every token. For a few rows it is seven Triton kernels a
+block; else it is plain PyTorch, compiled before the capture on request. The manner is gpt-fast's
+(github.com/pytorch-labs/gpt-fast).
 
 Shapes: `B` batch, `T` sequence, `S` cached sequence, `D` width, `H` heads, `C` head dim, `R`
 rotated channels, `L` layers, `V` vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengrow.kernels.fused import DTYPES
 from tokengrow.kernels.naive import ACTIVATIONS
 from tokengrow.model.pattention import Pattention
 from tokengrow.model.rotary import rotary_table, rotate
-from tokengrow.model.tokenformer import Attention, Block, KVCache, TokenFormer
+from tokengrow.model.tokenformer import (
+    Attention,
+    Block,
+    KVCache,
+    TokenFormer,
+    pattention_layers,
+)
+
+if TYPE_CHECKING:
+    from tokengrow.kernels.triton_step import Layer, Step
 
 COMPILE_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
 """Inductor's: it searches block sizes, and makes a product with one row a reduction, which reaches
@@ -98,19 +109,48 @@ def _project(layer: Pattention, x: Tensor) -> Tensor:
     return F.linear(weights, layer.value_param_tokens.T)
 
 
+def takes_kernels(model: TokenFormer, batch: int) -> bool:
+    """Whether the Triton kernels decode this many texts with this model."""
+    weight = model.embedding.weight
+    return weight.is_cuda and weight.dtype in DTYPES and _suits_kernels(model, batch)
+
+
+def _suits_kernels(model: TokenFormer, batch: int) -> bool:
+    from tokengrow.kernels.triton_step import MOST_BATCH, MOST_HEAD_DIM, MOST_WIDTH
+
+    config = model.config
+    layers = [layer for block in model.blocks for _, layer in pattention_layers(block)]
+    return (
+        batch <= MOST_BATCH
+        and max(config.width, config.inner_dim) <= MOST_WIDTH
+        and config.head_dim <= MOST_HEAD_DIM
+        and all(layer.kernel in ("auto", "triton") for layer in layers)
+        and all(w.is_contiguous() for layer in layers for w in layer.parameters())
+    )
+
+
+def _kernels(model: TokenFormer, batch: int) -> "Step":
+    from tokengrow.kernels.triton_step import Step
+
+    config = model.config
+    most_tokens = max(n for _, n in config.tokens.items())
+    sizes = config.width, config.heads, config.head_dim, most_tokens
+    return Step(batch, *sizes, config.activation, model.embedding.weight.device)
+
+
 class Decoder:
     """Continues the texts of a batch, a token at a time.
 
-    Attention goes over the whole capacity under a mask: one shape, so one graph and one compiled
-    code for all positions. Empty slots are read in vain, at 1.5b a quarter of a megabyte each
-    beside the three gigabytes of the weights: ask for no more capacity than the texts need.
+    The step in plain PyTorch attends to the whole capacity under a mask: one shape, so one graph
+    and one compiled code for all positions. Empty slots are read in vain, at 1.5b a quarter of a
+    megabyte each beside the three gigabytes of the weights. The kernels read none of them.
 
     Args:
         model: in eval mode. Its weights may change in place; a graph sees no other change.
         batch: B.
         capacity: the most tokens of a text, S.
-        compile: compile the step first, on a GPU: slow once, then faster for every token. Decoders
-            of one shape share the compiled code.
+        compile: on a GPU, compile the step in plain PyTorch first, whatever the kernels take: slow
+            once, then faster for every token. Decoders of one shape share the compiled code.
     """
 
     def __init__(
@@ -129,6 +169,8 @@ class Decoder:
         compile = compile and device.type == "cuda"
         self._block = compiled(block_step) if compile else block_step
         self._head = compiled(head_step) if compile else head_step
+        takes = takes_kernels(model, batch) and not compile
+        self._kernels = _kernels(model, batch) if takes else None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
@@ -178,17 +220,39 @@ class Decoder:
 
     def _compute(self) -> Tensor:
         """Logits [B, V] behind the token at the position, which then moves on by one."""
-        model, position = self.model, self._position
-        cos, sin = self._table
+        model = self.model
+        x = model.embedding(self._token)  # [B, D]
+        x = self._through_blocks(x) if self._kernels is None else self._through(self._kernels, x)
+        logits = self._head(model.final_norm, model.embedding.weight, x)
+        self._position.add_(1)
+        return logits
+
+    def _through_blocks(self, x: Tensor) -> Tensor:
+        """[B, D] behind the last block, in plain PyTorch."""
+        position, (cos, sin) = self._position, self._table
         table = cos.index_select(0, position), sin.index_select(0, position)
         place = Place(position, table, self._slots > position)
-        x = model.embedding(self._token)  # [B, D]
-        layers = zip(model.blocks, self.cache.keys, self.cache.values, strict=True)
-        for block, keys, values in layers:
-            x = self._block(cast(Block, block), x, keys, values, place)
-        logits = self._head(model.final_norm, model.embedding.weight, x)
-        position.add_(1)
-        return logits
+        for block, keys, values in self._layers():
+            x = self._block(block, x, keys, values, place)
+        return x
+
+    def _through(self, kernels: "Step", x: Tensor) -> Tensor:
+        """[B, D] behind the last block, by the kernels."""
+        kernels.begin(x)
+        for block, keys, values in self._layers():
+            attention = [
+                _weights(layer)
+                for layer in (block.attention.query, block.attention.key, block.attention.value)
+            ]
+            output, ffn = _weights(block.attention.output), _weights(block.ffn)
+            place = self._position, self._table
+            kernels.block(attention, output, ffn, block.eps, keys, values, *place)
+        return kernels.end().to(x)
+
+    def _layers(self) -> Iterator[tuple[Block, Tensor, Tensor]]:
+        """The blocks with their part of the cache."""
+        blocks = cast(Iterable[Block], self.model.blocks)
+        return zip(blocks, self.cache.keys, self.cache.values, strict=True)
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The step as a graph, and the logits that its replays fill."""
@@ -204,6 +268,10 @@ class Decoder:
         with torch.cuda.graph(graph, stream=stream):
             logits = self._compute()
         return graph, logits
+
+
+def _weights(layer: Pattention) -> "Layer":
+    return layer.key_param_tokens, layer.value_param_tokens, layer.tau
 
 
 @cache
