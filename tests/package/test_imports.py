@@ -34,7 +34,17 @@ ARROWS = {
     "distributed": set(),
     "evaluation": set(),
     "training": {"model", "data", "checkpoint", "distributed", "growth", "evaluation"},
-    "cli": {"training", "model", "data", "checkpoint", "distributed", "growth", "evaluation"},
+    "bench": {"kernels", "model", "training", "distributed"},
+    "cli": {
+        "training",
+        "model",
+        "data",
+        "checkpoint",
+        "distributed",
+        "growth",
+        "evaluation",
+        "bench",
+    },
 }
 """Room to the rooms that it may import: the house plan of shared/design.md."""
 

@@ -24,7 +24,7 @@ REPEATS, STEPS = 5, 4
 TOLERANCE = 2e-2
 """Largest difference of a first loss to that of the plain formula, in nats; bfloat16 rounds."""
 
-PEERS = {
+PEERS: dict[str, tuple[str | None, bool]] = {
     "formula": ("naive", False),
     "formula, compiled": ("naive", True),
     "tokengrow": ("auto", False),
@@ -50,33 +50,31 @@ def measure(
     device = build_fabric(fabric).device
     rate = product_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     for name, config, batch in cases:
-        reference = math.nan
+        reference: float | None = None
         for peer in peers:
-            columns = {
-                "suite": "step",
-                "case": f"{name}, {batch} x {config.context_length} tokens",
-                "peer": peer,
-                "dtype": fabric.chosen_precision,
-            }
             try:
                 found = _train(config, batch, fabric, peer)
             except torch.OutOfMemoryError:
-                found = Trained(Timing.none(), math.nan, 0.0, math.nan)
-            if PEERS[peer][0] is not None:
-                reference = found.loss if math.isnan(reference) else reference
-                if abs(found.loss - reference) > TOLERANCE:
+                found = Trained(Timing.none(), math.nan, 0.0, None)
+            error = 0.0
+            if PEERS[peer][0] is not None and found.loss is not None:
+                reference = found.loss if reference is None else reference
+                error = abs(found.loss - reference)
+                if not error <= TOLERANCE:
                     raise UserError(
                         f"{name}, {peer}: its first loss is {found.loss:.4f}, that of the peers "
                         f"before {reference:.4f}: no time is given for it"
                     )
-            share = found.flops / found.timing.median * 1e3 / rate
             yield Measurement.on(
                 device,
                 found.timing,
-                against_limit=round(share, 4),
+                suite="step",
+                case=f"{name}, {batch} x {config.context_length} tokens",
+                peer=peer,
+                dtype=fabric.chosen_precision,
+                against_limit=round(found.flops / found.timing.median * 1e3 / rate, 3),
                 peak_gb=round(found.peak_gb, 2),
-                error=0.0,
-                **columns,
+                error=float(f"{error:.1e}"),
             )
 
 
@@ -90,8 +88,8 @@ class Trained:
     """Of a step."""
     peak_gb: float
     """Of memory."""
-    loss: float
-    """Of the first step."""
+    loss: float | None
+    """Of the first step; None where memory was too small for one."""
 
 
 def _train(config: ModelConfig, batch: int, settings: FabricConfig, peer: str) -> Trained:

@@ -11,21 +11,34 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from tokengrow.bench import pattention, step
+from tokengrow.bench import decode, pattention, step
 from tokengrow.bench.rows import Measurement, append_rows, check_appendable
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.verb import run_verb
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
-from tokengrow.model.config import ModelConfig
+from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.typed import nearest, typed
 
 SUITES = {
     "pattention": ("One layer, forward and backward", "times the\nsix products"),
     "step": ("A training step", "share of a\nlarge product"),
+    "decode": ("A token of one text", "share of\nthe limit"),
 }
 """Suite to the title of its table and what its times are held against."""
+
+RELEASED_SHAPES = [[768, 768], [768, 3072], [1024, 4096], [1280, 5120], [1536, 1536], [1536, 6144]]
+SMALL_SHAPES = [[64, 64], [64, 256]]
+RELEASED_MODELS = [("150m", 16), ("1.5b", 8)]
+SMALL_MODEL = ModelConfig(
+    vocab_size=512,
+    context_length=64,
+    layers=2,
+    width=64,
+    heads=2,
+    tokens=Tokens(query=64, key=64, value=64, output=64, ffn=256),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +51,23 @@ class BenchArguments:
     """CSV file to which the rows are added."""
     fabric: FabricConfig
     """Device and precision."""
-    shapes: list[list[int]]
-    """(D, N) of the layers."""
-    tokens: int
-    """Input tokens of a layer."""
-    models: list[str]
-    """Presets that are trained."""
-    batches: list[int]
-    """Sequences in a step, for each of them."""
+    shapes: list[list[int]] | None
+    """(D, N) of the layers; null: the released ones, on a CPU small ones."""
+    tokens: int | None
+    """Input tokens of a layer; null: 16384, on a CPU 256."""
+    models: list[str] | None
+    """Presets that are trained or decode; null: the released ones, on a CPU a small one."""
+    batches: list[int] | None
+    """Sequences in a step, for each of them; null: as many as fit, on a CPU 2."""
     peers: list[str] | None
     """Some of the peers of a step; null: all."""
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
             raise UserError(f"suite {self.suite!r}{nearest(self.suite, list(SUITES))}")
-        if len(self.batches) != len(self.models):
+        if self.suite == "step" and bool(self.batches) != bool(self.models):
+            raise UserError("models and batches go together: give both, or neither")
+        if self.batches and self.models and len(self.batches) != len(self.models):
             raise UserError(
                 f"batches has {len(self.batches)} entries for {len(self.models)} models: give one "
                 "for each"
@@ -60,8 +75,27 @@ class BenchArguments:
         for peer in self.peers or []:
             if peer not in step.PEERS:
                 raise UserError(f"peers {peer!r}{nearest(peer, list(step.PEERS))}")
-        if self.tokens < 1 or not all(len(s) == 2 and min(s) > 0 for s in self.shapes):
-            raise UserError("shapes must be pairs [D, N], and tokens a number, all above 0")
+        sizes = [*(self.batches or []), *(n for shape in self.shapes or [] for n in shape)]
+        if min([*sizes, 1 if self.tokens is None else self.tokens]) < 1:
+            raise UserError("shapes, tokens and batches must be above 0")
+        if any(len(shape) != 2 for shape in self.shapes or []):
+            raise UserError(f"shapes must be pairs [D, N], not {self.shapes}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is measured."""
+        return torch.device("cuda" if self.fabric.on_gpu else "cpu")
+
+    @property
+    def cases(self) -> list[tuple[str, ModelConfig, int]]:
+        """Name, model and batch."""
+        if self.models:
+            batches = self.batches or [1] * len(self.models)
+            pairs = zip(self.models, batches, strict=True)
+            return [(name, ModelConfig.preset(name), batch) for name, batch in pairs]
+        if self.fabric.on_gpu:
+            return [(name, ModelConfig.preset(name), batch) for name, batch in RELEASED_MODELS]
+        return [("small", SMALL_MODEL, 2)]
 
 
 def main(config: DictConfig) -> None:
@@ -79,21 +113,25 @@ def main(config: DictConfig) -> None:
             if out:
                 append_rows(out, [row])
     console.print(_table(arguments.suite, rows))
-    console.print(f"on {rows[0].device}, torch {rows[0].torch_version}")
+    small = "" if arguments.fabric.on_gpu else ": small shapes, which say nothing of a GPU"
+    console.print(
+        f"on {rows[0].device}, {rows[0].dtype}, torch {rows[0].torch_version}{small}",
+        soft_wrap=True,
+    )
     if out:
         console.print(f"rows: {out}", soft_wrap=True)
 
 
 def _rows(arguments: BenchArguments) -> Iterator[Measurement]:
-    fabric = arguments.fabric
-    if arguments.suite == "step":
-        models = zip(arguments.models, arguments.batches, strict=True)
-        cases = [(name, ModelConfig.preset(name), batch) for name, batch in models]
-        return step.measure(cases, fabric, arguments.peers or list(step.PEERS))
-    device = torch.device("cuda" if fabric.on_gpu else "cpu")
+    fabric, device = arguments.fabric, arguments.device
     dtype = torch.float32 if fabric.chosen_precision == "32-true" else torch.bfloat16
-    shapes = [(d, n) for d, n in arguments.shapes]
-    return pattention.measure(shapes, arguments.tokens, dtype, device)
+    if arguments.suite == "step":
+        return step.measure(arguments.cases, fabric, arguments.peers or list(step.PEERS))
+    if arguments.suite == "decode":
+        return decode.measure([case[:2] for case in arguments.cases], dtype, device)
+    shapes = arguments.shapes or (RELEASED_SHAPES if fabric.on_gpu else SMALL_SHAPES)
+    tokens = arguments.tokens or (16384 if fabric.on_gpu else 256)
+    return pattention.measure([(d, n) for d, n in shapes], tokens, dtype, device)
 
 
 def _table(suite: str, rows: list[Measurement]) -> Table:

@@ -18,7 +18,7 @@ VERBS = {
         "published weights and YAMLs, in and out",
     ),
     "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
-    "bench": ("suite=pattention|step", "how fast it is here, beside its peers"),
+    "bench": ("suite=pattention|step|decode", "how fast it is here, beside its peers"),
 }
 """Verb to (its usual arguments, what it does)."""
 

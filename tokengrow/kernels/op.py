@@ -78,7 +78,9 @@ def pattentions(
         if len({(key.shape, value.shape) for key, value, _ in layers}) == 1:
             return _fused(x, layers, activation)
         return [_fused(x, [layer], activation)[0] for layer in layers]
-    function = _compiled() if kernel == "compiled" else pattention_naive
+    # Inside a graph that is being compiled the formula is compiled as a part of it.
+    alone = kernel == "compiled" and not torch.compiler.is_compiling()
+    function = _compiled() if alone else pattention_naive
     return [function(x, key, value, activation, tau) for key, value, tau in layers]
 
 

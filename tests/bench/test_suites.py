@@ -1,0 +1,122 @@
+"""What the suites measure, on small shapes on the CPU; what computes something else gets no time."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokengrow.bench import decode, pattention, step
+from tokengrow.bench.gpt import GPT
+from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.errors import UserError
+from tokengrow.model.config import ModelConfig
+
+CPU = torch.device("cpu")
+FABRIC = FabricConfig(accelerator="cpu", precision="32-true")
+
+
+@pytest.fixture(autouse=True)
+def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few calls, and no compiler: what is measured is another test's."""
+    monkeypatch.setattr(step, "REPEATS", 2)
+    monkeypatch.setattr(decode, "REPEATS", 2)
+    monkeypatch.setattr(decode, "STEPS", 2)
+    peers = {"formula": ("naive", False), "tokengrow": ("auto", False), "GPT": (None, False)}
+    monkeypatch.setattr(step, "PEERS", peers)
+
+
+def test_a_layer_is_measured_in_units_of_its_six_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = pattention.peers(24)
+    chosen = {name: named[name] for name in ("formula", "tokengrow")}
+    monkeypatch.setattr(pattention, "peers", lambda n: chosen)
+    rows = list(pattention.measure([(16, 24)], 32, torch.float32, CPU))
+    assert [row.peer for row in rows] == ["six products", "formula", "tokengrow"]
+    assert rows[0].against_limit == 1
+    for row in rows:
+        assert row.case == "D 16, N 24, 32 tokens" and row.dtype == "float32"
+        ratio = row.median_ms / rows[0].median_ms
+        assert row.against_limit == pytest.approx(ratio, rel=0.05)
+        assert row.error < 1e-6
+
+
+def test_a_layer_that_computes_something_else_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    formula = pattention.peers(24)["formula"]
+    wrong = {"formula": formula, "wrong": lambda x, k, v: F.relu(x @ k.T) @ v}
+    monkeypatch.setattr(pattention, "peers", lambda n: wrong)
+    with pytest.raises(UserError, match=r"D 16, N 24: a relative error of .*: no time is given"):
+        list(pattention.measure([(16, 24)], 32, torch.float32, CPU))
+
+
+def test_a_step_is_a_share_of_what_the_device_can_do(
+    tiny_model: Callable[..., ModelConfig],
+) -> None:
+    rows = list(step.measure([("tiny", tiny_model(), 2)], FABRIC, list(step.PEERS)))
+    assert [row.peer for row in rows] == ["formula", "tokengrow", "GPT"]
+    for row in rows:
+        assert row.case == "tiny, 2 x 32 tokens" and row.dtype == "32-true"
+        assert 0 < row.against_limit < 1 and row.error == 0
+
+
+def test_a_step_with_another_loss_gets_no_time(
+    tiny_model: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter((6.0, math.nan))
+    train = step._train
+
+    def off(*arguments: object) -> step.Trained:
+        return replace(train(*arguments), loss=next(losses))
+
+    monkeypatch.setattr(step, "_train", off)
+    with pytest.raises(UserError, match=r"tiny, tokengrow: its first loss is nan, that .* 6\.0000"):
+        list(step.measure([("tiny", tiny_model(), 2)], FABRIC, ["formula", "tokengrow"]))
+
+
+def test_a_step_that_memory_is_too_small_for_is_a_row_without_a_time(
+    tiny_model: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> step.Trained:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(step, "_train", full)
+    (row,) = step.measure([("tiny", tiny_model(), 2)], FABRIC, ["formula"])
+    assert math.isnan(row.median_ms)
+
+
+def test_the_peer_is_a_gpt_of_the_same_sizes(tiny_model: Callable[..., ModelConfig]) -> None:
+    # Four D x D projections and a feed-forward layer of 4 D in each of 2 layers, D = 32.
+    gpt = GPT(tiny_model())
+    blocks = 2 * (4 * 32 * 32 + 2 * 32 * 128)
+    assert sum(p.numel() for p in gpt.parameters()) == 512 * 32 + blocks + 2 * 32
+    assert gpt.flops_per_token() == 6 * (512 * 32 + blocks + 2 * 32) + 6 * 2 * 32 * 32
+    ids = torch.randint(512, (2, 32))
+    assert gpt(ids, targets=ids).item() == pytest.approx(math.log(512), abs=0.5)
+
+
+def test_decoding_is_a_share_of_reading_the_weights(tiny_model: Callable[..., ModelConfig]) -> None:
+    rows = list(decode.measure([("tiny", tiny_model())], torch.float32, CPU))
+    assert [row.peer for row in rows] == [
+        "weights read once",
+        "forward pass with a cache",
+        "tokengrow",
+    ]
+    assert rows[0].against_limit == 1
+    for row in rows[1:]:
+        assert 0 < row.against_limit < 1 and row.error < 1e-5
+
+
+def test_decoding_that_is_off_gets_no_time(
+    tiny_model: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: object) -> dict[str, decode.Decode]:
+        def start(prompt: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda token: torch.ones(1, 512)
+
+        return {"wrong": start}
+
+    monkeypatch.setattr(decode, "_ways", wrong)
+    with pytest.raises(UserError, match=r"tiny, wrong: a relative error of .*: no time is given"):
+        list(decode.measure([("tiny", tiny_model())], torch.float32, CPU))

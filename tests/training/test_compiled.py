@@ -1,0 +1,70 @@
+"""Training with compiled blocks: the same run, compiled anew for each size."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokengrow.data.store import TokenStore
+from tokengrow.errors import UserError
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.training import stage as inside
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import TrainConfig
+
+Runs = Callable[..., TrainConfig]
+
+
+@pytest.fixture(autouse=True)
+def compiled_code_goes() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+def test_a_ladder_is_the_same_run(tiny_run: Runs, store: TokenStore, tmp_path: Path) -> None:
+    plain = fit(tiny_run(tmp_path / "plain", rungs=(8, 12)), store).state
+    run = tiny_run(tmp_path / "compiled", rungs=(8, 12), compile=True)
+    compiled = fit(run, store).state
+    for found, wanted in zip(compiled.validation, plain.validation, strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+
+
+def test_a_stage_whose_tau_moves_is_compiled_once_it_has_arrived(
+    tiny_run: Runs,
+    tiny_model: Callable,
+    store: TokenStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled_at: list[float] = []
+    compile_blocks = inside.compile_blocks
+
+    def noted(blocks: torch.nn.ModuleList) -> None:
+        compiled_at.append(blocks[0].ffn.tau)
+        compile_blocks(blocks)
+
+    monkeypatch.setattr(inside, "compile_blocks", noted)
+    run = tiny_run(tmp_path / "run", rungs=(8, 12), compile=True)
+    small, large = run.stages
+    large = replace(large, model=tiny_model(12))
+    growth = GrowthConfig(tau="anneal", anneal_steps=3)
+    fit(replace(run, stages=(small, large), growth=growth), store)
+    assert compiled_at == [small.model.tau.ffn, large.model.tau.ffn]
+
+
+def test_a_kernel_that_cannot_run_here_is_refused_before_anything_is_written(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", kernel="triton")
+    with pytest.raises(
+        UserError, match="kernel=triton needs a GPU, and this run is on the CPU: set"
+    ):
+        fit(run, store)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_kernel_is_refused_with_the_valid_ones(tiny_run: Runs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="kernel 'fast': valid are auto, naive, compiled, triton"):
+        tiny_run(tmp_path / "run", kernel="fast")
