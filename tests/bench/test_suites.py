@@ -1,4 +1,4 @@
-"""What the suites measure, on small shapes on the CPU; what computes something else gets no time."""
+"""What the suites measure, on small shapes on the CPU; what is wrong gets no time."""
 
 import math
 from collections.abc import Callable

@@ -1,0 +1,75 @@
+"""One of two processes, under torchrun: a model by the Triton kernels, its gradients averaged.
+
+    torchrun --nproc-per-node 2 parallel_worker.py ddp|fsdp2
+
+Ends with an error unless the gradients are those of one process with both halves of the batch.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.tokenformer import TokenFormer
+
+CONFIG = ModelConfig(
+    vocab_size=64,
+    context_length=8,
+    layers=2,
+    width=16,
+    heads=2,
+    tokens=Tokens(query=12, key=12, value=12, output=10, ffn=24),
+)
+
+
+def build() -> TokenFormer:
+    model = TokenFormer(CONFIG)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for block in model.blocks:  # else a balanced model has no gradients behind its values of 0
+            block.ffn.value_param_tokens.fill_(0.1)
+            block.attention.output.value_param_tokens.fill_(0.1)
+    model.set_kernel("triton")
+    return model
+
+
+def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    model(ids[:, :-1], targets=ids[:, 1:]).backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        assert grad is not None, name
+        found[name.removeprefix("module.")] = (
+            grad.full_tensor() if isinstance(grad, DTensor) else grad
+        )
+    return found
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    ids = torch.randint(64, (4, 9), generator=torch.Generator().manual_seed(1))
+    wanted = gradients(build(), ids)
+    model: nn.Module = build()
+    if sys.argv[1] == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        mesh = init_device_mesh("cpu", (2,))
+        for block in model.blocks:  # type: ignore[union-attr]
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    found = gradients(model, ids[2 * rank : 2 * rank + 2])
+    assert set(found) == set(wanted)
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-5, atol=1e-7, msg=name)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
