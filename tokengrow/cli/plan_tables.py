@@ -77,7 +77,7 @@ def _memory(budget: Budget) -> Table:
     rows = table(
         f"Memory of a training step ({budget.precision}, micro-batch {budget.micro_batch_size})",
         _name(budget),
-        ("weights", "bf16\ncopies", "gradients", "Adam's\nmoments", "activations", "in sum"),
+        ("weights", "weights,\ncopied", "gradients", "Adam's\nmoments", "activations", "in sum"),
     )
     for rung in budget.rungs:
         held = rung.memory
