@@ -372,6 +372,17 @@ def test_a_folder_with_a_checkpoints_name_and_no_marker_stops_nothing(
     assert (tmp_path / "run" / "step_00000006.damaged").is_dir()
 
 
+def test_a_gpu_that_is_too_small_ends_the_run_in_one_sentence(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(stage, "_update", full)
+    with pytest.raises(UserError, match=r"stage n8 does not fit .* micro_batch_size=4: lower"):
+        fit(tiny_run(tmp_path / "run", rungs=(8,)), store)
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run_in_one_sentence(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:

@@ -58,12 +58,17 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-                raise UserError(
-                    f"stage {stage.name} does not fit into the memory of {device} with "
-                    f"micro_batch_size={run.micro_batch_size}: lower micro_batch_size"
-                ) from None
+                raise does_not_fit(run, stage, device) from None
             gc.collect()  # the wrappers refer to each other, and the next model needs the room
     return Speed(device, {stage.name: found[stage.model] for stage in run.stages})
+
+
+def does_not_fit(run: TrainConfig, stage: StageConfig, device: str) -> UserError:
+    """For a stage whose model and micro-batch are more than the device holds."""
+    return UserError(
+        f"stage {stage.name} does not fit into the memory of {device} with "
+        f"micro_batch_size={run.micro_batch_size}: lower micro_batch_size"
+    )
 
 
 def device_name(device: torch.device) -> str:
