@@ -38,33 +38,14 @@ def _of_three(i_g, a, b, c, G: tl.constexpr):
 
 
 @triton.jit
-def _fetch(p, count):
-    """Moves this many elements from p on into the L2 cache; nobody waits for them.
-
-    One thread asks, from Hopper on. p and the end lie on multiples of 16 bytes.
-    """
-    size = tl.maximum(count, 0) * (p.dtype.element_ty.primitive_bitwidth // 8)
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred one;
-        .reg .u32 thread;
-        mov.u32 thread, %tid.x;
-        setp.eq.u32 one, thread, 0;
-        setp.ne.and.u32 one, $2, 0, one;
-        @one cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,r",
-        [p, size],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _wait(OVERLAP: tl.constexpr):
-    """Until the kernels in front have written what this one reads."""
+    """Until all kernels in front have ended; the next one may start now, to do the same.
+
+    Before it, nothing is written and weights alone are read. Every program of every kernel waits:
+    when one goes on, the kernel in front has ended, and with it whatever that one waited for. So
+    what follows here runs as if no two kernels overlapped, and buffers may be used again. PyTorch's
+    kernels, in front of the first and behind the last, overlap with none.
+    """
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -176,7 +157,6 @@ def scores_kernel(
     EXACT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    FETCH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Input to scores [G, B, N], and [2, G, B, P] maxima and sums of each of P programs.
@@ -191,9 +171,6 @@ def scores_kernel(
     m_d = o_d < D
     # The first weights are on their way before anything else is asked for.
     b_k = _key_rows(p_k, i * ROWS, n, o_r, o_d, m_d, D)
-    if FETCH:
-        for block in range(i + programs, tl.cdiv(n, ROWS), programs):
-            _fetch(p_k + block * ROWS * D, tl.minimum(ROWS, n - block * ROWS) * D)
     _wait(OVERLAP)
     if MIXED:
         b_x = _joined(mixes, tops, position, i_b, D, B, C, GROUP, PIECES, SLOTS, BLOCK)
@@ -274,7 +251,6 @@ def values_kernel(
     EXACT: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
-    FETCH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Scores [G, B, N] and their stats [2, G, B, P] to parts [G, PARTS, B, E] of weights times V.
@@ -288,10 +264,6 @@ def values_kernel(
     o_r, o_e = tl.arange(0, ROWS), i_e * WIDE + tl.arange(0, WIDE)
     b_v = _value_rows(p_v, i_part * ROWS, n, o_r, o_e, E)
     b_ahead = _value_rows(p_v, (i_part + PARTS) * ROWS, n, o_r, o_e, E)
-    if FETCH:  # of the tile's rows a piece, not the program's own columns
-        for row in range((i_part + PARTS * 2) * ROWS, n, PARTS * ROWS):
-            piece = row * E + i_e * ROWS * WIDE
-            _fetch(p_v + piece, tl.minimum(ROWS * WIDE, n * E - piece))
     _wait(OVERLAP)
     tau = _of_three(i_g, tau0, tau1, tau2, G)
     top, gain = _gain(stats + (i_g * B + i_b) * P, tau, P, G * B * P, ACTIVATION, P_BLOCK)
