@@ -105,7 +105,10 @@ class Step:
             self._launching["launch_pdl"] = True
 
     def begin(self, x: Tensor) -> None:
-        """Takes the residual stream [B, D] in front of the first block."""
+        """Takes the residual stream [B, D] in front of the first block.
+
+        The kernel of PyTorch that wrote it comes behind what wrote position, table and caches.
+        """
         self._x, self._pending = x.contiguous(), 0
 
     def block(
