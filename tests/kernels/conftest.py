@@ -16,6 +16,15 @@ def device() -> str:
     return DEVICE
 
 
+@pytest.fixture(autouse=True)
+def exact_float32() -> Iterator[None]:
+    """Products of float32 numbers are not rounded to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fresh memory holds NaN: what a kernel does not write is seen."""

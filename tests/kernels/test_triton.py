@@ -106,9 +106,7 @@ def test_output_and_every_gradient_on_released_shapes(
     activation: str,
     dtype: torch.dtype,
     device: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     compare(*random_layers(shape, dtype, device), activation)
 
 

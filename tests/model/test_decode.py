@@ -1,4 +1,4 @@
-"""The decoder: its steps against the full forward, its limits, one compilation for all layers."""
+"""The decoder: its steps against the full forward, its limits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengrow.kernels.naive import ACTIVATIONS
 from tokengrow.model.config import ModelConfig, Taus, Tokens
-from tokengrow.model.decode import Decoder, block_step
+from tokengrow.model.decode import Decoder
 from tokengrow.model.tokenformer import TokenFormer
 
 VOCAB = 50
@@ -129,29 +129,3 @@ class TestCapacity:
     def test_a_longer_prompt_is_refused(self) -> None:
         with pytest.raises(ValueError, match="holds 8 tokens; 9 were given"):
             Decoder(model(), 1, 8).prefill(random_ids(1, 9))
-
-
-def test_all_layers_share_one_compiled_code() -> None:
-    graphs = []
-
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    code = torch.compile(block_step, backend=count, fullgraph=True, dynamic=False)
-    ids = random_ids(1, 12)
-    for number, tau in enumerate((Taus(), Taus(query=2.0, ffn=9.0)), start=1):
-        run = model(tau=tau)
-        decoder = Decoder(run, 1, 12)
-        decoder._block = code
-        assert (stepped(decoder, ids, 2) - whole(run, ids, 2)).abs().max() <= 2e-5
-        assert len(graphs) == number
-        # Numbers are constants of the code: as inputs they would come from the CPU at every step.
-        inputs = [
-            node.meta["example_value"] for node in graphs[-1].graph.find_nodes(op="placeholder")
-        ]
-        assert all(isinstance(each, Tensor) and each.numel() for each in inputs)
-        assert (
-            len(inputs) == 10 + 7
-        )  # five pairs of K and V; x, the cache's two and the place's four
-    torch._dynamo.reset()

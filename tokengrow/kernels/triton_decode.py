@@ -38,33 +38,15 @@ def _of_three(i_g, a, b, c, G: tl.constexpr):
 
 
 @triton.jit
-def _fetch(p, count):
-    """Moves this many elements from p on into the L2 cache; nobody waits for them.
-
-    One thread asks, from Hopper on. p and the end lie on multiples of 16 bytes.
-    """
-    size = tl.maximum(count, 0) * (p.dtype.element_ty.primitive_bitwidth // 8)
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred one;
-        .reg .u32 thread;
-        mov.u32 thread, %tid.x;
-        setp.eq.u32 one, thread, 0;
-        setp.ne.and.u32 one, $2, 0, one;
-        @one cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,r",
-        [p, size],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _wait(OVERLAP: tl.constexpr):
-    """Until the kernels in front have written what this one reads."""
+    """Until all kernels in front have ended; the next one may start now, to do the same.
+
+    Before it, nothing is written, and read is what no kernel of the step writes: weights, position,
+    table, slots before the position. Every program of every kernel waits: when one goes on, the
+    kernel in front has ended, and with it whatever that one waited for. So what follows here runs
+    as if no two kernels overlapped, and buffers may be used again. PyTorch's kernels, in front of
+    the first and behind the last, overlap with none.
+    """
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -104,7 +86,7 @@ def _span(last, PIECES: tl.constexpr, SLOTS: tl.constexpr):
 def _joined(
     mixes,
     tops,
-    position,
+    last,
     i_b,
     D: tl.constexpr,
     B: tl.constexpr,
@@ -115,7 +97,6 @@ def _joined(
     BLOCK: tl.constexpr,
 ):
     """The mix of all slots [D] from those of the pieces; GROUP channels lie in one head."""
-    last = tl.load(position).to(tl.int32)
     span = _span(last, PIECES, SLOTS)
     o = tl.arange(0, BLOCK // GROUP) * GROUP  # a number of a head serves a group of channels
     o_d = o[:, None] + tl.arange(0, GROUP)[None, :]
@@ -176,7 +157,6 @@ def scores_kernel(
     EXACT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    FETCH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Input to scores [G, B, N], and [2, G, B, P] maxima and sums of each of P programs.
@@ -191,12 +171,11 @@ def scores_kernel(
     m_d = o_d < D
     # The first weights are on their way before anything else is asked for.
     b_k = _key_rows(p_k, i * ROWS, n, o_r, o_d, m_d, D)
-    if FETCH:
-        for block in range(i + programs, tl.cdiv(n, ROWS), programs):
-            _fetch(p_k + block * ROWS * D, tl.minimum(ROWS, n - block * ROWS) * D)
+    if MIXED:
+        last = tl.load(position).to(tl.int32)
     _wait(OVERLAP)
     if MIXED:
-        b_x = _joined(mixes, tops, position, i_b, D, B, C, GROUP, PIECES, SLOTS, BLOCK)
+        b_x = _joined(mixes, tops, last, i_b, D, B, C, GROUP, PIECES, SLOTS, BLOCK)
     else:
         first = (i == 0) & (i_g == 0)
         b_x = _residual(x, parts, x_next, i_b, first, o_d, m_d, D, B, PARTS)
@@ -274,7 +253,6 @@ def values_kernel(
     EXACT: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
-    FETCH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Scores [G, B, N] and their stats [2, G, B, P] to parts [G, PARTS, B, E] of weights times V.
@@ -288,10 +266,6 @@ def values_kernel(
     o_r, o_e = tl.arange(0, ROWS), i_e * WIDE + tl.arange(0, WIDE)
     b_v = _value_rows(p_v, i_part * ROWS, n, o_r, o_e, E)
     b_ahead = _value_rows(p_v, (i_part + PARTS) * ROWS, n, o_r, o_e, E)
-    if FETCH:  # of the tile's rows a piece, not the program's own columns
-        for row in range((i_part + PARTS * 2) * ROWS, n, PARTS * ROWS):
-            piece = row * E + i_e * ROWS * WIDE
-            _fetch(p_v + piece, tl.minimum(ROWS * WIDE, n * E - piece))
     _wait(OVERLAP)
     tau = _of_three(i_g, tau0, tau1, tau2, G)
     top, gain = _gain(stats + (i_g * B + i_b) * P, tau, P, G * B * P, ACTIVATION, P_BLOCK)
@@ -311,6 +285,12 @@ def values_kernel(
         b_ahead = _value_rows(p_v, row + PARTS * ROWS * 2, n, o_r, o_e, E)
     p_part = parts + ((i_g * PARTS + i_part) * B + i_b) * E
     tl.store(p_part + o_e, tl.sum(b_sum, 0), o_e < E)
+
+
+@triton.jit
+def _slots(p, o_s, end, o_c, m_c, C: tl.constexpr):
+    """Slots [SLOTS, BLOCK] of a head's cache, those before `end`."""
+    return tl.load(p + o_s[:, None] * C + o_c[None, :], (o_s < end)[:, None] & m_c[None, :], 0.0)
 
 
 @triton.jit
@@ -363,13 +343,17 @@ def attention_kernel(
     sums of exp(score - top) value; tops [2, PIECES, B, H] hold the top and the sum of the factors.
     """
     i, i_piece = tl.program_id(0), tl.program_id(1)  # i = i_b * H + i_h
-    _wait(OVERLAP)
     last = tl.load(position).to(tl.int32)
     span = _span(last, PIECES, SLOTS)
     start = i_piece * span
+    end = tl.minimum(start + span, last)  # of what is in the cache already
+    o_c, o_s = tl.arange(0, BLOCK), start + tl.arange(0, SLOTS)
+    m_c = o_c < C
+    p_keys, p_values = keys + i.to(tl.int64) * S * C, values + i.to(tl.int64) * S * C
+    b_keys = _slots(p_keys, o_s, end, o_c, m_c, C)
+    b_values = _slots(p_values, o_s, end, o_c, m_c, C)
+    _wait(OVERLAP)
     if start <= last:
-        o_c = tl.arange(0, BLOCK)
-        m_c = o_c < C
         p_q = parts + i * C
         p_cos, p_sin = cos + last * R, sin + last * R
         kind = keys.dtype.element_ty
@@ -378,27 +362,25 @@ def attention_kernel(
         b_k = _rotated(p_q, p_cos, p_sin, o_c, m_c, R, B * H * C, PARTS).to(kind)
         p_q += PARTS * B * H * C
         b_v = _head(p_q, o_c, m_c, B * H * C, PARTS).to(kind)
-        p_cache = i.to(tl.int64) * S * C
         if last < start + span:
-            tl.store(keys + p_cache + last * C + o_c, b_k, m_c)
-            tl.store(values + p_cache + last * C + o_c, b_v, m_c)
+            tl.store(p_keys + last * C + o_c, b_k, m_c)
+            tl.store(p_values + last * C + o_c, b_v, m_c)
         top, mass = float("-inf"), 0.0
         b_mix = tl.zeros([BLOCK], tl.float32)
-        for slot in range(start, tl.minimum(start + span, last + 1), SLOTS):
-            o_s = slot + tl.arange(0, SLOTS)
-            o = p_cache + o_s[:, None] * C + o_c[None, :]
-            m = (o_s < last)[:, None] & m_c[None, :]
+        for _ in range(start, tl.minimum(start + span, last + 1), SLOTS):
             m_own = (o_s == last)[:, None]
-            b_keys = tl.where(m_own, b_k[None, :], tl.load(keys + o, m, 0.0)).to(tl.float32)
-            b_values = tl.where(m_own, b_v[None, :], tl.load(values + o, m, 0.0)).to(tl.float32)
-            b_s = tl.sum(b_keys * b_q[None, :], 1)
+            b_s = tl.sum(tl.where(m_own, b_k[None, :], b_keys).to(tl.float32) * b_q[None, :], 1)
             b_s = tl.where(o_s <= last, b_s, float("-inf"))
             higher = tl.maximum(top, tl.max(b_s, 0))
             b_w = tl.exp2((b_s - higher) * LOG2_E)
             shrink = tl.exp2((top - higher) * LOG2_E)
-            b_mix = b_mix * shrink + tl.sum(b_values * b_w[:, None], 0)
+            b_all = tl.where(m_own, b_v[None, :], b_values).to(tl.float32)
+            b_mix = b_mix * shrink + tl.sum(b_all * b_w[:, None], 0)
             mass = mass * shrink + tl.sum(b_w, 0)
             top = higher
+            o_s += SLOTS
+            b_keys = _slots(p_keys, o_s, end, o_c, m_c, C)
+            b_values = _slots(p_values, o_s, end, o_c, m_c, C)
         tl.store(mixes + (i_piece * B * H + i) * C + o_c, b_mix, m_c)
         tl.store(tops + i_piece * B * H + i, top)
         tl.store(tops + (i_piece + PIECES) * B * H + i, mass)

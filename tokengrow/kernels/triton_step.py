@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from tokengrow.kernels.triton_decode import attention_kernel, scores_kernel, values_kernel
-from tokengrow.kernels.triton_rows import CODES, MOST_LAYERS
+from tokengrow.kernels.triton_rows import CODES, MOST_LAYERS, interpreted
 
 MOST_BATCH = 4
 """B: each row of a batch reads the weights from the L2 cache anew, which is twice as fast as the
@@ -21,25 +21,31 @@ memory, so from about here on matrix products are faster."""
 MOST_WIDTH, MOST_HEAD_DIM = 4096, 256
 """What a program holds at once."""
 
-# How the work is cut. A `Step` expects the same numbers as long as it lives.
-SCORES_TILE, MOST_ROWS, SCORES_WARPS = 32768, 16, 8
+# How the work is cut, chosen by measurement: docs/results/kernel-log.md. A `Step` expects the same
+# numbers as long as it lives.
+SCORES_TILE, MOST_ROWS, SCORES_WARPS = 32768, 16, 4
 """Bytes of K in a tile, of which a program has two on their way; the most of its rows; warps."""
 SCORES_PROGRAMS = 264
 """The most programs for scores, two for each of 132 processors: every one adds up the input."""
 VALUES_TILE, VALUES_WARPS = 8192, 4
 """Bytes of V in a tile, of which a program has two on their way; warps."""
-VALUES_CUTS = {"qkv": (64, 8), "output": (32, 4), "ffn": (32, 8)}
+VALUES_CUTS = {"qkv": (64, 6), "output": (32, 8), "ffn": (32, 11)}
 """Columns of a program, and parts that the rows are cut into: every program of the next kernel
 adds them all up, but for q, k and v."""
-PIECES, SLOTS, ATTENTION_WARPS = 8, 64, 4
+PIECES, SLOTS, ATTENTION_WARPS = 4, 64, 4
 """The most pieces that a head's cache is cut into; slots read at once; warps."""
-OVERLAP, FETCH = False, False
-"""From Hopper on: whether a kernel starts before the one in front has ended, to ask for weights
-meanwhile (programmatic dependent launch); whether it asks for all of its weights at the start, of
-which the registers hold but the first."""
 
 Layer = tuple[Tensor, Tensor, float]
 """Key [N, D] and value [N, E] parameter tokens, and tau."""
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether a kernel starts before the one in front has ended, to ask for weights meanwhile.
+
+    CUDA calls it programmatic dependent launch; Hopper is the first to have it.
+    """
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return hopper and not interpreted()
 
 
 def scores_tile(n: int, width: int, layers: int, size: int) -> tuple[int, int, int]:
@@ -94,12 +100,15 @@ class Step:
         self._parts = floats(MOST_LAYERS * parts * batch * max(width, inner))
         self._mixes = floats(PIECES, batch, inner)
         self._tops = floats(2, PIECES, batch, heads)
-        self._launching: dict[str, Any] = {"OVERLAP": OVERLAP}
-        if OVERLAP:
+        self._launching: dict[str, Any] = {"OVERLAP": overlaps(device)}
+        if self._launching["OVERLAP"]:
             self._launching["launch_pdl"] = True
 
     def begin(self, x: Tensor) -> None:
-        """Takes the residual stream [B, D] in front of the first block."""
+        """Takes the residual stream [B, D] in front of the first block.
+
+        The kernel of PyTorch that wrote it comes behind what wrote position, table and caches.
+        """
         self._x, self._pending = x.contiguous(), 0
 
     def block(
@@ -172,7 +181,6 @@ class Step:
             SLOTS=self._slots(),
             ROWS=rows,
             BLOCK=block,
-            FETCH=FETCH and width * size % 16 == 0,
             num_warps=SCORES_WARPS,
             **shared,
         )
@@ -192,7 +200,6 @@ class Step:
             PARTS=self._pending,
             ROWS=VALUES_TILE // (size * wide),
             WIDE=wide,
-            FETCH=FETCH and out * size % 16 == 0,
             num_warps=VALUES_WARPS,
             **shared,
         )

@@ -3,23 +3,20 @@
 One token needs every weight once and computes next to nothing with it: what can be lost is the time
 between the reads. So a step has fixed shapes and never waits for the CPU; on a GPU it is captured
 once in a CUDA graph and replayed for every token. For a few rows it is seven Triton kernels a
-block; else it is plain PyTorch, compiled before the capture on request. The manner is gpt-fast's
-(github.com/pytorch-labs/gpt-fast).
+block; else it is plain PyTorch. The manner is gpt-fast's (github.com/pytorch-labs/gpt-fast).
 
 Shapes: `B` batch, `T` sequence, `S` cached sequence, `D` width, `H` heads, `C` head dim, `R`
 rotated channels, `L` layers, `V` vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokengrow.kernels.fused import DTYPES
-from tokengrow.kernels.naive import ACTIVATIONS
 from tokengrow.model.pattention import Pattention
 from tokengrow.model.rotary import rotary_table, rotate
 from tokengrow.model.tokenformer import (
@@ -32,13 +29,6 @@ from tokengrow.model.tokenformer import (
 
 if TYPE_CHECKING:
     from tokengrow.kernels.triton_step import Layer, Step
-
-COMPILE_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
-"""Inductor's: it searches block sizes, and makes a product with one row a reduction, which reaches
-the memory's speed where a matrix product does not."""
-
-COMPILED_SHAPES = 64
-"""Models, batches and capacities that one process may compile for; torch stops at 8 by itself."""
 
 
 class Place(NamedTuple):
@@ -55,8 +45,6 @@ class Place(NamedTuple):
 def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
     """One token of each row through a block.
 
-    All that differs between layers is a tensor, so one compiled code serves them all.
-
     Args:
         block: the block.
         x: [B, D].
@@ -69,44 +57,25 @@ def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Pla
     """
     normed = F.layer_norm(x, x.shape[-1:], eps=block.eps)
     x = x + _attend(block.attention, normed, keys, values, place)
-    return x + _project(block.ffn, F.layer_norm(x, x.shape[-1:], eps=block.eps))
-
-
-def head_step(norm: nn.LayerNorm, embedding: Tensor, x: Tensor) -> Tensor:
-    """Logits [B, V] from the [B, D] behind the last block."""
-    return F.linear(norm(x), embedding)
+    return x + block.ffn(F.layer_norm(x, x.shape[-1:], eps=block.eps))
 
 
 def _attend(attention: Attention, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
     # Three products with the same x, not one with stacked keys: the stack would be a second copy of
-    # these weights, and where the three are of one size Inductor reads them in one kernel anyway.
+    # these weights.
     shape = (x.shape[0], attention.heads, 1, attention.head_dim)
     query, key, value = (
-        _project(layer, x).view(shape)
-        for layer in (attention.query, attention.key, attention.value)
+        layer(x).view(shape) for layer in (attention.query, attention.key, attention.value)
     )  # [B, H, 1, C]
     query, key = rotate(query, place.table), rotate(key, place.table)
     keys.index_copy_(2, place.position, key.to(keys))
     values.index_copy_(2, place.position, value.to(values))
     # Spelled out: for one query under a mask the kernels of scaled_dot_product_attention use few of
-    # the GPU's processors, and Inductor cannot look into them.
+    # the GPU's processors.
     scores = (query.to(keys) @ keys.mT).to(torch.promote_types(keys.dtype, torch.float32))
     scores = scores * attention.head_dim**-0.5  # [B, H, 1, S]
     weights = scores.masked_fill(place.hidden, -torch.inf).softmax(dim=-1).to(values.dtype)
-    return _project(attention.output, (weights @ values).flatten(1))
-
-
-def _project(layer: Pattention, x: Tensor) -> Tensor:
-    """Pattention [B, D_in] to [B, D_out]; compiled, the plain formula, for Inductor to fuse."""
-    if not torch.compiler.is_compiling():
-        return layer(x)
-    scores = F.linear(x, layer.key_param_tokens)  # [B, N]
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    weights = ACTIVATIONS[layer.activation](wide, layer.tau).to(scores.dtype)
-    # Inlined into the product, the GELU would be computed once for every value that is read, not
-    # once a parameter token. What is viewed by its strides has to be in memory before.
-    weights = weights.as_strided(weights.shape, weights.stride())
-    return F.linear(weights, layer.value_param_tokens.T)
+    return attention.output((weights @ values).flatten(1))
 
 
 def takes_kernels(model: TokenFormer, batch: int) -> bool:
@@ -142,20 +111,16 @@ class Decoder:
     """Continues the texts of a batch, a token at a time.
 
     The step in plain PyTorch attends to the whole capacity under a mask: one shape, so one graph
-    and one compiled code for all positions. Empty slots are read in vain, at 1.5b a quarter of a
-    megabyte each beside the three gigabytes of the weights. The kernels read none of them.
+    for all positions. Empty slots are read in vain, at 1.5b a quarter of a megabyte each beside the
+    three gigabytes of the weights. The kernels read none of them.
 
     Args:
         model: in eval mode. Its weights may change in place; a graph sees no other change.
         batch: B.
         capacity: the most tokens of a text, S.
-        compile: on a GPU, compile the step in plain PyTorch first, whatever the kernels take: slow
-            once, then faster for every token. Decoders of one shape share the compiled code.
     """
 
-    def __init__(
-        self, model: TokenFormer, batch: int, capacity: int, compile: bool = False
-    ) -> None:
+    def __init__(self, model: TokenFormer, batch: int, capacity: int) -> None:
         config, weight = model.config, model.embedding.weight
         device = weight.device
         self.model = model
@@ -166,11 +131,7 @@ class Decoder:
         self._slots = torch.arange(capacity, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._token = torch.zeros(batch, dtype=torch.int64, device=device)
-        compile = compile and device.type == "cuda"
-        self._block = compiled(block_step) if compile else block_step
-        self._head = compiled(head_step) if compile else head_step
-        takes = takes_kernels(model, batch) and not compile
-        self._kernels = _kernels(model, batch) if takes else None
+        self._kernels = _kernels(model, batch) if takes_kernels(model, batch) else None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
@@ -223,7 +184,7 @@ class Decoder:
         model = self.model
         x = model.embedding(self._token)  # [B, D]
         x = self._through_blocks(x) if self._kernels is None else self._through(self._kernels, x)
-        logits = self._head(model.final_norm, model.embedding.weight, x)
+        logits = F.linear(model.final_norm(x), model.embedding.weight)
         self._position.add_(1)
         return logits
 
@@ -233,7 +194,7 @@ class Decoder:
         table = cos.index_select(0, position), sin.index_select(0, position)
         place = Place(position, table, self._slots > position)
         for block, keys, values in self._layers():
-            x = self._block(block, x, keys, values, place)
+            x = block_step(block, x, keys, values, place)
         return x
 
     def _through(self, kernels: "Step", x: Tensor) -> Tensor:
@@ -260,7 +221,7 @@ class Decoder:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # what a capture cannot: compile, choose kernels, set up libraries
+            for _ in range(2):  # what a capture cannot: compile kernels, set up libraries
                 self._compute()
                 # The token's key and value are where the step itself will write the same ones.
                 self._position.fill_(self.cache.length)
@@ -272,15 +233,3 @@ class Decoder:
 
 def _weights(layer: Pattention) -> "Layer":
     return layer.key_param_tokens, layer.value_param_tokens, layer.tau
-
-
-@cache
-def compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A step compiled as one graph for fixed shapes, anew for each set of them."""
-    code = torch.compile(step, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS)
-
-    def run(*arguments: Any) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES):
-            return code(*arguments)
-
-    return run

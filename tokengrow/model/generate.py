@@ -60,7 +60,6 @@ def generate(
     if prompt.shape[1] == 0:
         raise UserError("prompt is empty: give at least one token")
     batch, length = prompt.shape
-    # Not compiled: a text is written sooner than a step is compiled.
     decoder = Decoder(model, batch, length + config.max_tokens)
     generator = torch.Generator(prompt.device).manual_seed(config.seed)
     ended = torch.zeros(batch, dtype=torch.bool)
