@@ -8,12 +8,11 @@ Shapes: `B` batch, `T` sequence, `D` width, `H` heads, `C` head dim, `V` vocabul
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import sdpa_kernel
 
 from tokengrow.kernels.loss import linear_cross_entropy
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.rotary import rotary_table, rotate
-from tokengrow.model.tokenformer import ATTENTION_BACKENDS
+from tokengrow.model.tokenformer import fastest_attention
 
 
 class GPTBlock(nn.Module):
@@ -59,7 +58,7 @@ class GPT(nn.Module):
             0, ids.shape[1], config.rotary_channels, config.rotary_base, ids.device
         )
         x = self.embedding(ids)
-        with sdpa_kernel(ATTENTION_BACKENDS, set_priority=True):
+        with fastest_attention():
             for block in self.blocks:
                 x = block(x, table)
         x = self.final_norm(x)
