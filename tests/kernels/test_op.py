@@ -147,7 +147,7 @@ def test_triton_refuses_float64(device: str) -> None:
 
 def test_an_unknown_kernel_is_refused_with_the_valid_ones() -> None:
     x, ((key, value, tau),) = random_layers(SHAPE, torch.float32, "cpu")
-    with pytest.raises(ValueError, match="'fast': valid are auto, naive, compiled, triton"):
+    with pytest.raises(ValueError, match="'fast': valid are auto, naive, compiled, triton, fp8"):
         pattention(x, key, value, "l2_norm_gelu", tau, "fast")
 
 

@@ -66,5 +66,7 @@ def test_a_kernel_that_cannot_run_here_is_refused_before_anything_is_written(
 
 
 def test_an_unknown_kernel_is_refused_with_the_valid_ones(tiny_run: Runs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="kernel 'fast': valid are auto, naive, compiled, triton"):
+    with pytest.raises(
+        UserError, match="kernel 'fast': valid are auto, naive, compiled, triton, fp8"
+    ):
         tiny_run(tmp_path / "run", kernel="fast")

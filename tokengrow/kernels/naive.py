@@ -28,10 +28,14 @@ def pattention_naive(x: Tensor, key: Tensor, value: Tensor, activation: str, tau
     Returns:
         [..., E].
     """
-    scores = F.linear(x, key)  # [..., N]
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    weights = ACTIVATIONS[activation](wide, tau).to(scores.dtype)
+    weights = weigh(F.linear(x, key), activation, tau)
     return F.linear(weights, value.T)
+
+
+def weigh(scores: Tensor, activation: str, tau: float) -> Tensor:
+    """Scores [..., N] to weights [..., N] of their dtype, computed in at least float32."""
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return ACTIVATIONS[activation](wide, tau).to(scores.dtype)
 
 
 def _scale_to(rows: Tensor, norm: float) -> Tensor:

@@ -9,10 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tokengrow.kernels.fp8 import pattention_fp8
 from tokengrow.kernels.fused import DTYPES, pattention_fused
 from tokengrow.kernels.naive import ACTIVATIONS, pattention_naive
 
-KERNELS = ("auto", "naive", "compiled", "triton")
+KERNELS = ("auto", "naive", "compiled", "triton", "fp8")
 """How Pattention is computed: see `pattention`."""
 
 
@@ -31,7 +32,8 @@ def pattention(
         activation: `l2_norm_gelu`, `gelu_l2_norm` or `softmax`.
         tau: the scale after the L2 norm, sqrt(N) at birth; `softmax` is scaled by tau².
         kernel: naive (plain PyTorch), compiled (the same through torch.compile), triton (cuBLAS
-            and row kernels on a GPU), or auto: triton for what it can take, else naive.
+            and row kernels on a GPU), fp8 (naive with products in float8, through torchao), or
+            auto: triton for what it can take, else naive.
 
     Returns:
         [..., E], in the dtype of the matrix products.
@@ -78,6 +80,9 @@ def pattentions(
         if len({(key.shape, value.shape) for key, value, _ in layers}) == 1:
             return _fused(x, layers, activation)
         return [_fused(x, [layer], activation)[0] for layer in layers]
+    if kernel == "fp8":
+        dtype = product_dtype(x)
+        return [pattention_fp8(x, key, value, activation, tau, dtype) for key, value, tau in layers]
     # Inside a graph that is being compiled the formula is compiled as a part of it.
     alone = kernel == "compiled" and not torch.compiler.is_compiling()
     function = _compiled() if alone else pattention_naive

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengrow.kernels.fp8 import refusal as fp8_refusal
 from tokengrow.kernels.naive import ACTIVATIONS, MIN_NORM
 from tokengrow.kernels.op import KERNELS as KERNELS
 from tokengrow.kernels.op import is_fused, pattention, pattentions
+from tokengrow.model.config import ROLES, ModelConfig
 
 
 class Pattention(nn.Module):
@@ -65,6 +67,20 @@ class Pattention(nn.Module):
         """What `print(model)` shows of this layer."""
         (n, d_in), d_out = self.key_param_tokens.shape, self.value_param_tokens.shape[1]
         return f"tokens={n}, d_in={d_in}, d_out={d_out}, {self.activation}, tau={self.tau:.4g}"
+
+
+def unfit_for(kernel: str, config: ModelConfig, dtype: torch.dtype) -> str | None:
+    """Why a kernel cannot compute a model of these sizes; None: it can.
+
+    Args:
+        kernel: a name in `KERNELS`.
+        config: the model's.
+        dtype: of its matrix products.
+    """
+    if kernel != "fp8":
+        return None
+    sizes = {size for role in ROLES for size in config.role_shape(role)}
+    return fp8_refusal(dtype, *sorted(sizes))
 
 
 def project(x: Tensor, layers: Sequence[Pattention]) -> list[Tensor]:

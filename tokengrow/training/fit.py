@@ -28,6 +28,7 @@ from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
 from tokengrow.files import locked, write_yaml
 from tokengrow.growth.plan import plan_growth
+from tokengrow.model.pattention import unfit_for
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.finite import GradientWatch
@@ -120,6 +121,11 @@ def _check_kernel(config: TrainConfig) -> None:
         raise UserError(
             "kernel=triton needs a GPU, and this run is on the CPU: set kernel=auto or naive"
         )
+    narrow = config.fabric.chosen_precision != "32-true"
+    for stage in config.stages:
+        dtype = torch.bfloat16 if narrow else torch.float32
+        if problem := unfit_for(config.kernel, stage.model, dtype):
+            raise UserError(f"kernel={config.kernel} in stage {stage.name}: it {problem}")
 
 
 def _take(out: Path, held: ExitStack) -> None:

@@ -76,7 +76,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Where metrics go."""
     kernel: str = "auto"
-    """How Pattention is computed: auto (triton on a GPU), naive, compiled or triton."""
+    """How Pattention is computed: auto (triton on a GPU), naive, compiled, triton or fp8."""
     compile: bool | None = None
     """Whether torch.compile takes the blocks; null: on a GPU."""
     tokens_from: dict[str, Any] = field(default_factory=dict)
