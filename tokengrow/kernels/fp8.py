@@ -64,8 +64,13 @@ def _is_installed() -> bool:
 
 
 @cache
-def _torchao() -> tuple[Callable[..., Tensor], tuple[Any, Any]]:
-    """torchao's product of two matrices cast to float8, and its settings."""
+def _torchao(emulate: bool) -> tuple[Callable[..., Tensor], tuple[Any, Any]]:
+    """torchao's product of two matrices cast to float8, and its settings.
+
+    Args:
+        emulate: cast to float8 and multiply in float32: PyTorch's own float8 product takes a CPU a
+            hundred times as long.
+    """
     # It lists the kernels for other GPUs that it could not load, of which none is used here.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     from torchao.float8.config import Float8LinearConfig
@@ -73,12 +78,13 @@ def _torchao() -> tuple[Callable[..., Tensor], tuple[Any, Any]]:
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
     # Sums of the forward product may be kept in fewer bits (fast), those of gradients may not.
-    forward, backward = ScaledMMConfig(use_fast_accum=True), ScaledMMConfig()
-    settings = LinearMMConfig(forward, backward, backward), Float8LinearConfig()
-    return matmul_with_hp_or_float8_args.apply, settings
+    forward = ScaledMMConfig(emulate=emulate, use_fast_accum=True)
+    backward = ScaledMMConfig(emulate=emulate)
+    mm_config = LinearMMConfig(forward, backward, backward)
+    return matmul_with_hp_or_float8_args.apply, (mm_config, Float8LinearConfig(emulate=emulate))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """left right, and both of its gradients, in float8."""
-    multiply, settings = _torchao()
+    multiply, settings = _torchao(emulate=not left.is_cuda)
     return multiply(left, right, *settings)
