@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,7 +52,7 @@ class Measurement:
             p80_ms=round(timing.p80, 4),
             device=gpu or f"CPU, {torch.get_num_threads()} threads",
             torch_version=torch.__version__,
-            triton_version=version("triton"),
+            triton_version=version("triton") if find_spec("triton") else "",
             **columns,
         )
 
