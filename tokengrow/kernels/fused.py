@@ -20,6 +20,9 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels take."""
 
+MOST_LAYERS = 3
+"""G: query, key and value."""
+
 
 @torch.library.custom_op("tokengrow::pattention", mutates_args=())
 def pattention_fused(
@@ -42,8 +45,7 @@ def pattention_fused(
 
     copies = _empty_copies(x, keys, values)
     if copies:
-        wide = [value for value in values if value.dtype != x.dtype]
-        torch._foreach_copy_([*copies[0], *copies[1:]], [*keys, *wide])
+        torch._foreach_copy_([*copies[0], *copies[1:]], [*keys, *values[: len(copies) - 1]])
     key, cast = _operands(keys, values, copies)
     scores = torch.mm(x, key.flatten(0, 1).T).view(-1, len(keys), key.shape[1])
     weights, stats = rows_forward(scores, activation, taus)  # [G, T, N]
@@ -92,11 +94,10 @@ def pattention_fused_backward(
         torch.mm(out_grad, value.T, out=each)
     scores_grad, weights = rows_backward(scores, stats, weights_grad, activation, taus)
     del weights_grad
-    stored = keys[0].dtype
-    pairs = zip(weights, out_grads, strict=True)
-    value_grads = [product(each.T, out_grad, stored) for each, out_grad in pairs]
+    triples = zip(weights, out_grads, values, strict=True)
+    value_grads = [product(w.T, out_grad, value.dtype) for w, out_grad, value in triples]
     flat = scores_grad.view(-1, layers * n)
-    key_grad = product(flat.T, x, stored).view(key.shape)
+    key_grad = product(flat.T, x, keys[0].dtype).view(key.shape)
     return torch.mm(flat, key.flatten(0, 1)), key_grad, value_grads
 
 
@@ -113,7 +114,7 @@ def _(
     taus: list[float],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     key_grad = keys[0].new_empty(len(keys), *keys[0].shape)
-    return torch.empty_like(x), key_grad, [value.new_empty(value.shape) for value in values]
+    return x.new_empty(x.shape), key_grad, [value.new_empty(value.shape) for value in values]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -151,10 +152,11 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _empty_copies(x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
     """Room for the parameters in the dtype of x, keys side by side; none where none is needed."""
-    if len(keys) == 1 and keys[0].dtype == x.dtype:
+    cast = any(each.dtype != x.dtype for each in (*keys, *values))
+    if len(keys) == 1 and not cast:
         return []
     stack = x.new_empty(len(keys), *keys[0].shape)
-    return [stack, *(x.new_empty(value.shape) for value in values if value.dtype != x.dtype)]
+    return [stack, *(x.new_empty(value.shape) for value in values if cast)]
 
 
 def _operands(

@@ -5,16 +5,22 @@ Shapes: `D` input dim, `E` output dim, `N` parameter tokens.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokengrow.kernels.fp8 import pattention_fp8
-from tokengrow.kernels.fused import DTYPES, pattention_fused
+from tokengrow.kernels.fused import DTYPES, MOST_LAYERS, pattention_fused
 from tokengrow.kernels.naive import ACTIVATIONS, pattention_naive
 
 KERNELS = ("auto", "naive", "compiled", "triton", "fp8")
 """How Pattention is computed: see `pattention`."""
+
+COMPILED_SHAPES = 64
+"""That one process compiles the formula for: a ladder has three layers and three batches a size,
+and torch stops at 8 by itself."""
 
 
 def pattention(
@@ -47,7 +53,9 @@ def pattention(
 
 def is_fused(x: Tensor, kernel: str) -> bool:
     """Whether `pattention` computes with the Triton kernels for this input."""
-    return kernel == "triton" or (kernel == "auto" and x.is_cuda and product_dtype(x) in DTYPES)
+    if kernel != "auto":
+        return kernel == "triton"
+    return x.is_cuda and product_dtype(x) in DTYPES and _has_triton()
 
 
 def pattentions(
@@ -77,7 +85,8 @@ def pattentions(
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r}: valid are {', '.join(KERNELS)}")
     if is_fused(x, kernel):
-        if len({(key.shape, value.shape) for key, value, _ in layers}) == 1:
+        alike = len({(key.shape, value.shape) for key, value, _ in layers}) == 1
+        if alike and len(layers) <= MOST_LAYERS:
             return _fused(x, layers, activation)
         return [_fused(x, [layer], activation)[0] for layer in layers]
     if kernel == "fp8":
@@ -139,4 +148,16 @@ def _interpreted() -> bool:
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(pattention_naive, fullgraph=True)
+    """The formula compiled for fixed shapes, anew for each set of them."""
+    code = torch.compile(pattention_naive, fullgraph=True, dynamic=False)
+
+    def run(*arguments: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES):
+            return code(*arguments)
+
+    return run
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -15,10 +15,8 @@ BLOCK, WARPS = 8192, 16
 
 
 @triton.jit
-def cross_entropy_kernel(
-    logits, targets, losses, scale, V, LEARN: tl.constexpr, BLOCK: tl.constexpr
-):
-    """A row: its loss, and `scale (softmax - onehot)` in place of its logits."""
+def cross_entropy_kernel(logits, targets, losses, V, LEARN: tl.constexpr, BLOCK: tl.constexpr):
+    """A row: its loss, and `softmax - onehot` in place of its logits."""
     i = tl.program_id(0).to(tl.int64)
     p_row = logits + i * V
     target = tl.load(targets + i)
@@ -36,29 +34,28 @@ def cross_entropy_kernel(
     mass = tl.sum(b_mass * tl.exp2((b_top - top) * LOG2_E), 0)
     tl.store(losses + i, top - at_target + tl.log2(mass) * LOG_2)
     if LEARN:
-        gain = scale / mass
+        gain = 1.0 / mass
         for start in range(0, V, BLOCK):
             m = start + o < V
             b_l = tl.load(p_row + start + o, m, float("-inf")).to(tl.float32)
             b_grad = tl.exp2((b_l - top) * LOG2_E) * gain
-            b_grad = tl.where(start + o == target, b_grad - scale, b_grad)
+            b_grad = tl.where(start + o == target, b_grad - 1.0, b_grad)
             tl.store(p_row + start + o, b_grad.to(logits.dtype.element_ty), m)
 
 
-def cross_entropy_rows(
-    logits: Tensor, targets: Tensor, losses: Tensor, scale: float | None
-) -> None:
-    """Writes the losses, and with a scale the gradients.
+def cross_entropy_rows(logits: Tensor, targets: Tensor, losses: Tensor, learn: bool) -> None:
+    """Writes the losses, and the gradients of their sum.
 
     Args:
-        logits: [M, V], contiguous; with a scale they become `scale` times their gradient.
-        targets: [M] int64.
+        logits: [M, V], contiguous; if there is to be learnt they become their gradient. It is not
+            scaled: a mean over many rows would make it too small for float16.
+        targets: [M] int64 in [0, V).
         losses: [M] float32, written.
-        scale: of the gradients; None leaves the logits as they are.
+        learn: whether gradients are wanted; else the logits stay as they are.
     """
     assert logits.is_contiguous() and losses.dtype == torch.float32
     rows, vocabulary = logits.shape
-    learn = scale is not None
-    cross_entropy_kernel[(rows,)](
-        logits, targets, losses, scale or 0.0, vocabulary, learn, BLOCK, num_warps=WARPS
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        cross_entropy_kernel[(rows,)](
+            logits, targets, losses, vocabulary, learn, BLOCK, num_warps=WARPS
+        )

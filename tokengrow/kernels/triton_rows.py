@@ -19,11 +19,10 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
+from tokengrow.kernels.fused import MOST_LAYERS
+
 L2_NORM_GELU, GELU_L2_NORM, SOFTMAX = (tl.constexpr(i) for i in range(3))
 CODES = {"l2_norm_gelu": L2_NORM_GELU, "gelu_l2_norm": GELU_L2_NORM, "softmax": SOFTMAX}
-
-MOST_LAYERS = 3
-"""G: query, key and value."""
 
 LONGEST, PIECE = 8192, 2048
 """Scores of a row that stay in registers, and those taken at once of a longer one."""
@@ -309,17 +308,18 @@ def _launch(
         return
     rows, block, warps = tile(n, least_warps)
     tau0, tau1, tau2 = (*taus, 1.0, 1.0)[:MOST_LAYERS]
-    kernel[(triton.cdiv(tokens, rows) * layers,)](
-        *arrays,
-        tokens,
-        tau0,
-        tau1,
-        tau2,
-        N=n,
-        G=layers,
-        ACTIVATION=CODES[activation],
-        EXACT=scores.dtype == torch.float32,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=warps,
-    )
+    with torch.cuda.device_of(scores):  # Triton launches on the current device
+        kernel[(triton.cdiv(tokens, rows) * layers,)](
+            *arrays,
+            tokens,
+            tau0,
+            tau1,
+            tau2,
+            N=n,
+            G=layers,
+            ACTIVATION=CODES[activation],
+            EXACT=scores.dtype == torch.float32,
+            ROWS=rows,
+            BLOCK=block,
+            num_warps=warps,
+        )

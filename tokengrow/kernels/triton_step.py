@@ -12,8 +12,9 @@ import torch
 import triton
 from torch import Tensor
 
+from tokengrow.kernels.fused import MOST_LAYERS
 from tokengrow.kernels.triton_decode import attention_kernel, scores_kernel, values_kernel
-from tokengrow.kernels.triton_rows import CODES, MOST_LAYERS, interpreted
+from tokengrow.kernels.triton_rows import CODES, interpreted
 
 MOST_BATCH = 4
 """B: each row of a batch reads the weights from the L2 cache anew, which is twice as fast as the

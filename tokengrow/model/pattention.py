@@ -86,8 +86,8 @@ def unfit_for(kernel: str, config: ModelConfig, dtype: torch.dtype) -> str | Non
 def project(x: Tensor, layers: Sequence[Pattention]) -> list[Tensor]:
     """What layers of one activation and kernel make of the same input.
 
-    Fused kernels take layers of one shape together. A layer with a forward hook is called by
-    itself, so that whoever looks inside sees it.
+    Fused kernels take layers of one shape together. A layer with a hook is called by itself, so
+    that whoever looks inside sees it.
 
     Args:
         x: [..., D_in].
@@ -97,7 +97,12 @@ def project(x: Tensor, layers: Sequence[Pattention]) -> list[Tensor]:
         [..., D_out] of each.
     """
     first = layers[0]
-    if not is_fused(x, first.kernel) or any(layer._forward_hooks for layer in layers):
+    if not is_fused(x, first.kernel) or any(map(_has_hooks, layers)):
         return [layer(x) for layer in layers]
     parameters = [(layer.key_param_tokens, layer.value_param_tokens, layer.tau) for layer in layers]
     return pattentions(x, parameters, first.activation, first.kernel)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks
+    return any(hooks) or bool(layer._backward_pre_hooks)
