@@ -22,7 +22,7 @@ def test_a_suite_is_a_table_and_rows(command: Command, tmp_path: Path) -> None:
     assert "small shapes, which say nothing of a GPU" in done.out
     rows = rows_of(out)
     assert [row["peer"] for row in rows][-1] == "tokengrow"
-    assert all(row["device"].startswith("CPU, ") and row["torch_version"] for row in rows)
+    assert all(row["device"].startswith("CPU (") and row["torch_version"] for row in rows)
 
 
 def test_rows_are_added_behind_those_that_are_there(command: Command, tmp_path: Path) -> None:
@@ -54,6 +54,7 @@ def test_a_file_of_something_else_is_left_alone(command: Command, tmp_path: Path
         (["shapes=[[64]]"], "shapes must be pairs [D, N], not [[64]]"),
         (["shapes=[[64,0]]"], "shapes, tokens and batches must be above 0"),
         (["suite=step", "peers=[tokengro]"], "peers 'tokengro': did you mean 'tokengrow'?"),
+        (["suite=decode", "peers=[tokengrow]"], "peers are of suite=step: leave them out"),
         (["suite=decode", "models=[2b]"], "model.preset '2b': valid are 150m,"),
     ],
 )

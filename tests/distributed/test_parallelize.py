@@ -13,7 +13,7 @@ from tokengrow.model.tokenformer import TokenFormer
 
 @pytest.fixture
 def model(tiny_model: Callable[..., ModelConfig]) -> Iterator[TokenFormer]:
-    model = TokenFormer(tiny_model(layers=3))
+    model = TokenFormer(tiny_model(layers=3, init="published"))
     model.init_weights(torch.Generator().manual_seed(0))
     counters.clear()
     yield model

@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tokengrow.kernels.fused import pattention_fused
 from tokengrow.kernels.op import is_fused, pattention, pattentions
+from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.tokenformer import TokenFormer
 
 SHAPE = (5, 16, 24, 8)
 
@@ -42,6 +44,57 @@ def test_a_compiled_graph_does_not_break_at_it(count: int, device: str) -> None:
 
     compiled = torch.compile(model, fullgraph=True)
     assert_same(gradients(compiled, x, layers), gradients(model, x, layers))
+
+
+def test_rows_that_lie_across_memory_are_rows(device: str) -> None:
+    x, layers = random_layers((16, 5, 24, 8), torch.float32, device)
+
+    def model(x: Tensor) -> list[Tensor]:
+        return pattentions(x.T.contiguous().T, layers, "l2_norm_gelu", "triton")
+
+    compiled = torch.compile(model, fullgraph=True)
+    assert_same(gradients(compiled, x, layers), gradients(model, x, layers))
+
+
+@pytest.mark.parametrize("narrow", ["key", "value", "one value of three"])
+def test_parameters_of_different_dtypes_go_together_under_autocast(
+    narrow: str, device: str
+) -> None:
+    x, layers = random_layers(SHAPE, torch.float32, device, 3 if "three" in narrow else 1)
+    key, value, tau = layers[0]
+    half = (key if narrow == "key" else value).detach().bfloat16().requires_grad_()
+    layers[0] = (half, value, tau) if narrow == "key" else (key, half, tau)
+
+    def model(kernel: str) -> list[Tensor]:
+        def run(x: Tensor) -> list[Tensor]:
+            with torch.autocast(device, torch.bfloat16):
+                return pattentions(x, layers, "l2_norm_gelu", kernel)
+
+        return gradients(run, x, layers)
+
+    for mine, plain in zip(model("triton"), model("naive"), strict=True):
+        assert mine.dtype == plain.dtype
+        assert (mine.float() - plain.float()).norm() < 3e-2 * plain.float().norm()
+
+
+def test_more_layers_than_go_together_go_one_by_one(device: str) -> None:
+    x, layers = random_layers(SHAPE, torch.float32, device, count=4)
+    outs = pattentions(x, layers, "l2_norm_gelu", "triton")
+    assert_same(outs, pattentions(x, layers, "l2_norm_gelu", "naive"))
+
+
+@pytest.mark.parametrize("where", ["forward", "forward_pre", "full_backward"])
+def test_whoever_hooks_a_layer_sees_it(where: str, device: str) -> None:
+    tokens = Tokens(query=12, key=12, value=12, output=10, ffn=24)
+    sizes = {"vocab_size": 64, "context_length": 8, "layers": 1, "width": 16, "heads": 2}
+    model = TokenFormer(ModelConfig(**sizes, tokens=tokens)).to(device)
+    model.set_kernel("triton")
+    seen: list[int] = []
+    layer = model.blocks[0].attention.key
+    getattr(layer, f"register_{where}_hook")(lambda *_: seen.append(1))
+    ids = torch.zeros(1, 8, dtype=torch.int64, device=device)
+    model(ids, targets=ids).backward()
+    assert seen == [1]
 
 
 def test_a_scale_that_python_holds_is_not_rounded_otherwise_when_compiled(device: str) -> None:

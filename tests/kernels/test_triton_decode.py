@@ -103,7 +103,7 @@ def largest_error(run: TokenFormer, position: int, batch: int) -> float:
         wanted = block_step(block, wanted, *cache, place)
 
     decoder = Decoder(run, batch, CAPACITY)
-    kernels = poisoned(decode._kernels(run, batch))
+    kernels = poisoned(decode._build_step(run, batch))
     decoder.cache.keys, decoder.cache.values = own_keys, own_values
     decoder._position.copy_(here)
     found = decoder._through(kernels, x.clone())
@@ -155,7 +155,7 @@ def test_layers_that_make_nothing_leave_the_stream_as_it_is(small_cuts: None) ->
     for weight in run.blocks.parameters():
         weight.zero_()
     decoder, x = Decoder(run, 1, 4), random(1, 48, seed=3)
-    assert torch.equal(decoder._through(decode._kernels(run, 1), x), x)
+    assert torch.equal(decoder._through(decode._build_step(run, 1), x), x)
 
 
 def test_a_decoder_that_takes_them_equals_the_full_forward(

@@ -96,7 +96,7 @@ def _ways(model: TokenFormer) -> dict[str, Decode]:
 
     ways: dict[str, Decode] = {"forward pass with a cache": forward, "tokengrow": tokengrow}
     if weight.is_cuda:
-        ways = {"plain steps, a CUDA graph": plain_graph, **ways}
+        ways = {"plain steps in a CUDA graph": plain_graph, **ways}
     return ways
 
 

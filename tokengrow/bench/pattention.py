@@ -72,8 +72,8 @@ def peers(n: int) -> dict[str, Peer]:
 
     return {
         "formula": formula("naive"),
-        "formula, compiled": formula("compiled"),
-        "GELU MLP, compiled": _COMPILED_MLP,
+        "formula-compiled": formula("compiled"),
+        "mlp-compiled": _COMPILED_MLP,
         "tokengrow": formula("auto"),
     }
 
@@ -129,7 +129,7 @@ def _mlp(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.gelu(x @ key.T) @ value
 
 
-_COMPILED_MLP = torch.compile(_mlp)
+_COMPILED_MLP = torch.compile(_mlp, dynamic=False)
 
 
 def _six_products(layer: Layer, scores: Tensor) -> None:

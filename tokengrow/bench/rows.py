@@ -13,6 +13,7 @@ import torch
 
 from tokengrow.bench.timing import Timing
 from tokengrow.errors import UserError
+from tokengrow.training.speed import device_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,11 @@ class Measurement:
     @classmethod
     def on(cls, device: torch.device, timing: Timing, **columns: Any) -> "Measurement":
         """A row measured on a device."""
-        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         return cls(
             median_ms=round(timing.median, 4),
             p20_ms=round(timing.p20, 4),
             p80_ms=round(timing.p80, 4),
-            device=gpu or f"CPU, {torch.get_num_threads()} threads",
+            device=device_name(device),
             torch_version=torch.__version__,
             triton_version=version("triton") if find_spec("triton") else "",
             **columns,
@@ -69,13 +69,16 @@ def check_appendable(path: Path) -> None:
     Raises:
         UserError: it does.
     """
-    if path.exists() and path.read_text(encoding="utf-8").partition("\n")[0] != _header():
+    if path.is_dir():
+        raise UserError(f"out={path} is a folder: give a file, out={path}/rows.csv")
+    there = path.read_text(encoding="utf-8") if path.exists() else ""
+    if there and there.partition("\n")[0] != _header():
         raise UserError(f"out={path} holds something that bench did not write: choose another out=")
 
 
 def append_rows(path: Path, rows: Iterable[Measurement]) -> None:
     """Adds rows to a CSV file, behind those that are there; each is on the disk once measured."""
-    new = not path.exists()
+    new = not path.exists() or path.stat().st_size == 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
         _write((asdict(row) for row in rows), file, header=new)

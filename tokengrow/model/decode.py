@@ -98,7 +98,7 @@ def _suits_kernels(model: TokenFormer, batch: int) -> bool:
     )
 
 
-def _kernels(model: TokenFormer, batch: int) -> "Step":
+def _build_step(model: TokenFormer, batch: int) -> "Step":
     from tokengrow.kernels.triton_step import Step
 
     config = model.config
@@ -131,7 +131,7 @@ class Decoder:
         self._slots = torch.arange(capacity, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._token = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._kernels = _kernels(model, batch) if takes_kernels(model, batch) else None
+        self._kernels = _build_step(model, batch) if takes_kernels(model, batch) else None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()

@@ -28,7 +28,6 @@ from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
 from tokengrow.files import locked, write_yaml
 from tokengrow.growth.plan import plan_growth
-from tokengrow.model.pattention import unfit_for
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.finite import GradientWatch
@@ -37,7 +36,7 @@ from tokengrow.training.metrics import build_loggers
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import load_optimizer_state
 from tokengrow.training.resume import CONFIG_FILE, find_start, where_it_stands
-from tokengrow.training.speed import device_name, does_not_fit
+from tokengrow.training.speed import device_name, does_not_fit, out_of_memory
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
 
@@ -68,7 +67,7 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
     """
     _check_fits(config, tokens)
-    _check_kernel(config)
+    config.check_kernel()
     fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
     state, checkpoint = find_start(config, tokens)
     fabric.barrier()  # every rank has read `out` before one writes there
@@ -97,12 +96,14 @@ def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitRes
 
 def _stage(run: Run, index: int, state: TrainState, checkpoint: Checkpoint | None) -> Checkpoint:
     """Trains one stage; its model is gone before the next one is made."""
-    training = _enter_stage(run, index, state, checkpoint)
     try:
+        training = _enter_stage(run, index, state, checkpoint)
         train_stage(run, training, state)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         device = device_name(run.fabric.device)
-        raise does_not_fit(run.config, training.stage, device) from None
+        raise does_not_fit(run.config, run.config.stages[index], device) from None
     release(run.fabric, training.module)
     return _leave_stage(run, training, state)
 
@@ -113,19 +114,6 @@ def _check_fits(config: TrainConfig, tokens: TokenSource) -> None:
     for stage in config.stages:
         for split in ("train", "validation"):
             tokens.sequences(split, stage.model.context_length)
-
-
-def _check_kernel(config: TrainConfig) -> None:
-    """Refuses a kernel that cannot run here."""
-    if config.kernel == "triton" and not config.fabric.on_gpu:
-        raise UserError(
-            "kernel=triton needs a GPU, and this run is on the CPU: set kernel=auto or naive"
-        )
-    narrow = config.fabric.chosen_precision != "32-true"
-    for stage in config.stages:
-        dtype = torch.bfloat16 if narrow else torch.float32
-        if problem := unfit_for(config.kernel, stage.model, dtype):
-            raise UserError(f"kernel={config.kernel} in stage {stage.name}: it {problem}")
 
 
 def _take(out: Path, held: ExitStack) -> None:

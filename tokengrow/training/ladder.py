@@ -4,12 +4,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.pattention import KERNELS
+from tokengrow.model.pattention import KERNELS, unfit_for
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
@@ -115,6 +117,18 @@ class TrainConfig:
     def compiles(self) -> bool:
         """Whether the blocks will be compiled here."""
         return self.fabric.on_gpu if self.compile is None else self.compile
+
+    def check_kernel(self) -> None:
+        """Refuses a kernel that cannot train these stages here."""
+        if self.kernel == "triton" and not self.fabric.on_gpu:
+            raise UserError(
+                "kernel=triton needs a GPU, and this run is on the CPU: set kernel=auto or naive"
+            )
+        narrow = self.fabric.chosen_precision != "32-true"
+        for stage in self.stages:
+            dtype = torch.bfloat16 if narrow else torch.float32
+            if problem := unfit_for(self.kernel, stage.model, dtype):
+                raise UserError(f"kernel={self.kernel} in stage {stage.name}: it {problem}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses a tokenizer with more entries than a stage's model has rows for."""

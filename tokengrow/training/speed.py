@@ -46,6 +46,7 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
     Raises:
         UserError: a model or micro-batch that does not fit into memory.
     """
+    run.check_kernel()
     fabric = build_fabric(run.fabric)
     device = device_name(fabric.device)
     found: dict[ModelConfig, float] = {}  # stages of one size are equally fast
@@ -56,7 +57,7 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
             try:
                 found[stage.model] = _flops_per_second(run, stage, fabric)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 raise does_not_fit(run, stage, device) from None
             gc.collect()  # the wrappers refer to each other, and the next model needs the room
@@ -65,9 +66,10 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
 
 def does_not_fit(run: TrainConfig, stage: StageConfig, device: str) -> UserError:
     """For a stage whose model and micro-batch are more than the device holds."""
+    way_out = "lower micro_batch_size" if run.micro_batch_size > 1 else "take a smaller model"
     return UserError(
         f"stage {stage.name} does not fit into the memory of {device} with "
-        f"micro_batch_size={run.micro_batch_size}: lower micro_batch_size"
+        f"micro_batch_size={run.micro_batch_size}: {way_out}"
     )
 
 
@@ -121,6 +123,7 @@ def _seconds(fabric: Fabric, work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that the device's memory is too small."""
     # On a CPU it has no class of its own.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
