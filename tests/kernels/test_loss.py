@@ -1,5 +1,7 @@
 """The cross-entropy of a linear head: against PyTorch's, loss and gradients."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,6 +49,26 @@ def test_logits_of_which_none_is_small_do_not_overflow(device: str) -> None:
     triton_loss.cross_entropy_rows(logits, torch.tensor([1], device=device), losses, learn=True)
     assert losses.item() == pytest.approx(0.6931472)  # one of two equally likely
     assert logits.tolist() == [[pytest.approx(0.5), pytest.approx(-0.5), 0.0]]
+
+
+def test_it_is_the_mean_negative_log_probability_of_the_targets() -> None:
+    # V = 2. Logits (0, ln 3) give probabilities 1/4 and 3/4; logits (0, 0) give halves.
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    loss = linear_cross_entropy(logits, torch.eye(2), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((math.log(4) + math.log(2)) / 2)
+
+
+def test_of_bfloat16_logits_it_is_taken_in_float32() -> None:
+    logits = torch.randn(16, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    loss = linear_cross_entropy(logits, torch.eye(50).bfloat16(), torch.arange(16))
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, F.cross_entropy(logits.float(), torch.arange(16)))
+
+
+def test_of_float64_logits_it_stays_float64() -> None:
+    zeros = torch.zeros(1, 4, dtype=torch.float64)
+    loss = linear_cross_entropy(zeros, torch.eye(4, dtype=torch.float64), torch.tensor([2]))
+    assert loss.item() == math.log(4)
 
 
 def test_on_a_cpu_it_is_the_plain_cross_entropy() -> None:

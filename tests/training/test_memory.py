@@ -22,7 +22,7 @@ from tokengrow.training.memory import (
     copy_bytes,
     training_memory,
 )
-from tokengrow.training.module import TokenFormerModule, next_token_loss
+from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import OptimConfig
 
 
@@ -67,7 +67,7 @@ def saved_bytes(config: ModelConfig, batch: int, precision: str, kernel: str) ->
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
     ):
-        next_token_loss(model(ids[:, :-1]), ids[:, 1:])
+        model(ids[:, :-1], targets=ids[:, 1:])
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
     return sum(size for address, size in storages.items() if address not in parameters)
 

@@ -2,7 +2,6 @@
 loop."""
 
 import csv
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,7 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.metrics import LoggerConfig
-from tokengrow.training.module import TokenFormerModule, next_token_loss
-
-
-def test_the_loss_is_the_mean_negative_log_probability_of_the_targets() -> None:
-    # V = 2. Logits (0, ln 3) give probabilities 1/4 and 3/4; logits (0, 0) give halves.
-    logits = torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]])
-    loss = next_token_loss(logits, torch.tensor([[0, 1]]))
-    assert loss.item() == pytest.approx((math.log(4) + math.log(2)) / 2)
-
-
-def test_the_loss_of_bfloat16_logits_is_taken_in_float32() -> None:
-    logits = torch.randn(2, 8, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    targets = torch.arange(16).view(2, 8)
-    loss = next_token_loss(logits, targets)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, next_token_loss(logits.float(), targets))
-
-
-def test_the_loss_of_float64_logits_stays_float64() -> None:
-    assert next_token_loss(torch.zeros(1, 1, 4).double(), torch.tensor([[2]])).item() == math.log(4)
+from tokengrow.training.module import TokenFormerModule
 
 
 class Losses(lightning.Callback):

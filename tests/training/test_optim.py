@@ -9,7 +9,6 @@ import torch
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.module import next_token_loss
 from tokengrow.training.optim import (
     OptimConfig,
     build_optimizer,
@@ -31,7 +30,7 @@ def test_everything_but_the_final_norm_decays(tiny_model: Callable[..., ModelCon
 def update(model: TokenFormer, optimizer: torch.optim.Optimizer, seed: int) -> None:
     """One step on random token ids."""
     ids = torch.randint(512, (2, 9), generator=torch.Generator().manual_seed(seed))
-    next_token_loss(model(ids[:, :-1]), ids[:, 1:]).backward()
+    model(ids[:, :-1], targets=ids[:, 1:]).backward()
     optimizer.step()
     optimizer.zero_grad()
 

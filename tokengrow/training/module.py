@@ -7,7 +7,6 @@ Shapes: `B` batch, `T` sequence.
 from typing import Any
 
 import lightning
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -60,14 +59,3 @@ class TokenFormerModule(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in float32 (float64 for float64 logits), nats per token.
-
-    Args:
-        logits: [B, T, V].
-        targets: [B, T] int64.
-    """
-    wide = logits if logits.dtype.itemsize >= 4 else logits.float()
-    return F.cross_entropy(wide.flatten(0, 1), targets.flatten())
