@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from tokengrow.bench.gpt import GPT
@@ -142,7 +141,7 @@ def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First
 
 
 def _set_up(
-    config: ModelConfig, batch: int, fabric: Fabric, kernel: str | None, compiles: bool
+    config: ModelConfig, batch: int, fabric: Any, kernel: str | None, compiles: bool
 ) -> tuple[nn.Module, Any, torch.Tensor]:
     """The bare model, its module in Fabric's wrapper, and random token ids [B, T + 1]."""
     gc.collect()  # Fabric's wrappers of the peer before refer to each other
