@@ -58,6 +58,11 @@ def refused(command: Command, somewhere: Path, tmp_path: Path) -> Command:
 # Keys and groups
 
 
+def test_a_kernel_that_cannot_run_here_is_refused_before_the_data_is_read(refused: Command) -> None:
+    said = refused("train", *LADDER, "kernel=triton", "data=text", "data.files=[no-such-file]")
+    assert said == "kernel=triton needs a GPU, and this run is on the CPU: set kernel=auto or naive"
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [

@@ -42,6 +42,7 @@ def train(config: DictConfig) -> float:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
     arguments = resolve_train(values)
+    arguments.run.check_kernel()  # before minutes are spent on the data
     console = Console()
     tokens = open_tokens(arguments, console)
     result = fit(record_epochs(arguments.run, tokens), tokens, console)
