@@ -78,7 +78,7 @@ def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
     return [((mine.double() - right).norm() / right.norm()).item() for mine, right in pairs]
 
 
-def compare(x: Tensor, layers: list[Layer], activation: str) -> None:
+def assert_near_float64(x: Tensor, layers: list[Layer], activation: str) -> None:
     """Output and every gradient by the kernels, against float64."""
     exact = learn(*wide(x, layers), activation, "naive")
     found = errors(learn(x, layers, activation, "triton"), exact)
@@ -93,7 +93,7 @@ def compare(x: Tensor, layers: list[Layer], activation: str) -> None:
 def test_output_and_every_gradient_on_odd_shapes(
     shape: tuple[int, int, int, int], activation: str, dtype: torch.dtype, device: str
 ) -> None:
-    compare(*random_layers(shape, dtype, device), activation)
+    assert_near_float64(*random_layers(shape, dtype, device), activation)
 
 
 @pytest.mark.gpu
@@ -107,7 +107,7 @@ def test_output_and_every_gradient_on_released_shapes(
     dtype: torch.dtype,
     device: str,
 ) -> None:
-    compare(*random_layers(shape, dtype, device), activation)
+    assert_near_float64(*random_layers(shape, dtype, device), activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -143,13 +143,13 @@ def test_layers_that_go_together_are_those_that_go_alone(
     shape: tuple[int, int, int, int], activation: str, device: str
 ) -> None:
     x, layers = random_layers(shape, torch.float32, device, count=3)
-    compare(x, layers, activation)
+    assert_near_float64(x, layers, activation)
 
 
 def test_layers_of_different_sizes_go_one_by_one(device: str) -> None:
     x, (first,) = random_layers((5, 16, 24, 8), torch.float32, device)
     _, (second,) = random_layers((5, 16, 7, 8), torch.float32, device)
-    compare(x, [first, second], "l2_norm_gelu")
+    assert_near_float64(x, [first, second], "l2_norm_gelu")
 
 
 @DTYPES
@@ -159,7 +159,7 @@ def test_rows_that_do_not_fit_into_registers_are_read_in_pieces(
 ) -> None:
     monkeypatch.setattr(triton_rows, "LONGEST", 16)
     monkeypatch.setattr(triton_rows, "PIECE", 16)
-    compare(*random_layers((5, 16, 53, 8), dtype, device), activation)
+    assert_near_float64(*random_layers((5, 16, 53, 8), dtype, device), activation)
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
