@@ -8,8 +8,6 @@ Shapes: `D` input dim, `E` output dim, `N` parameter tokens.
 """
 
 import logging
-from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +15,12 @@ import torch
 from torch import Tensor
 
 from tokengrow.kernels.naive import weigh
+
+HAS_TORCHAO = find_spec("torchao") is not None
+"""Looked up once, where no compiled graph breaks at it."""
+
+# On import it lists the kernels for other GPUs that it could not load, of which none is used here.
+logging.getLogger("torchao").setLevel(logging.ERROR)
 
 MULTIPLE = 16
 """What D, N and E have to be multiples of, as tensor cores take float8."""
@@ -49,7 +53,7 @@ def pattention_fp8(
 
 def refusal(dtype: torch.dtype, *sizes: int) -> str | None:
     """Why float8 cannot be had here for products of this dtype and these sizes; None: it can."""
-    if not _is_installed():
+    if not HAS_TORCHAO:
         return "needs torchao: pip install 'tokengrow[fp8]'"
     if dtype != torch.bfloat16:
         return f"takes bfloat16, not {dtype}: set fabric.precision=bf16-mixed"
@@ -58,33 +62,27 @@ def refusal(dtype: torch.dtype, *sizes: int) -> str | None:
     return None
 
 
-@cache
-def _is_installed() -> bool:
-    return find_spec("torchao") is not None
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left right, and both of its gradients, in float8.
 
-
-@cache
-def _torchao(emulate: bool) -> tuple[Callable[..., Tensor], tuple[Any, Any]]:
-    """torchao's product of two matrices cast to float8, and its settings.
-
-    Args:
-        emulate: cast to float8 and multiply in float32: PyTorch's own float8 product takes a CPU a
-            hundred times as long.
+    On a CPU the cast is float8's and the product float32's: PyTorch's own float8 product takes a
+    CPU a hundred times as long.
     """
-    # It lists the kernels for other GPUs that it could not load, of which none is used here.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    from torchao.float8.config import Float8LinearConfig
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
+    emulate = not left.is_cuda
     # Sums of the forward product may be kept in fewer bits (fast), those of gradients may not.
     forward = ScaledMMConfig(emulate=emulate, use_fast_accum=True)
     backward = ScaledMMConfig(emulate=emulate)
     mm_config = LinearMMConfig(forward, backward, backward)
-    return matmul_with_hp_or_float8_args.apply, (mm_config, Float8LinearConfig(emulate=emulate))
+    out: Tensor = matmul_with_hp_or_float8_args.apply(left, right, mm_config, _config(emulate))
+    return out
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left right, and both of its gradients, in float8."""
-    multiply, settings = _torchao(emulate=not left.is_cuda)
-    return multiply(left, right, *settings)
+@torch.compiler.assume_constant_result
+def _config(emulate: bool) -> Any:
+    """torchao's settings: each operand scaled by its largest absolute value."""
+    from torchao.float8.config import Float8LinearConfig
+
+    return Float8LinearConfig(emulate=emulate)

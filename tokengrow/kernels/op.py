@@ -18,6 +18,9 @@ from tokengrow.kernels.naive import ACTIVATIONS, pattention_naive
 KERNELS = ("auto", "naive", "compiled", "triton", "fp8")
 """How Pattention is computed: see `pattention`."""
 
+HAS_TRITON = find_spec("triton") is not None
+"""Looked up once, where no compiled graph breaks at it."""
+
 COMPILED_SHAPES = 64
 """That one process compiles the formula for: a ladder has three layers and three batches a size,
 and torch stops at 8 by itself."""
@@ -55,7 +58,7 @@ def is_fused(x: Tensor, kernel: str) -> bool:
     """Whether `pattention` computes with the Triton kernels for this input."""
     if kernel != "auto":
         return kernel == "triton"
-    return x.is_cuda and product_dtype(x) in DTYPES and _has_triton()
+    return x.is_cuda and product_dtype(x) in DTYPES and HAS_TRITON
 
 
 def pattentions(
@@ -156,8 +159,3 @@ def _compiled() -> Callable[..., Tensor]:
             return code(*arguments)
 
     return run
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
