@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.kernels.fused import DTYPES
-from tokengrow.model.pattention import Pattention
 from tokengrow.model.rotary import rotary_table, rotate
 from tokengrow.model.tokenformer import (
     Attention,
@@ -28,7 +27,7 @@ from tokengrow.model.tokenformer import (
 )
 
 if TYPE_CHECKING:
-    from tokengrow.kernels.triton_step import Layer, Step
+    from tokengrow.kernels.triton_step import Step
 
 
 class Place(NamedTuple):
@@ -201,11 +200,9 @@ class Decoder:
         """[B, D] behind the last block, by the kernels."""
         kernels.begin(x)
         for block, keys, values in self._layers():
-            attention = [
-                _weights(layer)
-                for layer in (block.attention.query, block.attention.key, block.attention.value)
-            ]
-            output, ffn = _weights(block.attention.output), _weights(block.ffn)
+            layers = block.attention
+            attention = [layer.parts for layer in (layers.query, layers.key, layers.value)]
+            output, ffn = layers.output.parts, block.ffn.parts
             place = self._position, self._table
             kernels.block(attention, output, ffn, block.eps, keys, values, *place)
         return kernels.end().to(x)
@@ -229,7 +226,3 @@ class Decoder:
         with torch.cuda.graph(graph, stream=stream):
             logits = self._compute()
         return graph, logits
-
-
-def _weights(layer: Pattention) -> "Layer":
-    return layer.key_param_tokens, layer.value_param_tokens, layer.tau

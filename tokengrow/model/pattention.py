@@ -32,6 +32,11 @@ class Pattention(nn.Module):
         self.tau = tau
         self.kernel = "auto"
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, float]:
+        """Key [N, D_in] and value [N, D_out] parameter tokens, and tau: what kernels take."""
+        return self.key_param_tokens, self.value_param_tokens, self.tau
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., D_in] to [..., D_out]."""
         return pattention(
@@ -99,8 +104,7 @@ def project(x: Tensor, layers: Sequence[Pattention]) -> list[Tensor]:
     first = layers[0]
     if not is_fused(x, first.kernel) or any(map(_has_hooks, layers)):
         return [layer(x) for layer in layers]
-    parameters = [(layer.key_param_tokens, layer.value_param_tokens, layer.tau) for layer in layers]
-    return pattentions(x, parameters, first.activation, first.kernel)
+    return pattentions(x, [layer.parts for layer in layers], first.activation, first.kernel)
 
 
 def _has_hooks(layer: nn.Module) -> bool:

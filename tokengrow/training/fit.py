@@ -36,7 +36,7 @@ from tokengrow.training.metrics import build_loggers
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import load_optimizer_state
 from tokengrow.training.resume import CONFIG_FILE, find_start, where_it_stands
-from tokengrow.training.speed import device_name, does_not_fit, out_of_memory
+from tokengrow.training.speed import device_name, fits
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
 
@@ -96,14 +96,9 @@ def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitRes
 
 def _stage(run: Run, index: int, state: TrainState, checkpoint: Checkpoint | None) -> Checkpoint:
     """Trains one stage; its model is gone before the next one is made."""
-    try:
+    with fits(run.config, run.config.stages[index], device_name(run.fabric.device)):
         training = _enter_stage(run, index, state, checkpoint)
         train_stage(run, training, state)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        device = device_name(run.fabric.device)
-        raise does_not_fit(run.config, run.config.stages[index], device) from None
     release(run.fabric, training.module)
     return _leave_stage(run, training, state)
 

@@ -5,7 +5,8 @@ Shapes: `B` micro-batch, `T` sequence.
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -54,23 +55,29 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
         if stage.model in found:
             continue
         with console.status(f"measuring stage {stage.name} on {device}"):
-            try:
+            with fits(run, stage, device):
                 found[stage.model] = _flops_per_second(run, stage, fabric)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                raise does_not_fit(run, stage, device) from None
             gc.collect()  # the wrappers refer to each other, and the next model needs the room
     return Speed(device, {stage.name: found[stage.model] for stage in run.stages})
 
 
-def does_not_fit(run: TrainConfig, stage: StageConfig, device: str) -> UserError:
-    """For a stage whose model and micro-batch are more than the device holds."""
-    way_out = "lower micro_batch_size" if run.micro_batch_size > 1 else "take a smaller model"
-    return UserError(
-        f"stage {stage.name} does not fit into the memory of {device} with "
-        f"micro_batch_size={run.micro_batch_size}: {way_out}"
-    )
+@contextmanager
+def fits(run: TrainConfig, stage: StageConfig, device: str) -> Iterator[None]:
+    """What runs inside needs the memory of a stage.
+
+    Raises:
+        UserError: the model and a micro-batch are more than the device holds.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        way_out = "lower micro_batch_size" if run.micro_batch_size > 1 else "take a smaller model"
+        raise UserError(
+            f"stage {stage.name} does not fit into the memory of {device} with "
+            f"micro_batch_size={run.micro_batch_size}: {way_out}"
+        ) from None
 
 
 def device_name(device: torch.device) -> str:
@@ -123,7 +130,7 @@ def _seconds(fabric: Fabric, work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that the device's memory is too small."""
     # On a CPU it has no class of its own.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
