@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -61,6 +61,10 @@ class Checkpoint:
     def step(self) -> int:
         """The optimizer step at which it was taken."""
         return int(self.train_state.get("step", 0))
+
+    def described(self) -> "Checkpoint":
+        """All of it but weights and optimizer state."""
+        return replace(self, weights={}, optimizer={})
 
     def ancestor(self) -> dict[str, Any]:
         """How a lineage names this checkpoint: size, step and the hash of its weights."""

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -25,6 +26,7 @@ from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
 from tokengrow.data.sequences import TokenSource
 from tokengrow.data.store import TokenStore, prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
+from tokengrow.distributed.launch import fabric_run_options, process_rank
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import rung_table
 from tokengrow.model.generate import SamplingConfig
@@ -41,15 +43,31 @@ def train(config: DictConfig) -> float:
     values = plain(config)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
+    values["fabric"] = with_options(values["fabric"], fabric_run_options())
     arguments = resolve_train(values)
     arguments.run.check_kernel()  # before minutes are spent on the data
-    console = Console()
+    console = Console(quiet=process_rank() > 0)
     tokens = open_tokens(arguments, console)
     result = fit(record_epochs(arguments.run, tokens), tokens, console)
-    show(console, arguments, result)
+    if process_rank() == 0:
+        show(console, arguments, result)
     loss = result.state.rung.loss_end
     assert loss is not None
     return loss
+
+
+def with_options(values: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The `fabric` section with the options of `fabric run` where it says auto.
+
+    Raises:
+        UserError: it says something else.
+    """
+    for key, option in options.items():
+        if values[key] not in ("auto", option):
+            raise UserError(
+                f"fabric.{key}={values[key]}, and `fabric run` was given {option}: give one of them"
+            )
+    return {**values, **options}
 
 
 def open_tokens(arguments: TrainArguments, console: Console) -> TokenSource:

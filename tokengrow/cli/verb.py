@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tokengrow.checkpoint.store import left_by_a_kill
+from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
 from tokengrow.typed import nearest
@@ -121,7 +122,9 @@ def as_hydra_reads_it(word: str) -> list[str]:
 
 
 def _refuse(name: str, message: str) -> NoReturn:
-    print(f"tokengrow {name}: {message}", file=sys.stderr)
+    rank = process_rank()
+    where = f" (rank {rank})" if rank else ""
+    print(f"tokengrow {name}{where}: {message}", file=sys.stderr)
     sys.exit(WRONG_INPUT)
 
 
