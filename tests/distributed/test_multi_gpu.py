@@ -1,7 +1,6 @@
 """A ladder on two GPUs, through NCCL."""
 
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +31,10 @@ def losses(store: TokenStore, out: Path, devices: int, *changes: str) -> list[fl
     """Of each update of the ladder, as the command logs them."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*launcher, f"--nproc-per-node={devices}", "-m", "tokengrow", "train", *RUN]
-        + [f"store={store.folder}", f"out={out}", *changes],
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        [
+            *(*launcher, f"--nproc-per-node={devices}", "-m", "tokengrow", "train", *RUN),
+            *(f"store={store.folder}", f"out={out}", *changes),
+        ],
         capture_output=True,
         text=True,
         timeout=400,

@@ -15,6 +15,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.strategy import Strategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tokengrow.distributed.launch import GUIDE, find_launch
 from tokengrow.distributed.parallelize import CHECKPOINTING, shard
@@ -142,21 +144,24 @@ def _strategy(config: FabricConfig, world_size: int) -> Strategy | str:
     """How the model is spread; over one device it is not."""
     if world_size == 1:
         return "auto"
-    # Counters and flags are exchanged on the CPU, without waiting for the GPU.
-    backend = "cpu:gloo,cuda:nccl" if config.on_gpu else "gloo"
     if config.strategy == "fsdp2":
         return ModelParallelStrategy(
             partial(shard, narrow=config.chosen_precision == "bf16-mixed"),
             data_parallel_size=world_size,  # by itself it would take the GPUs of a node for others
             tensor_parallel_size=1,
-            process_group_backend=backend,
             timeout=TIMEOUT,
         )
-    return DDPStrategy(
-        process_group_backend=backend,
-        timeout=TIMEOUT,
-        gradient_as_bucket_view=True,
-    )
+    return _DDP(timeout=TIMEOUT, gradient_as_bucket_view=True)
+
+
+class _DDP(DDPStrategy):
+    """Lightning's, but for the stream: where gradients are accumulated on another one than that of
+    the training step, each waits for the other."""
+
+    def setup_module(self, module: nn.Module) -> DistributedDataParallel:
+        return DistributedDataParallel(
+            module, device_ids=self._determine_ddp_device_ids(), **self._ddp_kwargs
+        )
 
 
 def release(fabric: Fabric, module: Any) -> None:
