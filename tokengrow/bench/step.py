@@ -55,7 +55,7 @@ def measure(
     Raises:
         UserError: a peer whose first loss is another one; no time of it is given.
     """
-    device = build_fabric(fabric).device
+    device = build_fabric(fabric.alone()).device
     rate = product_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     for name, config, batch in cases:
         reference = _reference(config, batch, fabric)
@@ -127,7 +127,7 @@ class Trained:
 
 def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First:
     """The first step by the plain formula, sequence by sequence."""
-    fabric = build_fabric(settings)
+    fabric = build_fabric(settings.alone())
     model, module, ids = _set_up(config, batch, fabric, "naive", compiles=False)
     total = 0.0
     for sequence in ids.split(1):
@@ -161,7 +161,7 @@ def _set_up(
 
 def _train(config: ModelConfig, batch: int, settings: FabricConfig, peer: str) -> Trained:
     """Steps on one batch of random tokens."""
-    fabric = build_fabric(settings)
+    fabric = build_fabric(settings.alone())
     kernel, compiles = PEERS[peer]
     model, module, ids = _set_up(config, batch, fabric, kernel, compiles)
     optimizer: Any = fabric.setup_optimizers(module.configure_optimizers()["optimizer"])

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -69,6 +69,10 @@ class FabricConfig:
                 "fabric.zero1 is for ddp: fsdp2 shares out the optimizer's state anyway; leave "
                 "fabric.zero1 out, or set fabric=ddp"
             )
+
+    def alone(self) -> "FabricConfig":
+        """The same on one device: for what is measured there."""
+        return replace(self, strategy="auto", devices=1, num_nodes=1, zero1=False)
 
     @property
     def on_gpu(self) -> bool:

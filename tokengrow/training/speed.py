@@ -48,7 +48,7 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
         UserError: a model or micro-batch that does not fit into memory.
     """
     run.check_kernel()
-    fabric = build_fabric(run.fabric)
+    fabric = build_fabric(run.fabric.alone())
     device = device_name(fabric.device)
     found: dict[ModelConfig, float] = {}  # stages of one size are equally fast
     for stage in run.stages:
