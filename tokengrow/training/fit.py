@@ -8,6 +8,7 @@ Shapes: `B` batch, `T` sequence.
 """
 
 import gc
+import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from tokengrow.checkpoint.store import (
     Checkpoint,
+    left_by_a_kill,
     load_checkpoint,
     set_damaged_aside,
 )
@@ -26,7 +28,7 @@ from tokengrow.data.sequences import TokenSource
 from tokengrow.distributed.fabric import build_fabric, release
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
-from tokengrow.files import locked, write_yaml
+from tokengrow.files import as_yaml, locked, write_atomically
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
@@ -35,10 +37,17 @@ from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import build_loggers
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import load_optimizer_state
-from tokengrow.training.resume import CONFIG_FILE, find_start, where_it_stands
+from tokengrow.training.resume import (
+    CONFIG_FILE,
+    find_start,
+    half_a_config,
+    what_resumes,
+    where_it_stands,
+)
 from tokengrow.training.speed import device_name, fits
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
+from tokengrow.training.stop import Stopped, StopRequest
 
 PLOT_FILE = "loss-vs-flops.png"
 
@@ -65,19 +74,23 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
 
     Raises:
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
+        Stopped: SIGTERM came; what was trained is saved.
     """
     _check_fits(config, tokens)
     config.check_kernel()
     fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
     state, checkpoint = find_start(config, tokens)
     fabric.barrier()  # every rank has read `out` before one writes there
-    run = Run(config, fabric, tokens, tokens.tokenizer(), console or Console(quiet=True))
+    console, stop = console or Console(quiet=True), StopRequest()
+    run = Run(config, fabric, tokens, tokens.tokenizer(), console, stop)
     with ExitStack() as held:
         if fabric.is_global_zero:
-            _take(run.out, held)
-            set_damaged_aside(run.out, checkpoint if state.rungs else None)
-            write_yaml(run.out / CONFIG_FILE, config.to_dict())
-        return _climb(run, state, checkpoint)
+            _take(run, held, checkpoint if state.rungs else None)
+        held.enter_context(stop)
+        try:
+            return _climb(run, state, checkpoint)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(what_resumes(run.out)) from None
 
 
 def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
@@ -85,6 +98,9 @@ def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitRes
     if state.rungs:
         run.console.print(where_it_stands(run.config, state), highlight=False)
     for index in range(len(state.stage_ends), len(run.config.stages)):
+        if run.stop.requested():  # everything is saved, and a growth may take long
+            name = run.config.stages[index].name
+            raise Stopped(f"stopped as asked before stage {name}; {what_resumes(run.out)}")
         checkpoint = _stage(run, index, state, checkpoint)
     assert checkpoint is not None, "a finished run has a checkpoint"
     plot = run.out / PLOT_FILE
@@ -111,11 +127,25 @@ def _check_fits(config: TrainConfig, tokens: TokenSource) -> None:
             tokens.sequences(split, stage.model.context_length)
 
 
-def _take(out: Path, held: ExitStack) -> None:
-    """Makes the run's folder and holds it against a second run."""
+def _take(run: Run, held: ExitStack, newest: Checkpoint | None) -> None:
+    """Makes the run's folder, holds it against a second run, and clears up what a kill left.
+
+    Args:
+        run: that begins, or goes on.
+        held: keeps the folder ours.
+        newest: the checkpoint of the run from which it goes on.
+    """
+    out = run.out
     try:
         out.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(out, wait=False))
+        set_damaged_aside(out, newest)
+        write_atomically(out / CONFIG_FILE, as_yaml(run.config.to_dict()))
+        for path in list(out.iterdir()):
+            if left_by_a_kill(path):
+                shutil.rmtree(path)
+            elif half_a_config(path):
+                path.unlink()
     except BlockingIOError:
         raise UserError(
             f"out={out} is being trained by another process: wait for it, or choose another out="
@@ -133,7 +163,7 @@ def _enter_stage(
     stage = run.config.stages[index]
     if len(state.rungs) > index:  # left in the middle of this stage
         assert checkpoint is not None
-        return _set_up(run, stage, checkpoint, state.stage_step)
+        return _set_up(run, stage, checkpoint, state, done=state.stage_updates)
     rung = Rung(stage.name, stage.model.num_parameters())
     if checkpoint is None:
         model = TokenFormer(stage.model)
@@ -146,7 +176,7 @@ def _enter_stage(
         start = _grow(run, stage, checkpoint, rung)
         if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
             rung.tau_start = asdict(start.config.tau)
-    training = _set_up(run, stage, start, done=0)
+    training = _set_up(run, stage, start, state, done=0)
     state.enter(index, rung)
     rung.loss_start = validate(run, training, state)
     return training
@@ -185,13 +215,16 @@ def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     return run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
 
 
-def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Training:
+def _set_up(
+    run: Run, stage: StageConfig, start: Checkpoint, state: TrainState, done: int
+) -> Training:
     """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too.
 
     Args:
         run: around it.
         stage: that it is in.
         start: weights and optimizer state.
+        state: where the run stands.
         done: updates of the stage that they have had.
     """
     gc.collect()  # Fabric's wrappers refer to each other, and this model needs the room
@@ -206,7 +239,7 @@ def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Train
         model,
         run.fabric.setup_optimizers(optimizer),
         list(start.lineage),
-        GradientWatch(run.fabric.device),
+        GradientWatch(run.fabric.device, run.config.max_skipped_steps, state.skipped_in_a_row),
     )
 
 
