@@ -1,7 +1,5 @@
 """A ladder that the command itself climbs, in processes that the tests stop, kill and starve."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,16 +51,6 @@ class Climb:
         """`train ...` into a folder."""
         paths = ["--config-dir", str(self.folder), "recipes=climb", f"store={self.store.folder}"]
         return ["train", *paths, "fabric=cpu", f"out={out}", *changes]
-
-    def start(self, out: Path, *changes: str) -> "subprocess.Popen[str]":
-        """The command in a process of its own, whose lines can be read."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "tokengrow", *self.arguments(out, *changes)],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
     def ended_as_whole(self, out: Path) -> bool:
         """Whether a run's last checkpoint has the weights and moments of the run in one go."""

@@ -24,7 +24,13 @@ from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.state import TrainState
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["tokengrow.cli.train"])
+FORKS.set_forkserver_preload(
+    ["tokengrow.cli.resolve", "tokengrow.cli.verb", "tokengrow.training.fit"]
+)
+
+
+def killed(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
 
 
 class Watched:
@@ -47,17 +53,17 @@ class Watched:
 
     def run(
         self, arguments: list[str], log: Path, aim: str = "", times: int = 0, delay: float = 0.0,
-        number: int = signal.SIGKILL,
+        then: Callable[[int], object] = killed,
     ) -> int:  # fmt: skip
-        """Runs the command, and sends it a signal.
+        """Runs the command, and does something to it.
 
         Args:
             arguments: of the command.
             log: file for what it prints.
             aim: what it is doing then.
-            times: how often that has begun then; 0: it is let live.
+            times: how often that has begun then; 0: it is left alone.
             delay: seconds after that.
-            number: of the signal.
+            then: what is done, given its process id.
 
         Returns:
             Its exit status; of a signal that ended it, the number with a minus.
@@ -76,7 +82,7 @@ class Watched:
                     if begun == times:
                         time.sleep(delay)
                         assert process.pid is not None
-                        os.kill(process.pid, number)
+                        then(process.pid)
         process.join()
         assert process.exitcode is not None
         return process.exitcode

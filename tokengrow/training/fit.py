@@ -96,7 +96,7 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
 def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
     """Trains the stages that are not done yet."""
     if state.rungs:
-        run.console.print(where_it_stands(run.config, state), highlight=False)
+        run.console.print(where_it_stands(run.config, state), highlight=False, soft_wrap=True)
     for index in range(len(state.stage_ends), len(run.config.stages)):
         if run.stop.requested():  # everything is saved, and a growth may take long
             name = run.config.stages[index].name
@@ -139,7 +139,8 @@ def _take(run: Run, held: ExitStack, newest: Checkpoint | None) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(out, wait=False))
-        set_damaged_aside(out, newest)
+        for path in set_damaged_aside(out, newest):
+            run.console.print(f"set aside: {path}", highlight=False, soft_wrap=True)
         write_atomically(out / CONFIG_FILE, as_yaml(run.config.to_dict()))
         for path in list(out.iterdir()):
             if left_by_a_kill(path):
