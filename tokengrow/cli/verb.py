@@ -1,6 +1,5 @@
 """What every verb shares: Hydra around its function, and wrong inputs as one sentence."""
 
-import errno
 import os
 import re
 import sys
@@ -19,14 +18,17 @@ from omegaconf.errors import OmegaConfBaseException
 from tokengrow.checkpoint.store import left_by_a_kill
 from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
+from tokengrow.files import NO_ROOM
 from tokengrow.paths import data_root
+from tokengrow.training.stop import Stopped
 from tokengrow.typed import nearest
 
 WRONG_INPUT = 2
 """Exit status for a wrong input."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, a quota or a limit on the size of files say."""
+STOPPED = 75
+"""Exit status after SIGTERM, of a run that has saved what it trained: EX_TEMPFAIL of sysexits.h,
+for which launchers try again."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -57,6 +59,10 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
         # Here, and not around the job: Hydra would print a line of its own on their way out.
         except UserError as error:
             _refuse(name, str(error))
+        except Stopped as stopped:
+            if process_rank() == 0:
+                print(f"tokengrow {name}: {stopped}", file=sys.stderr)
+            sys.exit(STOPPED)
         except OmegaConfBaseException as error:
             _refuse(name, _explain(name, error))
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -73,9 +79,9 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
         job()
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(name, _explain(name, error))
-    except KeyboardInterrupt:
-        resumes = "; the same command goes on from its last checkpoint" if name == "train" else ""
-        print(f"\ntokengrow {name}: interrupted{resumes}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        told = "; ".join(["interrupted", *interrupt.args])
+        print(f"\ntokengrow {name}: {told}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
