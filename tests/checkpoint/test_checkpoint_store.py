@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokengrow.checkpoint import layout, store, tensors
+from tokengrow.checkpoint import layout, store
 from tokengrow.checkpoint.store import (
     Checkpoint,
     load_checkpoint,
@@ -161,7 +161,7 @@ class TestSaving:
     @pytest.mark.parametrize(
         ("where", "name"),
         [
-            (tensors, "save_file"),
+            (store, "stream_tensors"),
             (store, "_write_json"),
             (layout, "sync"),
             (layout, "write_marker"),

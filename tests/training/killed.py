@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tokengrow.checkpoint import saver
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.training import stage
 from tokengrow.training.fit import FitResult
 
 SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")
@@ -21,7 +21,7 @@ class Killed(Exception):
 @contextmanager
 def killed_at(step: int, when: str = "after") -> Iterator[None]:
     """The process of the block ends before or after the checkpoint of a step is written."""
-    save = stage.save_checkpoint
+    save = saver.save_checkpoint
 
     def dies(folder: Path, checkpoint: Checkpoint) -> None:
         if when == "after" or checkpoint.step != step:
@@ -30,7 +30,7 @@ def killed_at(step: int, when: str = "after") -> Iterator[None]:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage, "save_checkpoint", dies)
+        patch.setattr(saver, "save_checkpoint", dies)
         yield
 
 

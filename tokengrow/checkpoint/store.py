@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokengrow.checkpoint import layout
-from tokengrow.checkpoint.tensors import ENDINGS, TensorFile, write_tensors
+from tokengrow.checkpoint.tensors import ENDINGS, TensorFile, stream_tensors
 from tokengrow.errors import UserError
 from tokengrow.files import PARTIAL, read_yaml, whole_folder, write_yaml
 from tokengrow.model.config import ModelConfig
@@ -62,6 +62,10 @@ class Checkpoint:
         """The optimizer step at which it was taken."""
         return int(self.train_state.get("step", 0))
 
+    def described(self) -> "Checkpoint":
+        """All of it but weights and optimizer state."""
+        return replace(self, weights={}, optimizer={})
+
     def ancestor(self) -> dict[str, Any]:
         """How a lineage names this checkpoint: size, step and the hash of its weights."""
         digest = layout.recorded_sha256(self.folder, layout.WEIGHTS) if self.folder else None
@@ -94,9 +98,11 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
     folder = Path(folder)
     checkpoint = Checkpoint.of(source) if isinstance(source, TokenFormer) else source
     with whole_folder(folder, layout.write_marker) as partial:
-        write_tensors(partial / layout.WEIGHTS, checkpoint.weights)
-        if checkpoint.optimizer:
-            write_tensors(partial / layout.OPTIMIZER, checkpoint.optimizer)
+        files = {layout.WEIGHTS: checkpoint.weights, layout.OPTIMIZER: checkpoint.optimizer}
+        for name, tensors in files.items():
+            if tensors or name == layout.WEIGHTS:
+                # Tensor by tensor: safetensors itself would keep Python from training meanwhile.
+                stream_tensors(partial / name, tensors.items(), len(tensors))
         write_description(partial, checkpoint)
     return folder
 

@@ -12,6 +12,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
 from tokengrow.typed import nearest
@@ -31,7 +32,9 @@ SWEEP_PLUGINS = {
 
 def refuse(name: str, message: str | None) -> NoReturn:
     """Prints a verb's one sentence and leaves with the status of a wrong input."""
-    print(f"tokengrow {name}: {message}", file=sys.stderr)
+    rank = process_rank()
+    where = f" (rank {rank})" if rank else ""
+    print(f"tokengrow {name}{where}: {message}", file=sys.stderr)
     sys.exit(WRONG_INPUT)
 
 

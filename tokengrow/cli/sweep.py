@@ -4,13 +4,9 @@ Jobs may run in other processes or on other machines, and may die there. Each th
 row in a file in the sweep's folder, and whoever started the sweep reads them all.
 """
 
-import csv
-import hashlib
-import io
 import json
 import math
 import os
-import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +22,12 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from tokengrow.cli.explain import explain, refuse
 from tokengrow.cli.resolve import TrainArguments, plain, resolve_train
+from tokengrow.cli.sweep_rows import DONE, FAILED, Row, folder_name, sweep_table, write_csv
+from tokengrow.distributed.launch import find_launch, process_rank
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import count, power, table, three_digits
 from tokengrow.files import write_atomically
 from tokengrow.training.fit import FitResult
 
@@ -39,50 +35,11 @@ TABLE_FILE = "sweep.csv"
 ROWS_FOLDER = ".jobs"
 """Beside the jobs' folders: a JSON file for each of them."""
 
-DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-
 FAILED_JOBS = 1
 """Exit status of a sweep some of whose jobs failed."""
 
-LONGEST_NAME = 120
-"""Characters of a job's folder; a longer one is cut, and ends with a hash of the whole."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A job: what it set, and what came of it."""
-
-    folder: str
-    """Of its run, in the sweep's."""
-    settings: Mapping[str, str]
-    """The keys that the sweep varies, and their values in this job."""
-    job: int | None
-    """Its number; None: of an earlier sweep into the same folder."""
-    sweep: int
-    """When the sweep was started in which the job ran last, ns since the epoch."""
-    status: str = UNFINISHED
-    """done, failed, or unfinished: running, or killed."""
-    error: str | None = None
-    """Why it failed."""
-    loss: float | None = None
-    """Last validation loss, nats per token: the objective."""
-    parameters: int | None = None
-    """Of the last model."""
-    tokens: int | None = None
-    """Trained on in all stages."""
-    flops: float | None = None
-    """Spent in all stages."""
-    seconds: float = 0.0
-    """Wall-clock time of the sessions that trained."""
-
-    @property
-    def label(self) -> str:
-        """The settings, as typed."""
-        return " ".join(f"{key}={value}" for key, value in self.settings.items())
-
-
-COLUMNS = ("loss", "parameters", "tokens", "flops", "seconds", "status", "error", "folder")
-"""Of sweep.csv, behind the job and the keys that were varied."""
+SWEEPS = "docs/sweeps.md"
+"""Where several devices for each job are explained."""
 
 
 @dataclass
@@ -145,7 +102,7 @@ class Sweep(Callback):
 
     def write(self, row: Row) -> None:
         """Keeps a job's row; of several processes of a job the first one does."""
-        if os.environ.get("SLURM_PROCID", "0") != "0":
+        if process_rank() > 0:
             return
         path = self._file(row.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +112,7 @@ class Sweep(Callback):
         """Of all jobs in the sweep's folder, best first; what is not done comes last."""
         assert self.folder is not None
         rows = [self._row(path) for path in (self.folder / ROWS_FOLDER).glob("*.json")]
-        return sorted(rows, key=lambda row: (_objective(row), row.sweep, row.job or 0))
+        return sorted(rows, key=lambda row: row.rank)
 
     def forget_nothing_written(self) -> None:
         """Removes what Hydra writes before it finds that a sweep cannot begin."""
@@ -193,7 +150,7 @@ def run_job(
     sweep, hydra = _ACTIVE.get(), HydraConfig.get()
     assert sweep is not None and sweep.folder is not None
     before = sweep.enter(hydra.job.num, hydra.overrides.task)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(highlight=False, soft_wrap=True, markup=False, quiet=process_rank() > 0)
     console.print(f"job {before.job}  {before.label}")
     sweep.write(before)
     start = time.perf_counter()
@@ -245,10 +202,9 @@ def check_processes(fabric: Mapping[str, Any], launcher: Mapping[str, Any]) -> N
             several.append(f"hydra.launcher.{by}={launcher[by]}")
     if several:
         raise UserError(
-            f"{', '.join(several)}: a job of a sweep is one process on one device; give "
-            "fabric.devices=1, start the runs one after the other (for lr in 3e-4 6e-4; do torchrun "
-            "... optim.lr=$lr out=runs/$lr; done), or have Slurm start the processes of each job "
-            "(hydra/launcher=submitit_slurm hydra.launcher.tasks_per_node=N)"
+            f"{', '.join(several)}: a job of a sweep is one process on one device; set "
+            "fabric=single, or start the runs one after the other in a loop of the shell, or have "
+            f"Slurm start the processes of each job ({SWEEPS})"
         )
 
 
@@ -266,53 +222,6 @@ def sweep_report() -> Iterator[None]:
             failed = _report(sweep)
     if failed:
         raise SystemExit(FAILED_JOBS)
-
-
-def folder_name(settings: Mapping[str, str]) -> str:
-    """A job's folder, after what it sets: the same job is found again in a larger sweep."""
-    whole = ",".join(f"{key}={value}" for key, value in settings.items())
-    name = re.sub(r"[^\w.,=+-]", "_", whole)
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes the rows, with a column for each key that one of them sets."""
-    keys = _keys(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["job", *keys, *COLUMNS], extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({**asdict(row), **row.settings})
-    write_atomically(path, text.getvalue().encode())
-
-
-def sweep_table(rows: Sequence[Row], title: str) -> Table:
-    """One line per job; why one failed, and the folders, stand in sweep.csv."""
-    keys = _keys(rows)
-    headers = (
-        *(key.replace(".", ".\n") for key in keys),
-        "validation\nloss",
-        "para-\nmeters",
-        "tokens",
-        "FLOPs",
-        "seconds",
-        "status",
-    )
-    made = table(title, "job", headers)
-    for row in rows:
-        made.add_row(
-            _shown(row.job, str),
-            *(row.settings.get(key, "") for key in keys),
-            _shown(row.loss, "{:.5f}".format),
-            _shown(row.parameters, count),
-            _shown(row.tokens, count),
-            _shown(row.flops, power),
-            three_digits(row.seconds),
-            row.status,
-        )
-    return made
 
 
 def _report(sweep: Sweep) -> int:
@@ -362,17 +271,20 @@ def _reason(error: Exception) -> str:
 
 def _progress(hydra: Any) -> Console:
     """Where a job shows its progress: nowhere beside others on the same terminal."""
-    return Console(quiet=hydra.runtime.choices["hydra/launcher"] == "joblib")
+    beside_others = hydra.runtime.choices["hydra/launcher"] == "joblib"
+    return Console(quiet=beside_others or process_rank() > 0)
 
 
 def _check_started_once() -> None:
     """Refuses to be one of several processes, each of which would run the whole sweep."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if int(os.environ.get(name) or 1) > 1:
-            raise UserError(
-                f"--multirun in one of {os.environ[name]} processes ({name}), and each would run "
-                "the whole sweep: start it without torchrun and srun"
-            )
+    launch = find_launch()
+    # Lightning's own children are found by no launcher: they get this variable.
+    world = launch.devices * launch.num_nodes if launch else int(os.environ.get("WORLD_SIZE") or 1)
+    if world > 1:
+        raise UserError(
+            f"--multirun was started in {world} processes, each of which would run the whole "
+            "sweep: start it without torchrun, srun and fabric run"
+        )
 
 
 def _fabrics(config: DictConfig, overrides: Sequence[Override]) -> Iterator[dict[str, Any]]:
@@ -380,22 +292,10 @@ def _fabrics(config: DictConfig, overrides: Sequence[Override]) -> Iterator[dict
     fabric: Any = OmegaConf.to_container(config.fabric, resolve=True)
     yield fabric
     for each in overrides:
-        room, _, key = each.key_or_group.partition(".")
-        if room == "fabric" and each.is_sweep_override() and each.is_discrete_sweep():
+        section, _, key = each.key_or_group.partition(".")
+        if section == "fabric" and key and each.is_discrete_sweep():
             yield from ({**fabric, key: value} for value in each.sweep_iterator())
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def _objective(row: Row) -> float:
-    return math.inf if row.loss is None else row.loss
-
-
-def _keys(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row.settings))
-
-
-def _shown(value: Any, how: Callable[[Any], str]) -> str:
-    return "-" if value is None else how(value)

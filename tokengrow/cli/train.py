@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -26,6 +27,7 @@ from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
 from tokengrow.data.sequences import TokenSource
 from tokengrow.data.store import TokenStore, prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
+from tokengrow.distributed.launch import fabric_run_options, process_rank
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import rung_table
 from tokengrow.model.generate import SamplingConfig
@@ -41,10 +43,13 @@ def train(config: DictConfig) -> float | None:
     """Trains what the config describes; returns the last validation loss, a sweep's objective."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(config, climb)
-    arguments = resolve_train(plain(config))
-    console = Console()
+    values = plain(config)
+    values["fabric"] = with_options(values["fabric"], fabric_run_options())
+    arguments = resolve_train(values)
+    console = Console(quiet=process_rank() > 0)
     result = climb(arguments, console)
-    show(console, arguments, result)
+    if process_rank() == 0:
+        show(console, arguments, result)
     return result.state.rung.loss_end
 
 
@@ -53,6 +58,20 @@ def climb(arguments: TrainArguments, console: Console) -> FitResult:
     arguments.run.check_kernel()  # before minutes are spent on the data
     tokens = open_tokens(arguments, console)
     return fit(record_epochs(arguments.run, tokens), tokens, console)
+
+
+def with_options(values: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The `fabric` section with the options of `fabric run` where it says auto.
+
+    Raises:
+        UserError: it says something else.
+    """
+    for key, option in options.items():
+        if values[key] not in ("auto", option):
+            raise UserError(
+                f"fabric.{key}={values[key]}, and `fabric run` was given {option}: give one of them"
+            )
+    return {**values, **options}
 
 
 def open_tokens(arguments: TrainArguments, console: Console) -> TokenSource:

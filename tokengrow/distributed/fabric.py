@@ -4,32 +4,69 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning.fabric.strategies.strategy import Strategy
 
+from tokengrow.distributed.launch import GUIDE, find_launch
+from tokengrow.distributed.parallelize import CHECKPOINTING, shard
 from tokengrow.errors import UserError
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true")
+PRECISIONS = ("auto", "32", "32-true", "bf16-mixed", "bf16-true")
+STRATEGIES = ("auto", "ddp", "fsdp2")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others. They wait while rank 0 grows a model; that one is dead, its
+launcher finds out long before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FabricConfig:
-    """Which devices a run uses, and in which precision."""
+    """Which devices a run uses, how it is spread over them, and in which precision."""
 
     accelerator: str = "auto"
     """auto (a GPU if there is one), cpu, or cuda."""
+    strategy: str = "auto"
+    """ddp: the whole model on each device; fsdp2: a part of it; auto: ddp."""
+    devices: int | None = None
+    """Devices of each node, a process for each; null: as many as the launcher started, without one
+    all GPUs under ddp and fsdp2, else one device."""
+    num_nodes: int | None = None
+    """Nodes; null: as many as the launcher started processes on."""
     precision: str = "auto"
-    """auto (bf16-mixed on a GPU, else 32-true), 32-true, bf16-mixed or bf16-true."""
+    """auto (bf16-mixed on a GPU, else 32), 32, bf16-mixed or bf16-true."""
+    activation_checkpointing: str = "none"
+    """What the backward pass computes anew: none, selective (all but products) or block (all)."""
+    zero1: bool = False
+    """Under ddp: each device keeps the optimizer state of some parameters (ZeRO stage 1)."""
 
     def __post_init__(self) -> None:
-        for key, valid in (("accelerator", ("auto", "cpu", "cuda")), ("precision", PRECISIONS)):
+        for key, valid in (
+            ("accelerator", ("auto", "cpu", "cuda")),
+            ("strategy", STRATEGIES),
+            ("precision", PRECISIONS),
+            ("activation_checkpointing", CHECKPOINTING),
+        ):
             if getattr(self, key) not in valid:
                 raise UserError(
                     f"fabric.{key} {getattr(self, key)!r}: valid are {', '.join(valid)}"
                 )
+        for key in ("devices", "num_nodes"):
+            if (number := getattr(self, key)) is not None and number < 1:
+                raise UserError(f"fabric.{key} must be at least 1, not {number}")
+        if self.zero1 and self.strategy == "fsdp2":
+            raise UserError(
+                "fabric.zero1 is for ddp: fsdp2 shares out the optimizer's state anyway; leave "
+                "fabric.zero1 out, or set fabric=ddp"
+            )
 
     @property
     def on_gpu(self) -> bool:
@@ -38,36 +75,88 @@ class FabricConfig:
 
     @property
     def chosen_precision(self) -> str:
-        """The precision, with auto resolved."""
-        if self.precision != "auto":
-            return self.precision
-        return "bf16-mixed" if self.on_gpu else "32-true"
+        """The precision as Lightning writes it, with auto resolved."""
+        if self.precision == "auto":
+            return "bf16-mixed" if self.on_gpu else "32-true"
+        return "32-true" if self.precision == "32" else self.precision
 
 
 def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric:
-    """A launched Fabric on one device.
+    """A launched Fabric; where nothing has started the other processes, it starts those of this
+    node.
 
     Raises:
-        UserError: a GPU that is not there, or a launcher of several processes.
+        UserError: a GPU that is not there, or other processes than a launcher has started.
     """
     if config.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("fabric.accelerator=cuda: no GPU is visible; set fabric=cpu")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    devices, num_nodes = _processes(config)
+    if config.on_gpu and devices > torch.cuda.device_count():
         raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a run takes one device so far; "
-            "start it without torchrun or srun"
+            f"{devices} processes on a node need as many GPUs, and {torch.cuda.device_count()} "
+            "are visible: lower fabric.devices, or the number of processes that are started"
         )
     # Its notes on precision and tensor cores would break into the progress display at every stage.
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # But who ends a job because one of its processes has died is to say so.
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
+    # In a Slurm job, but not started by srun, Lightning would wait for tasks that nobody starts.
+    alone = "SLURM_NTASKS" in os.environ and find_launch() is None
     fabric = Fabric(
         accelerator="cuda" if config.on_gpu else "cpu",
-        devices=1,
+        strategy=_strategy(config, devices * num_nodes),
+        devices=devices,
+        num_nodes=num_nodes,
         precision=config.chosen_precision,  # type: ignore[arg-type]  # Lightning: a Literal
+        plugins=[LightningEnvironment()] if alone else None,
         loggers=list(loggers),
     )
     fabric.launch()
     return fabric
+
+
+def _processes(config: FabricConfig) -> tuple[int, int]:
+    """Processes on each node, and nodes."""
+    if launch := find_launch():
+        for key in ("devices", "num_nodes"):
+            given, started = getattr(config, key), getattr(launch, key)
+            if given not in (None, started):
+                what = "processes on each node" if key == "devices" else "nodes"
+                raise UserError(
+                    f"fabric.{key}={given}, but {launch.by} started {started} {what}: leave "
+                    f"fabric.{key} out, or start as many ({GUIDE})"
+                )
+        return launch.devices, launch.num_nodes
+    num_nodes = config.num_nodes or 1
+    if num_nodes > 1 and "NODE_RANK" not in os.environ:
+        raise UserError(
+            f"fabric.num_nodes={num_nodes}, and nothing has started this process on several nodes: "
+            f"start it with torchrun or srun ({GUIDE})"
+        )
+    all_gpus = config.strategy != "auto" and config.on_gpu
+    return config.devices or (torch.cuda.device_count() if all_gpus else 1), num_nodes
+
+
+def _strategy(config: FabricConfig, world_size: int) -> Strategy | str:
+    """How the model is spread; over one device it is not."""
+    if world_size == 1:
+        return "auto"
+    # Counters and flags are exchanged on the CPU, without waiting for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if config.on_gpu else "gloo"
+    if config.strategy == "fsdp2":
+        return ModelParallelStrategy(
+            partial(shard, narrow=config.chosen_precision == "bf16-mixed"),
+            data_parallel_size=world_size,  # by itself it would take the GPUs of a node for others
+            tensor_parallel_size=1,
+            process_group_backend=backend,
+            timeout=TIMEOUT,
+        )
+    return DDPStrategy(
+        process_group_backend=backend,
+        timeout=TIMEOUT,
+        gradient_as_bucket_view=True,
+    )
 
 
 def release(fabric: Fabric, module: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengrow.distributed.exchange import local, rows_of
 from tokengrow.growth.config import GrowthConfig
 
 FLOAT32_ROUNDING = 2.0**-24
@@ -66,6 +67,7 @@ class AgedAdamW(torch.optim.AdamW):
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(groups, **settings)
         self._loaded: dict[Tensor, Ages] = {}
+        self._here: dict[Tensor, Ages] = {}
         self._youngest: dict[Tensor, float] = {}
         self._updates = 0
         self._growth, self._done = GrowthConfig(), 0
@@ -74,9 +76,17 @@ class AgedAdamW(torch.optim.AdamW):
         self._skip: Tensor | None = None
 
     def set_ages(self, ages: dict[Tensor, Ages]) -> None:
-        """Says how old the entries of parameters are; of one that is not named, all are old."""
+        """Says how old the entries of parameters are; of one that is not named, all are old.
+
+        Args:
+            ages: of whole parameters, of which this optimizer may have a part, or none.
+        """
         self._updates = 0
         self._loaded = {parameter: each.on(parameter.device) for parameter, each in ages.items()}
+        self._here = {
+            parameter: Ages(rows_of(parameter, each.rows), each.columns)
+            for parameter, each in self._loaded.items()
+        }
         self._youngest = {parameter: each.youngest() for parameter, each in ages.items()}
 
     def ages(self) -> dict[Tensor, Ages]:
@@ -92,7 +102,7 @@ class AgedAdamW(torch.optim.AdamW):
         """
         self._growth, self._done = growth, done - self._updates
         self._steps = {
-            parameter: float(self.state[parameter]["step"]) if self.state[parameter] else 0.0
+            parameter: float(self.state[parameter]["step"]) if parameter in self.state else 0.0
             for parameter in self._loaded
         }
         self._grown = any(self._has_new(parameter) for parameter in self._loaded)
@@ -100,9 +110,10 @@ class AgedAdamW(torch.optim.AdamW):
     def drop_frozen_gradients(self) -> None:
         """Sets gradients of frozen entries to zero: clipping must not count what does not move."""
         if self._frozen:
-            for parameter, ages in self._loaded.items():
+            for parameter, ages in self._here.items():
                 if parameter.grad is not None:
-                    parameter.grad.mul_(ages.per_entry(self._is_new, parameter.grad.dtype))
+                    grad = local(parameter.grad)
+                    grad.mul_(ages.per_entry(self._is_new, grad.dtype))
 
     def skip_where(self, flag: Tensor) -> None:
         """From now on no update is taken while this scalar on the device is 1, float32."""
@@ -199,15 +210,15 @@ class AgedAdamW(torch.optim.AdamW):
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """AdamW as in Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, with each entry's
         count and rate."""
-        ages = self._loaded[parameter]
+        ages = self._here[parameter]
         state = self._state_of(parameter, group)
-        tensors = (parameter, state["exp_avg"], state["exp_avg_sq"])
+        tensors = (local(parameter), local(state["exp_avg"]), local(state["exp_avg_sq"]))
         if self._frozen and not self._has_new(parameter):
             return  # none of it is new
         state["step"] += 1
         oldest = state["step"] - self._held(parameter)
         before = [tensor.clone() for tensor in tensors] if self._frozen else []
-        self._move(tensors, gradient, group, ages, oldest)
+        self._move(tensors, local(gradient), group, ages, oldest)
         if self._frozen:
             new = ages.per_entry(self._is_new, torch.bool)
             for tensor, old in zip(tensors, before, strict=True):

@@ -10,12 +10,15 @@ Shapes: `B` batch, `T` sequence.
 import gc
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from tokengrow.checkpoint.layout import step_folder
+from tokengrow.checkpoint.saver import Saver
 from tokengrow.checkpoint.store import (
     Checkpoint,
     load_checkpoint,
@@ -23,7 +26,9 @@ from tokengrow.checkpoint.store import (
 )
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.sequences import TokenSource
+from tokengrow.distributed.exchange import from_rank_zero, local, part_of
 from tokengrow.distributed.fabric import build_fabric, release
+from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
 from tokengrow.files import locked, write_yaml
@@ -69,15 +74,26 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     _check_fits(config, tokens)
     config.check_kernel()
     fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
-    state, checkpoint = find_start(config, tokens)
-    fabric.barrier()  # every rank has read `out` before one writes there
-    run = Run(config, fabric, tokens, tokens.tokenizer(), console or Console(quiet=True))
+    config.check_share(fabric.world_size)
+    # One folder for all ranks, each of which may have read another time off its clock.
+    config = replace(config, out=from_rank_zero(lambda: config.out))
+    state, checkpoint = from_rank_zero(lambda: find_start(config, tokens), _described)
+    console = console or Console(quiet=True)
     with ExitStack() as held:
-        if fabric.is_global_zero:
-            _take(run.out, held)
-            set_damaged_aside(run.out, checkpoint if state.rungs else None)
-            write_yaml(run.out / CONFIG_FILE, config.to_dict())
+        from_rank_zero(lambda: _take(config, state, checkpoint, held))
+        saver = Saver(Path(config.out), config.keep_checkpoints, partial(_warn, console))
+        run = Run(config, fabric, tokens, tokens.tokenizer(), console, held.enter_context(saver))
         return _climb(run, state, checkpoint)
+
+
+def _described(found: tuple[TrainState, Checkpoint | None]) -> tuple[TrainState, Checkpoint | None]:
+    """What ranks need that read no checkpoint: all but its tensors."""
+    state, checkpoint = found
+    return state, checkpoint and checkpoint.described()
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", highlight=False, soft_wrap=True)
 
 
 def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
@@ -111,8 +127,11 @@ def _check_fits(config: TrainConfig, tokens: TokenSource) -> None:
             tokens.sequences(split, stage.model.context_length)
 
 
-def _take(out: Path, held: ExitStack) -> None:
-    """Makes the run's folder and holds it against a second run."""
+def _take(
+    config: TrainConfig, state: TrainState, checkpoint: Checkpoint | None, held: ExitStack
+) -> None:
+    """Makes the run's folder, holds it against a second run, and writes the recipe into it."""
+    out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(out, wait=False))
@@ -124,6 +143,8 @@ def _take(out: Path, held: ExitStack) -> None:
         raise UserError(
             f"out={out} cannot be written ({error.strerror}): choose another out="
         ) from None
+    set_damaged_aside(out, checkpoint if state.rungs else None)
+    write_yaml(out / CONFIG_FILE, config.to_dict())
 
 
 def _enter_stage(
@@ -135,21 +156,28 @@ def _enter_stage(
         assert checkpoint is not None
         return _set_up(run, stage, checkpoint, state.stage_step)
     rung = Rung(stage.name, stage.model.num_parameters())
-    if checkpoint is None:
-        model = TokenFormer(stage.model)
-        model.init_weights(torch.Generator().manual_seed(run.config.seed))
-        start = Checkpoint.of(model)
-    else:
+    if checkpoint is not None:
         rung.loss_before = (
             state.rungs[-1].loss_end if state.rungs else _source_loss(run, stage, checkpoint)
         )
-        start = _grow(run, stage, checkpoint, rung)
-        if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
-            rung.tau_start = asdict(start.config.tau)
+    start = from_rank_zero(lambda: _start(run, stage, checkpoint), Checkpoint.described)
+    if checkpoint is not None and len(start.lineage) > len(checkpoint.lineage):
+        rung.drift = start.lineage[-1]["drift"]["max_logit"]
+    if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
+        rung.tau_start = asdict(start.config.tau)
     training = _set_up(run, stage, start, done=0)
     state.enter(index, rung)
     rung.loss_start = validate(run, training, state)
     return training
+
+
+def _start(run: Run, stage: StageConfig, checkpoint: Checkpoint | None) -> Checkpoint:
+    """What a stage starts from: initial weights, or a checkpoint that is grown to its size."""
+    if checkpoint is not None:
+        return _grow(run, stage, checkpoint)
+    model = TokenFormer(stage.model)
+    model.init_weights(torch.Generator().manual_seed(run.config.seed))
+    return Checkpoint.of(model)
 
 
 def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
@@ -160,7 +188,7 @@ def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
     return loss
 
 
-def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> Checkpoint:
+def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint) -> Checkpoint:
     """Grows a checkpoint to the stage's size, verified on real validation tokens."""
     growth = replace(run.config.growth, seed=run.config.growth.seed + run.config.seed)
     plan = plan_growth(checkpoint.config, stage.model, config=growth)
@@ -168,10 +196,9 @@ def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> C
         return checkpoint
     probe = probe_batch(run.sequences(stage, "validation"))
     grown = grow_checkpoint(checkpoint, plan, probe)
-    rung.drift = grown.lineage[-1]["drift"]["max_logit"]
     run.console.print(
         f"grown {plan.source.num_parameters():,} -> {plan.target.num_parameters():,} parameters: "
-        f"logits moved by at most {rung.drift:.1e}",
+        f"logits moved by at most {grown.lineage[-1]['drift']['max_logit']:.1e}",
         highlight=False,
     )
     return grown
@@ -179,32 +206,41 @@ def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> C
 
 def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     """The checkpoint's model in a TokenFormerModule, in Fabric's wrapper."""
-    # Weights are float32 whatever they were saved in; Fabric's precision takes it from there.
-    model = TokenFormer.from_weights(start.config, start.weights, torch.float32).train()
+    # Weights are in the precision of Fabric, whatever they were saved in.
+    with run.fabric.init_module(empty_init=True):
+        model = TokenFormer(start.config).train()
     model.set_kernel(run.config.kernel)
-    return run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
+    checkpoint_blocks(model.blocks, run.config.fabric.activation_checkpointing)
+    module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
+    for name, parameter in model.state_dict().items():
+        local(parameter).copy_(local(part_of(parameter, start.weights.get(name))))
+    return module
 
 
 def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Training:
-    """Puts a model on the device and gives it its optimizer, in the order that FSDP needs too.
+    """Puts a model on the device and gives it its optimizer, in the order that FSDP2 needs.
 
     Args:
         run: around it.
         stage: that it is in.
-        start: weights and optimizer state.
+        start: weights and optimizer state, on rank 0.
         done: updates of the stage that they have had.
     """
     gc.collect()  # Fabric's wrappers refer to each other, and this model needs the room
     module = _to_device(run, stage, start)
     model: TokenFormer = module.model
     optimizer = module.configure_optimizers()["optimizer"]
-    load_optimizer_state(model, optimizer, start.optimizer)
-    optimizer.begin_stage(run.config.growth, done)
+    if run.config.fabric.zero1 and run.fabric.world_size > 1:
+        optimizer = share_optimizer(optimizer)
+    adamw = own_part(optimizer)
+    load_optimizer_state(model, adamw, start.optimizer)
+    adamw.begin_stage(run.config.growth, done)
     return Training(
         stage,
         module,
         model,
         run.fabric.setup_optimizers(optimizer),
+        adamw,
         list(start.lineage),
         GradientWatch(run.fabric.device),
     )
@@ -213,4 +249,10 @@ def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Train
 def _leave_stage(run: Run, training: Training, state: TrainState) -> Checkpoint:
     """Writes the stage's last checkpoint and reads back what the next one grows from."""
     state.leave(state.validation[-1]["loss"])
-    return load_checkpoint(save_stage(run, training, state))
+    save_stage(run, training, state)
+
+    def read_back() -> Checkpoint:
+        run.saver.finish()
+        return load_checkpoint(run.out / step_folder(state.step))
+
+    return from_rank_zero(read_back, Checkpoint.described)

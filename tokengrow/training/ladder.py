@@ -130,6 +130,15 @@ class TrainConfig:
             if problem := unfit_for(self.kernel, stage.model, dtype):
                 raise UserError(f"kernel={self.kernel} in stage {stage.name}: it {problem}")
 
+    def check_share(self, world_size: int) -> None:
+        """Refuses a batch that is no whole number of micro-batches for each process."""
+        at_once = self.micro_batch_size * world_size
+        if self.batch_size % at_once:
+            raise UserError(
+                f"batch_size ({self.batch_size}) is not a multiple of micro_batch_size x processes "
+                f"({self.micro_batch_size} x {world_size}): change one of them"
+            )
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses a tokenizer with more entries than a stage's model has rows for."""
         room = min(stage.model.vocab_size for stage in self.stages)

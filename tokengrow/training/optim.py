@@ -1,10 +1,18 @@
 """AdamW, its settings, its parameter groups, and its state as flat named tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from tokengrow.distributed.exchange import (
+    brought,
+    first_holders,
+    from_rank_zero,
+    on_the_host,
+    part_of,
+)
 from tokengrow.errors import UserError
 from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE
 from tokengrow.model.tokenformer import TokenFormer
@@ -98,16 +106,15 @@ def build_optimizer(model: TokenFormer, config: OptimConfig) -> AgedAdamW:
 
 
 def optimizer_state(model: TokenFormer, optimizer: AgedAdamW) -> dict[str, Tensor]:
-    """The optimizer's state as `{slot}.{parameter name}` to a CPU tensor.
+    """The optimizer's state as `{slot}.{parameter name}` to a CPU tensor, on rank 0.
 
     Adam's slots are there once there was an update, ages once there was a growth.
+
+    Args:
+        model: whose parameters they are, sharded or not.
+        optimizer: over all of them, or over those of this rank.
     """
-    state = {
-        f"{slot}.{name}": optimizer.state[parameter][slot].detach().cpu()
-        for name, parameter in model.named_parameters()
-        for slot in SLOTS
-        if parameter in optimizer.state
-    }
+    state = on_the_host(_moments(model, optimizer))
     ages = optimizer.ages()
     for name, parameter in model.named_parameters():
         if parameter in ages:
@@ -118,15 +125,48 @@ def optimizer_state(model: TokenFormer, optimizer: AgedAdamW) -> dict[str, Tenso
     return state
 
 
+def _moments(model: TokenFormer, optimizer: AgedAdamW) -> Iterator[tuple[str, Tensor]]:
+    """Adam's slots of each parameter that has had an update, brought to rank 0."""
+    holders = first_holders(n for n, p in model.named_parameters() if p in optimizer.state)
+    for name, parameter in model.named_parameters():
+        if name in holders:
+            here = optimizer.state.get(parameter, {})
+            for slot in SLOTS:
+                like = _like(parameter, slot)
+                yield f"{slot}.{name}", brought(here.get(slot), holders[name], like)
+
+
+def _like(parameter: Tensor, slot: str) -> Tensor:
+    """A tensor that is laid out as a slot of a parameter."""
+    if slot != "step":
+        return parameter
+    return torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
 def load_optimizer_state(
     model: TokenFormer, optimizer: AgedAdamW, state: Mapping[str, Tensor]
 ) -> None:
     """Puts back what `optimizer_state` gave.
 
+    Args:
+        model: whose parameters they are, sharded or not.
+        optimizer: over all of them, or over those of this rank.
+        state: on rank 0; elsewhere it is not looked at.
+
     Raises:
         UserError: a tensor that is missing or of another shape.
     """
-    ages: dict[Tensor, Ages] = {}
+    ages = from_rank_zero(lambda: _checked_ages(model, state))
+    parameters = dict(model.named_parameters())
+    optimizer.set_ages({parameters[name]: each for name, each in ages.items()})
+    if from_rank_zero(lambda: any(key.startswith(f"{SLOTS[0]}.") for key in state)):
+        _load_moments(model, optimizer, state)
+
+
+def _checked_ages(model: TokenFormer, state: Mapping[str, Tensor]) -> dict[str, Ages]:
+    """The ages in a state, by parameter name, if all of the state fits the model."""
+    ages: dict[str, Ages] = {}
+    has_moments = any(key.startswith(f"{SLOTS[0]}.") for key in state)
     for name, parameter in model.named_parameters():
         whole = list(parameter.shape)
         shapes = {"exp_avg": whole, "exp_avg_sq": whole, ROW_AGE: whole[:1], COLUMN_AGE: whole[1:]}
@@ -137,26 +177,27 @@ def load_optimizer_state(
                     f"the optimizer state's {slot}.{name} is {list(there.shape)}, where the "
                     f"parameter is {whole}: it is of another model"
                 )
+        for slot in SLOTS if has_moments else ():
+            if f"{slot}.{name}" not in state:
+                raise UserError(f"the optimizer state lacks {slot}.{name}: it is of another model")
         rows, columns = (state.get(f"{slot}.{name}") for slot in (ROW_AGE, COLUMN_AGE))
         if rows is not None:
             if columns is None and parameter.dim() == 2:
                 raise UserError(f"the optimizer state lacks {COLUMN_AGE}.{name}")
-            ages[parameter] = Ages(rows, columns)
-    optimizer.set_ages(ages)
-    if any(key.startswith(f"{SLOTS[0]}.") for key in state):
-        _load_moments(model, optimizer, state)
+            ages[name] = Ages(rows, columns)
+    return ages
 
 
 def _load_moments(model: TokenFormer, optimizer: AgedAdamW, state: Mapping[str, Tensor]) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
     full = optimizer.state_dict()
-    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    try:
-        # Cloned: AdamW updates its state in place, and the caller's tensors are not ours to change.
-        full["state"] = {
-            index: {slot: state[f"{slot}.{name}"].clone() for slot in SLOTS}
-            for index, name in enumerate(order)
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index = {parameter: number for number, parameter in enumerate(order)}
+    full["state"] = {}
+    for name, parameter in model.named_parameters():
+        # On every rank, also for a parameter that another one keeps the state of.
+        parts = {
+            slot: part_of(_like(parameter, slot), state.get(f"{slot}.{name}")) for slot in SLOTS
         }
-    except KeyError as error:
-        raise UserError(f"the optimizer state lacks {error}: it is of another model") from None
+        if parameter in index:
+            full["state"][index[parameter]] = parts
     optimizer.load_state_dict(full)

@@ -4,7 +4,7 @@ Shapes: `B` batch, `T` sequence.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +13,17 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.store import Checkpoint, prune_checkpoints, save_checkpoint
+from tokengrow.checkpoint.saver import Saver
+from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.data.corpus import Split
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.distributed.exchange import on_the_host, whole
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.model.config import Taus
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.adamw import AgedAdamW
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import Throughput
@@ -41,6 +43,7 @@ class Run:
     tokens: TokenSource
     tokenizer: Tokenizer
     console: Console
+    saver: Saver
 
     @property
     def out(self) -> Path:
@@ -62,7 +65,9 @@ class Training:
     model: TokenFormer
     """The bare model inside it."""
     optimizer: Any
-    """AdamW, in Fabric's wrapper too."""
+    """What takes a step, in Fabric's wrapper too: `adamw`, or on every rank a part of it."""
+    adamw: AgedAdamW
+    """Over this rank's parameters."""
     lineage: list[Any]
     """Of the model."""
     watch: GradientWatch
@@ -169,7 +174,7 @@ def _update(
                 loss = training.module.training_step(batch, part) / parts
             fabric.backward(loss)
         total += loss.detach()
-    training.optimizer.drop_frozen_gradients()
+    training.adamw.drop_frozen_gradients()
     norm = fabric.clip_gradients(
         training.module,
         training.optimizer,
@@ -177,7 +182,8 @@ def _update(
         error_if_nonfinite=False,
     )
     assert norm is not None
-    training.optimizer.skip_where(training.watch.see(update, norm, total, rate))
+    norm = whole(norm)
+    training.adamw.skip_where(training.watch.see(update, norm, total, rate))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     return total, norm, rate
@@ -255,12 +261,12 @@ def _log(
     run.fabric.log_dict(metrics, state.step)
 
 
-def save_stage(run: Run, training: Training, state: TrainState) -> Path:
-    """Writes a checkpoint and prunes older ones, but never the last of a stage."""
-    folder = run.out / step_folder(state.step)
-    checkpoint = replace(
-        Checkpoint.of(training.model),
-        optimizer=optimizer_state(training.model, training.optimizer),
+def save_stage(run: Run, training: Training, state: TrainState) -> None:
+    """Begins to write a checkpoint: rank 0 has a copy of everything when this returns."""
+    checkpoint = Checkpoint(
+        config=training.model.config,
+        weights=on_the_host(training.model.state_dict().items()),
+        optimizer=optimizer_state(training.model, training.adamw),
         train_state=state.to_dict(),
         run=run.config.to_dict(),
         lineage=training.lineage,
@@ -268,7 +274,4 @@ def save_stage(run: Run, training: Training, state: TrainState) -> Path:
         end_of_text=run.tokenizer.end_of_text_token,
     )
     if run.fabric.is_global_zero:
-        save_checkpoint(folder, checkpoint)
-        prune_checkpoints(run.out, run.config.keep_checkpoints, set(state.stage_ends))
-    run.fabric.barrier()
-    return folder
+        run.saver.save(checkpoint, set(state.stage_ends))
