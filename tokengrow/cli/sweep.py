@@ -66,13 +66,15 @@ class Sweep(Callback):
             refuse(config.hydra.job.name, str(error))
         self.folder = Path(config.hydra.sweep.dir).resolve()
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self.fixed = frozenset(
-            each.key_or_group for each in overrides if not each.is_sweep_override()
-        )
+        given = {each.key_or_group: each for each in overrides}  # of two the later one counts
+        self.fixed = frozenset(key for key, each in given.items() if not each.is_sweep_override())
         self.began = time.time_ns()
         # A job's own `out` may differ: it is made of its name, which comes from its recipe.
         folder = QuotedString(text=str(self.folder), quote=Quote.single).with_quotes()
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
+        if "submitit_folder" in config.hydra.launcher:  # else nothing is seen until the table
+            logs = Path(config.hydra.launcher.submitit_folder).resolve().parent
+            Console(highlight=False, soft_wrap=True).print(f"{'logs':<11} {logs}", markup=False)
         _ACTIVE.set(self)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
@@ -235,7 +237,7 @@ def _report(sweep: Sweep) -> int:
     write_csv(rows, path)
     console = Console(highlight=False, soft_wrap=True)
     console.print()
-    console.print(sweep_table(rows, f"{len(rows)} jobs, the best one first"), soft_wrap=False)
+    console.print(sweep_table(rows), soft_wrap=False)
     failed = [row for row in rows if row.error and row.job is not None]
     for row in failed:
         console.print(f"job {row.job} failed: {row.error}", markup=False)

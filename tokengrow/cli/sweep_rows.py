@@ -83,7 +83,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def sweep_table(rows: Sequence[Row], title: str) -> Table:
+def sweep_table(rows: Sequence[Row]) -> Table:
     """One line per job; why one failed, and the folders, stand in sweep.csv."""
     keys = _keys(rows)
     headers = (
@@ -95,7 +95,7 @@ def sweep_table(rows: Sequence[Row], title: str) -> Table:
         "seconds",
         "status",
     )
-    made = table(title, "job", headers)
+    made = table("Jobs of the sweep, the best one first", "job", headers)
     for row in rows:
         made.add_row(
             _shown(row.job, str),
