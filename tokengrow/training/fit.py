@@ -32,7 +32,7 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import build_loggers
+from tokengrow.training.metrics import LoggerConfig, RunLog
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import load_optimizer_state
 from tokengrow.training.resume import CONFIG_FILE, find_start, where_it_stands
@@ -41,6 +41,8 @@ from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train
 from tokengrow.training.state import Rung, TrainState
 
 PLOT_FILE = "loss-vs-flops.png"
+NO_LOGGERS = LoggerConfig(kinds=[])
+"""Of every process but the first."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,17 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     """
     _check_fits(config, tokens)
     config.check_kernel()
-    fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
+    fabric = build_fabric(config.fabric)
+    log = RunLog(config.logger if fabric.is_global_zero else NO_LOGGERS, Path(config.out))
     state, checkpoint = find_start(config, tokens)
     fabric.barrier()  # every rank has read `out` before one writes there
-    run = Run(config, fabric, tokens, tokens.tokenizer(), console or Console(quiet=True))
+    run = Run(config, fabric, tokens, tokens.tokenizer(), console or Console(quiet=True), log)
     with ExitStack() as held:
         if fabric.is_global_zero:
             _take(run.out, held)
             set_damaged_aside(run.out, checkpoint if state.rungs else None)
             write_yaml(run.out / CONFIG_FILE, config.to_dict())
+        held.enter_context(log)
         return _climb(run, state, checkpoint)
 
 
@@ -84,7 +88,10 @@ def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitRes
     """Trains the stages that are not done yet."""
     if state.rungs:
         run.console.print(where_it_stands(run.config, state), highlight=False)
-    for index in range(len(state.stage_ends), len(run.config.stages)):
+    ahead = range(len(state.stage_ends), len(run.config.stages))
+    if ahead:
+        run.log.open(run.config.to_dict())
+    for index in ahead:
         checkpoint = _stage(run, index, state, checkpoint)
     assert checkpoint is not None, "a finished run has a checkpoint"
     plot = run.out / PLOT_FILE
@@ -143,7 +150,7 @@ def _enter_stage(
         rung.loss_before = (
             state.rungs[-1].loss_end if state.rungs else _source_loss(run, stage, checkpoint)
         )
-        start = _grow(run, stage, checkpoint, rung)
+        start = _grow(run, stage, checkpoint, rung, state.step)
         if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
             rung.tau_start = asdict(start.config.tau)
     training = _set_up(run, stage, start, done=0)
@@ -160,7 +167,9 @@ def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
     return loss
 
 
-def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> Checkpoint:
+def _grow(
+    run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung, step: int
+) -> Checkpoint:
     """Grows a checkpoint to the stage's size, verified on real validation tokens."""
     growth = replace(run.config.growth, seed=run.config.growth.seed + run.config.seed)
     plan = plan_growth(checkpoint.config, stage.model, config=growth)
@@ -169,11 +178,12 @@ def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint, rung: Rung) -> C
     probe = probe_batch(run.sequences(stage, "validation"))
     grown = grow_checkpoint(checkpoint, plan, probe)
     rung.drift = grown.lineage[-1]["drift"]["max_logit"]
-    run.console.print(
-        f"grown {plan.source.num_parameters():,} -> {plan.target.num_parameters():,} parameters: "
-        f"logits moved by at most {rung.drift:.1e}",
-        highlight=False,
+    text = (
+        f"grown {plan.source.num_parameters():,} -> {rung.parameters:,} parameters: "
+        f"logits moved by at most {rung.drift:.1e}"
     )
+    run.console.print(text, highlight=False)
+    run.log.mark_growth(stage.name, rung.parameters, rung.drift, text, step)
     return grown
 
 

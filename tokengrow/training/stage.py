@@ -24,12 +24,13 @@ from tokengrow.model.config import Taus
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import Throughput
+from tokengrow.training.metrics import RunLog
 from tokengrow.training.optim import optimizer_state
 from tokengrow.training.plateau import plateaued
 from tokengrow.training.progress import StageProgress, stage_progress
 from tokengrow.training.schedule import learning_rate
 from tokengrow.training.state import TrainState
+from tokengrow.training.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Run:
     tokens: TokenSource
     tokenizer: Tokenizer
     console: Console
+    log: RunLog
 
     @property
     def out(self) -> Path:
@@ -75,7 +77,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
     batches = _batches(run, stage, state.next_batch)
     tokens = config.batch_size * stage.model.context_length
     flops_per_token = stage.model.flops_per_token()
-    speed = Throughput()
+    speed = Throughput(run.fabric, config.fabric.chosen_precision, flops_per_token)
     with stage_progress(run.console, stage.name, state.stage_step, stage.steps) as progress:
         ended = False
         while not ended:
@@ -91,7 +93,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
             if done % config.log_every == 0 or ended:
                 _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
             if done % config.validation_every == 0 or ended:
-                validate(run, training, state)
+                progress.validated(done, validate(run, training, state))
                 speed.restart()
                 ended = ended or _at_a_plateau(run, stage, state)
             if done % config.checkpoint_every == 0 and not ended:
@@ -115,6 +117,7 @@ def _compile_once_settled(run: Run, training: Training, state: TrainState) -> No
     if run.config.compiles and not is_compiled(blocks[0]):
         moving = state.rung.tau_start is not None
         if not moving or state.stage_step >= _anneal_steps(run, training.stage):
+            run.console.print("compiling the blocks: the first update takes a while")
             compile_blocks(blocks)
 
 
@@ -226,9 +229,7 @@ def validate(run: Run, training: Training, state: TrainState) -> float:
     """The mean validation loss, noted in the state and logged."""
     mean = mean_loss(run, training.stage, training.module)
     state.record_validation(mean)
-    run.fabric.log_dict(
-        {"validation/loss": mean, "tokens": state.tokens, "flops": state.flops}, state.step
-    )
+    run.log.write({"validation/loss": mean}, state)
     return mean
 
 
@@ -241,18 +242,14 @@ def _log(
     grad_norm: Tensor,
     lr: float,
 ) -> None:
-    mean, per_second = cast(Tensor, run.fabric.all_reduce(loss)).item(), speed.read()
-    progress.update(state.stage_step, mean, per_second)
     metrics = {
-        "train/loss": mean,
+        "train/loss": cast(Tensor, run.fabric.all_reduce(loss)).item(),
         "train/grad_norm": grad_norm.item(),
         "train/lr": lr,
-        "tokens_per_second": per_second,
-        "tokens": state.tokens,
-        "flops": state.flops,
-        "stage": state.stage,
+        **speed.read(),
     }
-    run.fabric.log_dict(metrics, state.step)
+    progress.update(state.stage_step, metrics)
+    run.log.write(metrics, state)
 
 
 def save_stage(run: Run, training: Training, state: TrainState) -> Path:
