@@ -8,7 +8,7 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
-WIDE = 100
+WIDE = 115
 """Columns of a terminal from which the bar also shows how the device is used."""
 
 
@@ -27,7 +27,7 @@ class StageProgress:
                 completed=done,
                 loss="-",
                 validation="-",
-                rate="-",
+                rate="- tokens/s",
                 eta="-",
                 device="",
             )
@@ -40,7 +40,7 @@ class StageProgress:
             metrics: train/loss (nats per token), train/grad_norm, train/lr, tokens_per_second and,
                 where they are known, mfu and peak_memory_gb.
         """
-        loss, rate = f"{metrics['train/loss']:.4f}", f"{metrics['tokens_per_second']:,.0f}"
+        loss, rate = f"{metrics['train/loss']:.4f}", _rate(metrics["tokens_per_second"])
         device, eta = _device(metrics), self._time_left(step)
         if self.bar is not None:
             self.bar.update(
@@ -52,7 +52,7 @@ class StageProgress:
             f"loss {loss}",
             f"grad norm {metrics['train/grad_norm']:.3f}",
             f"lr {metrics['train/lr']:.2e}",
-            f"{rate} tokens/s",
+            rate,
             device,
             f"ETA {eta}",
         )
@@ -79,17 +79,23 @@ class StageProgress:
 
 
 def _columns(width: int) -> list[ProgressColumn]:
-    wide = [TextColumn("{task.fields[device]}"), TextColumn("val {task.fields[validation]}")]
+    wide = [TextColumn("val {task.fields[validation]}"), TextColumn("{task.fields[device]}")]
     return [
-        TextColumn("[bold]{task.description}"),
+        TextColumn("[bold]{task.description:<10}"),
         BarColumn(bar_width=None),
-        TextColumn("step"),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),
-        *(wide[::-1] if width >= WIDE else []),
-        TextColumn("{task.fields[rate]} tokens/s"),
+        *(wide if width >= WIDE else []),
+        TextColumn("{task.fields[rate]}"),
         TextColumn("ETA {task.fields[eta]}"),
     ]
+
+
+def _rate(tokens_per_second: float) -> str:
+    """In thousands once there are many."""
+    if tokens_per_second < 1e5:
+        return f"{tokens_per_second:,.0f} tokens/s"
+    return f"{tokens_per_second / 1e3:,.0f}k tokens/s"
 
 
 def _device(metrics: Mapping[str, float]) -> str:
