@@ -43,6 +43,7 @@ def train(config: DictConfig) -> float:
         values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
     arguments = resolve_train(values)
     arguments.run.check_kernel()  # before minutes are spent on the data
+    arguments.run.logger.check_installed()
     console = Console()
     tokens = open_tokens(arguments, console)
     result = fit(record_epochs(arguments.run, tokens), tokens, console)

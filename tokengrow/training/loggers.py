@@ -203,7 +203,7 @@ class MLflowLog(MLFlowLogger):
         import mlflow
 
         self.finalize(MLFLOW_STATUS[status])
-        mlflow.set_tracking_uri(self._environment)  # type: ignore[arg-type]  # None unsets it
+        mlflow.set_tracking_uri(self._environment)  # None unsets it
 
 
 def _is_active(uri: str, run_id: str) -> bool:
