@@ -265,6 +265,23 @@ def test_what_was_begun_with_another_recipe_keeps_its_parameters(tmp_path: Path)
     assert mlflow_run(tmp_path).data.params == {"micro_batch_size": "4"}
 
 
+def test_runs_side_by_side_in_one_database_have_their_metrics_when_they_end(
+    tmp_path: Path,
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'all.db'}"
+    logger = LoggerConfig(kinds=["mlflow"], mlflow=MLflowConfig(tracking_uri=uri))
+    for name, step in (("one", 3), ("other", 4)):
+        (tmp_path / name).mkdir()
+        with RunLog(logger, tmp_path / name) as log:
+            log.open({})
+            log.mark_growth("n12", 900, 1e-9, "grown", step)
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("tokengrow").experiment_id])
+    marks = [client.get_metric_history(run.info.run_id, "growth/drift") for run in runs]
+    assert sorted(mark.step for (mark,) in marks) == [3, 4]
+    assert {run.data.tags["growth/n12"] for run in runs} == {"grown"}
+
+
 def test_an_interrupted_run_is_killed_and_a_deleted_one_begins_anew(tmp_path: Path) -> None:
     log = RunLog(LoggerConfig(kinds=["mlflow"]), tmp_path)
     with pytest.raises(KeyboardInterrupt), log:

@@ -17,6 +17,8 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from tokengrow.errors import UserError
 
+LOG = logging.getLogger(__name__)
+
 WANDB_MODES = ("online", "offline")
 MLFLOW_STATUS = {"success": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
@@ -169,6 +171,8 @@ class MLflowLog(MLFlowLogger):
         self._environment = os.environ.get("MLFLOW_TRACKING_URI")
         given = config.tracking_uri or self._environment
         uri = given or f"sqlite:///{(out / 'mlflow.db').absolute()}"
+        # Training neither waits for a server nor ends because one is away for a while.
+        self._synchronous = False if given else None
         try:
             known = run_id is not None and _is_active(uri, run_id)
             super().__init__(
@@ -177,8 +181,7 @@ class MLflowLog(MLFlowLogger):
                 tracking_uri=uri,
                 artifact_location=None if given else str((out / "mlartifacts").absolute()),
                 run_id=run_id if known else None,
-                # Training neither waits for a server nor ends because one is away for a while.
-                synchronous=False if given else None,
+                synchronous=self._synchronous,
             )
             if known:
                 self.experiment.update_run(run_id, status="RUNNING")
@@ -196,13 +199,18 @@ class MLflowLog(MLFlowLogger):
 
     def mark(self, name: str, text: str, step: int) -> None:
         """By its name among the tags."""
-        self.experiment.set_tag(self.run_id, name, text)
+        self.experiment.set_tag(self.run_id, name, text, synchronous=self._synchronous)
 
     def end(self, status: str) -> None:
         """Ends the run, and leaves the environment to the next one as it was."""
         import mlflow
+        from mlflow.exceptions import MlflowException
 
-        self.finalize(MLFLOW_STATUS[status])
+        try:
+            mlflow.flush_async_logging()
+            self.finalize(MLFLOW_STATUS[status])
+        except MlflowException as error:  # what was trained is saved, and worth a sentence alone
+            LOG.error("mlflow did not take the end of the run: %s", _first_line(error))
         mlflow.set_tracking_uri(self._environment)  # None unsets it
 
 
