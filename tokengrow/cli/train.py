@@ -56,6 +56,7 @@ def train(config: DictConfig) -> float | None:
 def climb(arguments: TrainArguments, console: Console) -> FitResult:
     """Trains a ladder on its tokens, which are made first where need be."""
     arguments.run.check_kernel()  # before minutes are spent on the data
+    arguments.run.logger.check_installed()
     tokens = open_tokens(arguments, console)
     return fit(record_epochs(arguments.run, tokens), tokens, console)
 
