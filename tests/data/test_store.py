@@ -1,9 +1,13 @@
 """Token stores: what is in one, how one survives a kill, and how damage is noticed."""
 
+import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +349,84 @@ def test_a_flipped_bit_is_found_by_verifying(store: TokenStore) -> None:
     damaged = TokenStore.open(store.folder)  # sizes are right
     with pytest.raises(UserError, match=r"validation_00000.bin has SHA-256"):
         damaged.verify()
+
+
+class TestDamagedWhileInUse:
+    """A store that was whole when it was opened: the reader names the file and the byte."""
+
+    def test_a_shard_cut_short(self, store: TokenStore) -> None:
+        tokens = store.split("train")
+        tokens.read(0, len(tokens))  # every shard is open
+        shard = store.folder / "train_00001.bin"
+        os.truncate(shard, 601)
+        first = tokens.read(0, SHARD_TOKENS)
+        assert len(first) == SHARD_TOKENS, "the other shards are read as ever"
+        with pytest.raises(UserError, match=r"token file .*train_00001.bin ends at byte 601, and"):
+            tokens.read(0, len(tokens))
+
+    def test_a_shard_that_is_gone(self, store: TokenStore) -> None:
+        tokens = store.split("validation")
+        (store.folder / "validation_00000.bin").unlink()
+        with pytest.raises(
+            UserError, match=r"validation_00000.bin cannot be read \(No such file .*: put it back"
+        ):
+            tokens.read(0, 1)
+
+    def test_a_disk_that_fails(self, store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "preadv", fails)
+        with pytest.raises(UserError, match=r"train_00000.bin cannot be read \(Input/output error"):
+            store.split("train").read(0, 1)
+
+    def test_a_byte_that_makes_an_id_too_large(self, store: TokenStore) -> None:
+        tokens = store.split("train")
+        with (store.folder / "train_00000.bin").open("r+b") as file:
+            file.seek(21)
+            file.write(b"\xff")
+        assert len(tokens.read(0, 10)) == 10
+        with pytest.raises(
+            UserError, match=r"train_00000.bin byte 20: token id 65\d+ lies outside .* of 270: put"
+        ):
+            tokens.read(3, 30)
+
+
+@contextmanager
+def without_roots_rights() -> Iterator[None]:
+    """What is not readable for all is not readable for this process; for root all is, always."""
+    is_root = not os.geteuid()
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_a_shard_that_may_not_be_read_is_named_at_once(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.folder / "train_00001.bin").chmod(0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # the folders above are the user's alone
+    with (
+        without_roots_rights(),
+        pytest.raises(UserError, match=r"train_00001.bin may not be read: change its permissions"),
+    ):
+        TokenStore.open(store.folder.relative_to(tmp_path))
+
+
+def test_many_shards_are_read_with_few_open_files(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.bin" for number in range(600)]
+    for number, file in enumerate(files):
+        np.full(2, number, dtype="<u2").tofile(file)
+    tokens = TokenArray(files, [2] * 600, "<u2")
+    before = len(os.listdir("/dev/fd"))
+    assert np.array_equal(tokens.read(0, 1200), np.repeat(np.arange(600), 2))
+    assert np.array_equal(tokens.read(0, 4), [0, 0, 1, 1])  # closed meanwhile
+    assert len(os.listdir("/dev/fd")) - before <= 256
 
 
 def test_progress_is_shown_on_stderr_or_not_at_all(

@@ -135,7 +135,7 @@ def _resume(folder: Path, source: Source) -> _Job:
     for split, state in values["splits"].items():
         shards = [Shard(**shard) for shard in state["shards"]]
         for shard in shards:
-            shard.check_size(folder)
+            shard.check(folder)
         splits[split] = _SplitState(state["documents"], state["done"], shards)
     return _Job(folder, source, splits)
 
