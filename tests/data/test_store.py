@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tokengrow.data import build
-from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore, build_store, prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -151,7 +153,7 @@ import os, signal, sys
 from pathlib import Path
 from tokengrow import files
 from tokengrow.data import build
-from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.store import build_store
 from tokengrow.data.tokenizer import Tokenizer
 
@@ -253,7 +255,60 @@ def test_only_unfinished_shards_are_tokenised_again(
     encoded.clear()
     with pytest.raises(KeyboardInterrupt):
         build_store(corpus, tokenizer, folder, shard_tokens=SHARD_TOKENS, progress=False)
-    assert encoded[0] == list(corpus.documents("train"))[finished]
+    documents = list(corpus.documents("train"))
+    assert documents[finished] in encoded
+    assert not set(encoded) & set(documents[:finished])
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> list[Path]:
+    """A dataset of six Parquet files: 40 texts each, some 500 tokens, in row groups of 15."""
+    (tmp_path / "shelf").mkdir()
+    files = [tmp_path / "shelf" / f"{number}.parquet" for number in range(6)]
+    for number, file in enumerate(files):
+        texts = [f"text {number}.{row}" + ", and so on" * (row % 5) for row in range(40)]
+        pq.write_table(pa.table({"text": texts}), file, row_group_size=15)
+    return files
+
+
+class TestStreaming:
+    """A store of a streamed dataset, whose building broke off."""
+
+    @pytest.fixture
+    def stream(self, shelf: list[Path]) -> HubCorpus:
+        return HubCorpus(name=str(shelf[0].parent), validation_fraction=0.1)
+
+    def test_it_goes_on_where_it_stood_and_has_the_same_bytes(
+        self, stream: HubCorpus, shelf: list[Path], tokenizer: Tokenizer, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """While it goes on, the files that it has passed, and was to read no more, hold nothing."""
+        monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)  # a document is written as it is read
+        whole = tmp_path / "whole"
+        build_store(stream, tokenizer, whole, shard_tokens=SHARD_TOKENS, progress=False)
+        broken = tmp_path / "broken"
+        good = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in shelf}
+
+        def spoil(*files: Path) -> None:
+            """The rest is whole; size and time, which the store's source names, are the same."""
+            for file in shelf:
+                content, time = good[file]
+                file.write_bytes(bytes(len(content)) if file in files else content)
+                os.utime(file, ns=(time, time))
+
+        spoil(shelf[4])
+        with pytest.raises(UserError, match=r"cannot be read behind record 160: .* goes on from"):
+            build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
+        progress = json.loads((broken / "progress.json").read_text())["splits"]["train"]
+        place = progress["place"]["read"]
+        assert len(progress["shards"]) > 1 and 80 < place < 160
+
+        spoil(shelf[1], shelf[5])  # it stood in the third or fourth file
+        with pytest.raises(UserError, match=r"cannot be read behind record 200: "):
+            build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
+        spoil()
+        build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
+        assert contents(broken) == contents(whole)
 
 
 def test_a_store_of_another_source_is_not_overwritten(
