@@ -10,7 +10,7 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tokengrow.data.reading import (
     expand_files,
@@ -26,6 +26,16 @@ Split = Literal["train", "validation"]
 
 class BrokenOffError(UserError):
     """A source that could be read up to a point: what was made of it so far is right."""
+
+
+class Text(Protocol):
+    """What a tokenizer can be trained on."""
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """See `Corpus.documents`."""
+
+    def identity(self) -> dict[str, Any]:
+        """See `Corpus.identity`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,6 +156,10 @@ class Sequences(Dataset[torch.Tensor]):
         """The sequences of global batch ``number``, int64 [size]: see `order.batch_indices`."""
         return batch_indices(seed, number, size, len(self))
 
+    def spread(self, count: int) -> np.ndarray:
+        """`count` sequences at even distances over the whole split, int64 [count]."""
+        return np.arange(count, dtype=np.int64) * len(self) // max(count, 1)
+
 
 class TokenSource(Protocol):
     """What a run takes its tokens from: a token store, or files that others have tokenised."""
