@@ -318,6 +318,8 @@ def resolve_corpus(values: Values, where: str = "data") -> Corpus:
         )
     if source == MEGATRON:
         raise UserError(f"{where}=megatron holds token ids already, not text: train on it as it is")
+    if source == MIXTURE and where == "data":
+        raise UserError("data=mixture is several texts: give the data= of one of its sources")
     if source not in CORPORA:
         others = [] if where != "data" else [MEGATRON, MIXTURE]
         raise UserError(f"{where}.source {source!r}: valid are {', '.join([*CORPORA, *others])}")
