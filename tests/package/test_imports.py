@@ -34,7 +34,7 @@ ARROWS = {
     "distributed": set(),
     "evaluation": set(),
     "training": {"model", "data", "checkpoint", "distributed", "growth", "evaluation"},
-    "bench": {"kernels", "model", "training", "distributed"},
+    "bench": {"kernels", "model", "data", "training", "distributed"},
     "cli": {
         "training",
         "model",
