@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, whenever the process or the machine stops."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -17,14 +18,21 @@ TEMPORARY = ".tmp"
 PARTIAL = ".partial"
 """Ending of the hidden folder in which a folder is written before it gets its name."""
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk, a quota or a limit on the size of files say."""
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes `content` under another name, flushes it to disk, then renames it to `path`."""
     # The process id keeps two processes that write the same cache entry out of each other's file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    temporary.write_bytes(content)
-    sync(temporary)
-    replace_durably(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        replace_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_durably(temporary: Path, path: Path) -> None:
@@ -118,9 +126,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def as_yaml(value: dict[str, Any]) -> bytes:
+    """Plain values, keys in their order."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, encoding="utf-8")
+
+
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
-    """Writes plain values, keys in their order."""
-    path.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Writes `as_yaml(value)`."""
+    path.write_bytes(as_yaml(value))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

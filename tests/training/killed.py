@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tokengrow.checkpoint import saver
 from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.training import saver
 from tokengrow.training.fit import FitResult
 
 SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")

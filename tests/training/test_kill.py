@@ -1,87 +1,64 @@
-"""The command itself, killed with SIGKILL in the middle of a stage and right after a growth."""
+"""The command itself, killed with SIGKILL at random moments: it always ends with the same bits."""
 
-import subprocess
+import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from victim import Watched
 
-from tokengrow.checkpoint.layout import OPTIMIZER, WEIGHTS, find_checkpoints, step_folder
-from tokengrow.cli.resolve import resolve_train
-from tokengrow.data.store import TokenStore
-from tokengrow.training.fit import fit
+AT_MOST = {"step": 8, "save": 4, "growth": 1, "between": 3}
+"""What a run does, and how often it may have begun it before it is killed."""
 
-RECIPE = """\
-# @package _global_
-name: climb
-batch_size: 4
-micro_batch_size: 2
-validation_every: 10
-validation_sequences: 8
-checkpoint_every: 5
-log_every: 1
-optim: {lr: 3e-3, min_lr: 3e-4, warmup_steps: 5}
-model:
-  vocab_size: 512
-  context_length: 32
-  layers: 2
-  width: 32
-  heads: 2
-  tokens: {query: 8, key: 8, value: 8, output: 8, ffn: 16}
-stages:
-  small: {steps: 40}
-  large: {steps: 10, model: {tokens: {query: 16, value: 16, ffn: 32}}}
-"""
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
 
-def run_until(arguments: list[str], cwd: Path, line_with: str | None) -> list[str]:
-    """Runs the command, killing it at the first line that holds these words; its lines till
-    then."""
-    lines: list[str] = []
-    with subprocess.Popen(
-        [sys.executable, "-m", "tokengrow", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if line_with is not None and line_with in line:
-                process.kill()  # SIGKILL
-                break
-    assert process.returncode == (0 if line_with is None else -9), lines
-    return lines
+def killed_while(kinds: list[str], climb: Any, folder: Path, seed: int) -> Counter[str]:
+    """Kills runs while they do these things, each going on where the one before it died.
+
+    Returns:
+        What they did when they died, which is a little after the kill was sent.
+    """
+    died, watched, chance, number = Counter[str](), Watched(), Random(seed), 1
+    for kind in kinds:
+        status = 0
+        while not status:
+            out = folder / str(number)
+            times, delay = chance.randint(1, AT_MOST[kind]), chance.random() * watched.usually(kind)
+            status = watched.run(climb.arguments(out), folder / "log", kind, times, delay)
+            if status == 0:  # it ended before that: the next one is killed
+                assert climb.ended_as_whole(out)
+                number += 1
+        assert status == -signal.SIGKILL, (folder / "log").read_text()
+        died[watched.now] += 1
+    assert watched.run(climb.arguments(out), folder / "log") == 0, (folder / "log").read_text()
+    assert climb.ended_as_whole(out)
+    return died
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_killed_twice_the_same_command_ends_with_the_same_bits(
-    store: TokenStore,
-    composed: Callable[..., dict[str, Any]],
-    tmp_path: Path,
+@pytest.mark.fault("SIGKILL", "at a random moment of a ladder", "the same final bits")
+def test_killed_in_a_step_a_save_a_growth_and_between_stages_it_ends_with_the_same_bits(
+    climb: Any, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    recipe = tmp_path / "mine" / "recipes" / "climb.yaml"
-    recipe.parent.mkdir(parents=True)
-    recipe.write_text(RECIPE)
-    changes = [f"hydra.searchpath=[file://{recipe.parents[1]}]", "recipes=climb"]
-    changes += [f"store={store.folder}", "fabric=cpu", f"out={tmp_path / 'whole'}"]
-    whole = fit(resolve_train(composed("train", *changes)).run, store).checkpoint.folder
-    assert whole is not None
+    died = killed_while(["step", "save", "growth", "between"], climb, tmp_path, seed=1)
+    record_property("times", died.total())
+    assert died.total() == 4
 
-    out = tmp_path / "killed"
-    command = ["train", "--config-dir", str(recipe.parents[1]), "recipes=climb"]
-    command += [f"store={store.folder}", "fabric=cpu", f"out={out}"]
 
-    run_until(command, tmp_path, line_with="step 13/40")
-    (saved,) = [folder.name for folder in find_checkpoints(out)][-1:]
-    assert step_folder(10) <= saved < step_folder(40), "killed in the middle of the first stage"
-
-    lines = run_until(command, tmp_path, line_with="grown ")
-    assert not any("step 1/40" in line for line in lines), "it went on, it did not begin again"
-    assert find_checkpoints(out)[-1].name == step_folder(40), "killed right after the growth"
-
-    run_until(command, tmp_path, line_with=None)
-    for name in (WEIGHTS, OPTIMIZER):
-        assert (out / step_folder(50) / name).read_bytes() == (whole / name).read_bytes(), name
+@pytest.mark.slow
+@pytest.mark.fault("SIGKILL", "at a random moment of a ladder", "the same final bits")
+def test_killed_at_25_random_moments_it_ends_with_the_same_bits(
+    climb: Any, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    kinds = [*AT_MOST] * 6 + ["step"]
+    Random(2).shuffle(kinds)
+    died = killed_while(kinds, climb, tmp_path, seed=2)
+    record_property("times", died.total())
+    for kind, times in sorted(died.items()):
+        record_property(kind, times)
+    assert died.total() == 25
+    assert all(died[kind] >= 2 for kind in AT_MOST), died

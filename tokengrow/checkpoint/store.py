@@ -164,7 +164,7 @@ def newest_checkpoint(run: Path, tensors: bool = True, streamed: bool = False) -
     return None
 
 
-def set_damaged_aside(run: Path, newest: Checkpoint | None) -> None:
+def set_damaged_aside(run: Path, newest: Checkpoint | None) -> list[Path]:
     """Renames to `*.damaged` every checkpoint folder after the newest whole one; deletes nothing.
 
     For the run's owner alone, who will write those steps again.
@@ -172,13 +172,18 @@ def set_damaged_aside(run: Path, newest: Checkpoint | None) -> None:
     Args:
         run: the run's folder.
         newest: what `newest_checkpoint` gave for it.
+
+    Returns:
+        Where they are now.
     """
+    aside = []
     last = layout.step_of(newest.folder) if newest and newest.folder else -1
     for folder in layout.step_folders(run):
         if layout.step_of(folder) > last:
             names = (f"{folder.name}.damaged{number or ''}" for number in count())
             paths = (folder.with_name(name) for name in names)
-            folder.rename(next(path for path in paths if not path.exists()))
+            aside.append(folder.rename(next(path for path in paths if not path.exists())))
+    return aside
 
 
 def prune_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:

@@ -1,6 +1,8 @@
 """Named tensors: in .safetensors files, and beside those that a model has."""
 
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -28,11 +30,20 @@ def write_tensors(
         path: must not exist yet.
         tensors: on the CPU, sharing no memory.
         metadata: of the file's header.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata)
+    try:
+        save_file(contiguous, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     path.chmod(mode)  # safetensors lets the owner alone read, whatever the umask says
 
 

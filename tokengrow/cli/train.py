@@ -20,6 +20,7 @@ from tokengrow.cli.resolve import (
     resolve_tokenizer,
     resolve_train,
 )
+from tokengrow.cli.sweep import run_job
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.corpus import Corpus
 from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
@@ -38,22 +39,25 @@ SAMPLE = SamplingConfig(max_tokens=96)
 """How the text at the end of a run is sampled."""
 
 
-def train(config: DictConfig) -> float:
+def train(config: DictConfig) -> float | None:
     """Trains what the config describes; returns the last validation loss, a sweep's objective."""
-    values = plain(config)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        values["out"] = HydraConfig.get().runtime.output_dir  # each job of a sweep its own
+        return run_job(config, climb)
+    values = plain(config)
     values["fabric"] = with_options(values["fabric"], fabric_run_options())
     arguments = resolve_train(values)
-    arguments.run.check_kernel()  # before minutes are spent on the data
     console = Console(quiet=process_rank() > 0)
-    tokens = open_tokens(arguments, console)
-    result = fit(record_epochs(arguments.run, tokens), tokens, console)
+    result = climb(arguments, console)
     if process_rank() == 0:
         show(console, arguments, result)
-    loss = result.state.rung.loss_end
-    assert loss is not None
-    return loss
+    return result.state.rung.loss_end
+
+
+def climb(arguments: TrainArguments, console: Console) -> FitResult:
+    """Trains a ladder on its tokens, which are made first where need be."""
+    arguments.run.check_kernel()  # before minutes are spent on the data
+    tokens = open_tokens(arguments, console)
+    return fit(record_epochs(arguments.run, tokens), tokens, console)
 
 
 def with_options(values: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

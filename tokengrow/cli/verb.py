@@ -1,32 +1,29 @@
-"""What every verb shares: Hydra around its function, and wrong inputs as one sentence."""
+"""What every verb shares: Hydra around its function, and words in the grammar that it reads."""
 
-import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tokengrow.checkpoint.store import left_by_a_kill
+from tokengrow.cli.explain import explain, refuse
+from tokengrow.cli.sweep import sweep_report
 from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
-from tokengrow.typed import nearest
+from tokengrow.training.stop import Stopped
 
-WRONG_INPUT = 2
-"""Exit status for a wrong input."""
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, a quota or a limit on the size of files say."""
+STOPPED = 75
+"""Exit status after SIGTERM, of a run that has saved what it trained: EX_TEMPFAIL of sysexits.h,
+for which launchers try again."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -55,27 +52,26 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
         try:
             return function(config)
         # Here, and not around the job: Hydra would print a line of its own on their way out.
-        except UserError as error:
-            _refuse(name, str(error))
-        except OmegaConfBaseException as error:
-            _refuse(name, _explain(name, error))
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            _refuse(name, f"{error.filename}: {error.strerror}: choose another place")
-        except OSError as error:
-            if error.errno not in NO_ROOM:
+        except Stopped as stopped:
+            if process_rank() == 0:
+                print(f"tokengrow {name}: {stopped}", file=sys.stderr)
+            sys.exit(STOPPED)
+        except Exception as error:
+            if (sentence := explain(name, error)) is None:
                 raise
-            _refuse(name, f"{error.strerror}: make room on the disk, or choose another place")
+            refuse(name, sentence)
 
     # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = as_hydra_reads_them(as_typed)
     try:
-        job()
+        with sweep_report():
+            job()
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(name, _explain(name, error))
-    except KeyboardInterrupt:
-        resumes = "; the same command goes on from its last checkpoint" if name == "train" else ""
-        print(f"\ntokengrow {name}: interrupted{resumes}", file=sys.stderr)
+        refuse(name, explain(name, error))
+    except KeyboardInterrupt as interrupt:
+        told = "; ".join(["interrupted", *interrupt.args])
+        print(f"\ntokengrow {name}: {told}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -119,58 +115,3 @@ def as_hydra_reads_it(word: str) -> list[str]:
     if stage := re.fullmatch(rf"(stages\.[^.]+)\.{STAGE_KEYS}", key):
         return [f"{stage[1]}={{}}", f"++{word}"]
     return [word]
-
-
-def _refuse(name: str, message: str) -> NoReturn:
-    rank = process_rank()
-    where = f" (rank {rank})" if rank else ""
-    print(f"tokengrow {name}{where}: {message}", file=sys.stderr)
-    sys.exit(WRONG_INPUT)
-
-
-def _explain(name: str, error: Exception) -> str:
-    """One sentence for an exception of Hydra or OmegaConf, with the nearest valid key or choice."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={choice}: there is no such choice{nearest(choice, error.options)}"
-    text = str(error)
-    if match := re.search(r"Could not override '([^'@]+)", text):
-        key = match.group(1)
-        return f"unknown key {key}{nearest(key, list(_valid_keys(name)))}"
-    if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", text):
-        key, value = match.groups()
-        return (
-            f"{key}={value}: commas stand for several values, which --multirun tries one after "
-            f"the other; as one value it is '{key}=\"{value}\"', a list '{key}=[{value}]'"
-        )
-    key = getattr(error, "full_key", None)
-    if key and "Missing mandatory value" in text:
-        return f"{key} is missing: it has no default, so give it a value ({key}=...)"
-    first = text.strip().splitlines()[0]
-    return f"{key}: {first}" if key and key not in first else first
-
-
-def _valid_keys(name: str) -> Iterator[str]:
-    """The dotted keys of a verb's config, with the groups that the command line chose."""
-    GlobalHydra.instance().clear()
-    chosen = [word for word in sys.argv[1:] if re.fullmatch(r"(recipes|model|data)=[\w./-]+", word)]
-    with initialize_config_dir(str(data_root() / "conf"), version_base="1.3"):
-        for overrides in (chosen, []):
-            try:
-                config = compose(name, overrides)
-                break
-            except HydraException:
-                continue
-        else:
-            return
-    yield from _dotted(OmegaConf.to_container(config, resolve=False))
-    if "stages" in config:
-        yield "recipes"
-
-
-def _dotted(node: Any, where: str = "") -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            path = f"{where}.{key}" if where else str(key)
-            yield path
-            yield from _dotted(value, path)

@@ -57,6 +57,33 @@ def from_rank_zero(make: Callable[[], T], share: Callable[[T], T] = lambda made:
     return made if rank() == 0 else sent[0]
 
 
+class Agreement:
+    """A question that any rank may say yes to, asked again and again, without waiting for a GPU."""
+
+    def __init__(self) -> None:
+        # In a group of its own: the default one of GPUs knows nothing of the CPU.
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._flag, self._sent = torch.zeros((), dtype=torch.int32), None
+
+    def any(self, here: bool) -> bool:
+        """Whether a rank had said yes by the last time that all were asked.
+
+        Answered while the next answer is on its way, so that nobody waits for the slowest rank.
+
+        Args:
+            here: what this rank says.
+        """
+        if self._group is None:
+            return here
+        agreed = False
+        if self._sent is not None:
+            self._sent.wait()
+            agreed = bool(self._flag)
+        self._flag = torch.tensor(int(here), dtype=torch.int32)
+        self._sent = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
+        return agreed
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory; of one that is not sharded, itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

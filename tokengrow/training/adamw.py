@@ -38,8 +38,8 @@ class Ages:
         """The ages there, in float64: powers of a beta near 1 are taken of them."""
         return self.map(lambda ages: ages.to(device, torch.float64))
 
-    def plus(self, updates: int) -> "Ages":
-        """The ages so many updates later."""
+    def plus(self, updates: Tensor | float) -> "Ages":
+        """The ages so many updates later; a number or a scalar on their device."""
         return self.map(lambda ages: ages + updates)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Ages":
@@ -70,6 +70,7 @@ class AgedAdamW(torch.optim.AdamW):
         self._here: dict[Tensor, Ages] = {}
         self._youngest: dict[Tensor, float] = {}
         self._updates = 0
+        self._unknown: Tensor | float = 0.0
         self._growth, self._done = GrowthConfig(), 0
         self._steps: dict[Tensor, float] = {}
         self._grown = False
@@ -81,7 +82,7 @@ class AgedAdamW(torch.optim.AdamW):
         Args:
             ages: of whole parameters, of which this optimizer may have a part, or none.
         """
-        self._updates = 0
+        self._updates, self._unknown = 0, 0.0
         self._loaded = {parameter: each.on(parameter.device) for parameter, each in ages.items()}
         self._here = {
             parameter: Ages(rows_of(parameter, each.rows), each.columns)
@@ -91,7 +92,8 @@ class AgedAdamW(torch.optim.AdamW):
 
     def ages(self) -> dict[Tensor, Ages]:
         """How old the entries of parameters are now."""
-        return {parameter: each.plus(self._updates) for parameter, each in self._loaded.items()}
+        taken = self._updates - self._unknown
+        return {parameter: each.plus(taken) for parameter, each in self._loaded.items()}
 
     def begin_stage(self, growth: GrowthConfig, done: int) -> None:
         """Says what becomes of entries that are not older than the stage.
@@ -115,8 +117,11 @@ class AgedAdamW(torch.optim.AdamW):
                     grad = local(parameter.grad)
                     grad.mul_(ages.per_entry(self._is_new, grad.dtype))
 
-    def skip_where(self, flag: Tensor) -> None:
-        """From now on no update is taken while this scalar on the device is 1, float32."""
+    def skip_if(self, flag: Tensor) -> None:
+        """The next update is not taken if this scalar on the device is 1; float32, 0 or 1.
+
+        An update that is not taken changes nothing: no weight, moment, step count or age.
+        """
         self._skip = flag
 
     @torch.no_grad()
@@ -132,28 +137,29 @@ class AgedAdamW(torch.optim.AdamW):
             for parameter in group["params"]
             if parameter.grad is not None and self._is_mixed(parameter, group)
         ]
-        if self._skips_all(aside):
-            return loss
-        for parameter, _, _ in aside:
-            parameter.grad = None
-        super().step()
-        for parameter, gradient, group in aside:
-            parameter.grad = gradient
-            self._update(parameter, gradient, group)
-        self._updates += 1
+        self.found_inf = self._left_to_the_kernel(aside)  # what the fused kernel reads
+        if self.found_inf is not None or self._skip is None or not bool(self._skip):
+            for parameter, _, _ in aside:
+                parameter.grad = None
+            super().step()
+            for parameter, gradient, group in aside:
+                parameter.grad = gradient
+                self._update(parameter, gradient, group)
+            self._updates += 1
+        self._skip = self.found_inf = None  # they were of this update alone
         return loss
 
-    def _skips_all(self, aside: list[Any]) -> bool:
-        """Whether this update is known here not to be taken; else the fused kernel finds out.
+    def _left_to_the_kernel(self, aside: list[Any]) -> Tensor | None:
+        """The flag of `skip_if`, if the fused kernel is to act on it unseen by us; else None.
 
         Entries of several ages are not updated by that kernel, so for them the device is waited
-        for, as for a CPU.
+        for, as for a CPU. Once none are left aside there never are again, so what `_updates` then
+        counts too much of is missed nowhere but in `ages`.
         """
-        if self._skip is None:
-            return False
-        fused = self.param_groups[0]["fused"]
-        self.found_inf = self._skip if fused else None  # what the fused kernel reads
-        return bool(self._skip) if aside or not fused else False
+        if aside or self._skip is None or not self.param_groups[0]["fused"]:
+            return None
+        self._unknown = self._unknown + self._skip
+        return self._skip
 
     @property
     def _stage_updates(self) -> int:

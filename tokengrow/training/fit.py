@@ -8,9 +8,9 @@ Shapes: `B` batch, `T` sequence.
 """
 
 import gc
+import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.saver import Saver
 from tokengrow.checkpoint.store import (
     Checkpoint,
+    left_by_a_kill,
     load_checkpoint,
     set_damaged_aside,
 )
@@ -31,7 +31,7 @@ from tokengrow.distributed.fabric import build_fabric, release
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
-from tokengrow.files import locked, write_yaml
+from tokengrow.files import as_yaml, locked, write_atomically
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
@@ -40,10 +40,18 @@ from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import build_loggers
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import load_optimizer_state
-from tokengrow.training.resume import CONFIG_FILE, find_start, where_it_stands
+from tokengrow.training.resume import (
+    CONFIG_FILE,
+    find_start,
+    half_a_config,
+    what_resumes,
+    where_it_stands,
+)
+from tokengrow.training.saver import Saver
 from tokengrow.training.speed import device_name, fits
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
+from tokengrow.training.stop import Stopped, StopRequest
 
 PLOT_FILE = "loss-vs-flops.png"
 
@@ -70,6 +78,7 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
 
     Raises:
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
+        Stopped: SIGTERM came; what was trained is saved.
     """
     _check_fits(config, tokens)
     config.check_kernel()
@@ -78,12 +87,17 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     # One folder for all ranks, each of which may have read another time off its clock.
     config = replace(config, out=from_rank_zero(lambda: config.out))
     state, checkpoint = from_rank_zero(lambda: find_start(config, tokens), _described)
-    console = console or Console(quiet=True)
+    console, stop = console or Console(quiet=True), StopRequest()
+    saver = Saver(Path(config.out), config.keep_checkpoints, console)
+    run = Run(config, fabric, tokens, tokens.tokenizer(), console, saver, stop)
     with ExitStack() as held:
-        from_rank_zero(lambda: _take(config, state, checkpoint, held))
-        saver = Saver(Path(config.out), config.keep_checkpoints, partial(_warn, console))
-        run = Run(config, fabric, tokens, tokens.tokenizer(), console, held.enter_context(saver))
-        return _climb(run, state, checkpoint)
+        from_rank_zero(lambda: _take(run, held, checkpoint if state.rungs else None))
+        held.enter_context(saver)
+        held.enter_context(stop)
+        try:
+            return _climb(run, state, checkpoint)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(what_resumes(run.out)) from None
 
 
 def _described(found: tuple[TrainState, Checkpoint | None]) -> tuple[TrainState, Checkpoint | None]:
@@ -92,15 +106,14 @@ def _described(found: tuple[TrainState, Checkpoint | None]) -> tuple[TrainState,
     return state, checkpoint and checkpoint.described()
 
 
-def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", highlight=False, soft_wrap=True)
-
-
 def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
     """Trains the stages that are not done yet."""
     if state.rungs:
-        run.console.print(where_it_stands(run.config, state), highlight=False)
+        run.console.print(where_it_stands(run.config, state), highlight=False, soft_wrap=True)
     for index in range(len(state.stage_ends), len(run.config.stages)):
+        if run.stop.requested():  # everything is saved, and a growth may take long
+            name = run.config.stages[index].name
+            raise Stopped(f"stopped as asked before stage {name}; {what_resumes(run.out)}")
         checkpoint = _stage(run, index, state, checkpoint)
     assert checkpoint is not None, "a finished run has a checkpoint"
     plot = run.out / PLOT_FILE
@@ -127,14 +140,26 @@ def _check_fits(config: TrainConfig, tokens: TokenSource) -> None:
             tokens.sequences(split, stage.model.context_length)
 
 
-def _take(
-    config: TrainConfig, state: TrainState, checkpoint: Checkpoint | None, held: ExitStack
-) -> None:
-    """Makes the run's folder, holds it against a second run, and writes the recipe into it."""
-    out = Path(config.out)
+def _take(run: Run, held: ExitStack, newest: Checkpoint | None) -> None:
+    """Makes the run's folder, holds it against a second run, and clears up what a kill left.
+
+    Args:
+        run: that begins, or goes on.
+        held: keeps the folder ours.
+        newest: the checkpoint of the run from which it goes on.
+    """
+    out = run.out
     try:
         out.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(out, wait=False))
+        for path in set_damaged_aside(out, newest):
+            run.console.print(f"set aside: {path}", highlight=False, soft_wrap=True)
+        write_atomically(out / CONFIG_FILE, as_yaml(run.config.to_dict()))
+        for path in list(out.iterdir()):
+            if left_by_a_kill(path):
+                shutil.rmtree(path)
+            elif half_a_config(path):
+                path.unlink()
     except BlockingIOError:
         raise UserError(
             f"out={out} is being trained by another process: wait for it, or choose another out="
@@ -143,8 +168,6 @@ def _take(
         raise UserError(
             f"out={out} cannot be written ({error.strerror}): choose another out="
         ) from None
-    set_damaged_aside(out, checkpoint if state.rungs else None)
-    write_yaml(out / CONFIG_FILE, config.to_dict())
 
 
 def _enter_stage(
@@ -154,7 +177,7 @@ def _enter_stage(
     stage = run.config.stages[index]
     if len(state.rungs) > index:  # left in the middle of this stage
         assert checkpoint is not None
-        return _set_up(run, stage, checkpoint, state.stage_step)
+        return _set_up(run, stage, checkpoint, state, done=state.stage_updates)
     rung = Rung(stage.name, stage.model.num_parameters())
     if checkpoint is not None:
         rung.loss_before = (
@@ -165,7 +188,7 @@ def _enter_stage(
         rung.drift = start.lineage[-1]["drift"]["max_logit"]
     if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
         rung.tau_start = asdict(start.config.tau)
-    training = _set_up(run, stage, start, done=0)
+    training = _set_up(run, stage, start, state, done=0)
     state.enter(index, rung)
     rung.loss_start = validate(run, training, state)
     return training
@@ -217,13 +240,16 @@ def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     return module
 
 
-def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Training:
+def _set_up(
+    run: Run, stage: StageConfig, start: Checkpoint, state: TrainState, done: int
+) -> Training:
     """Puts a model on the device and gives it its optimizer, in the order that FSDP2 needs.
 
     Args:
         run: around it.
         stage: that it is in.
         start: weights and optimizer state, on rank 0.
+        state: where the run stands.
         done: updates of the stage that they have had.
     """
     gc.collect()  # Fabric's wrappers refer to each other, and this model needs the room
@@ -242,7 +268,7 @@ def _set_up(run: Run, stage: StageConfig, start: Checkpoint, done: int) -> Train
         run.fabric.setup_optimizers(optimizer),
         adamw,
         list(start.lineage),
-        GradientWatch(run.fabric.device),
+        GradientWatch(run.fabric.device, run.config.max_skipped_steps, state.skipped_in_a_row),
     )
 
 

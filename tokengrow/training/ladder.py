@@ -67,6 +67,8 @@ class TrainConfig:
     """Newest checkpoints kept; the last of each stage is always kept."""
     log_every: int = 10
     """Updates between logged metrics."""
+    max_skipped_steps: int = 10
+    """Updates in a row that are skipped because their gradient is not finite; one more stops."""
     resume: str = "auto"
     """auto: go on where `out` stands; never: refuse an `out` that holds something."""
     source: str | None = None
@@ -96,6 +98,11 @@ class TrainConfig:
         ):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if self.max_skipped_steps < 0:
+            raise UserError(
+                f"max_skipped_steps must be at least 0, which stops at the first, not "
+                f"{self.max_skipped_steps}"
+            )
         if not self.stages:
             raise UserError("stages is empty: choose a recipe (recipes=quickstart) or add stages")
         if self.batch_size % self.micro_batch_size:

@@ -1,15 +1,17 @@
 """Where a run starts: at initial weights, at another run's checkpoint, or where it was left."""
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tokengrow.checkpoint.layout import find_checkpoints
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
 from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
-from tokengrow.files import read_yaml
+from tokengrow.files import TEMPORARY, read_yaml
 from tokengrow.growth.plan import plan_growth
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
@@ -34,7 +36,7 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
         UserError: `out` holds something else, or a run that this one cannot go on with.
     """
     out = Path(config.out)
-    holds_something = out.is_dir() and any(out.iterdir())
+    holds_something = out.is_dir() and any(not half_a_config(path) for path in out.iterdir())
     if config.resume == "never" and holds_something:
         raise UserError(
             f"out={out} is not empty: choose another out=, or resume=auto to go on there"
@@ -54,6 +56,19 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
         seen = source.train_state["next_batch"] * source.run.get("batch_size", config.batch_size)
         state.next_batch = -(-seen // config.batch_size)
     return state, source
+
+
+def half_a_config(path: Path) -> bool:
+    """Whether this is what remains of writing `CONFIG_FILE` when the process was killed."""
+    return fnmatch(path.name, f"{CONFIG_FILE}.*{TEMPORARY}")
+
+
+def what_resumes(out: Path) -> str:
+    """Half a sentence on what the same command does, should the run in `out` end now."""
+    whole = find_checkpoints(out)
+    if not whole:
+        return "the same command begins again: no checkpoint is whole yet"
+    return f"the same command goes on from {whole[-1]}"
 
 
 def _is_run(out: Path) -> bool:

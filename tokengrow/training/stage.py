@@ -13,25 +13,32 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from tokengrow.checkpoint.saver import Saver
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.data.corpus import Split
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
-from tokengrow.distributed.exchange import on_the_host, whole
+from tokengrow.distributed.exchange import from_rank_zero, on_the_host, whole
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.model.config import Taus
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.adamw import AgedAdamW
-from tokengrow.training.finite import GradientWatch
+from tokengrow.training.finite import (
+    GradientWatch,
+    check_validation,
+    count_skipped,
+    with_telling_gradient,
+)
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import Throughput
 from tokengrow.training.optim import optimizer_state
 from tokengrow.training.plateau import plateaued
 from tokengrow.training.progress import StageProgress, stage_progress
+from tokengrow.training.resume import what_resumes
+from tokengrow.training.saver import Saver
 from tokengrow.training.schedule import learning_rate
 from tokengrow.training.state import TrainState
+from tokengrow.training.stop import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Run:
     tokenizer: Tokenizer
     console: Console
     saver: Saver
+    stop: StopRequest
 
     @property
     def out(self) -> Path:
@@ -71,7 +79,7 @@ class Training:
     lineage: list[Any]
     """Of the model."""
     watch: GradientWatch
-    """Whether its gradients were finite."""
+    """Which updates are not taken, since their gradient is not finite."""
 
 
 def train_stage(run: Run, training: Training, state: TrainState) -> None:
@@ -84,6 +92,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
     with stage_progress(run.console, stage.name, state.stage_step, stage.steps) as progress:
         ended = False
         while not ended:
+            _stop_if_asked(run, training, state)
             _compile_once_settled(run, training, state)
             loss, norm, rate = _update(run, training, batches, state.stage_step + 1)
             state.advance(tokens, flops_per_token)
@@ -92,7 +101,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
             done = state.stage_step
             ended = done == stage.steps
             if _looks_at_the_device(run, done) or ended:
-                training.watch.check(stage)
+                _count_skipped(run, training, state)
             if done % config.log_every == 0 or ended:
                 _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
             if done % config.validation_every == 0 or ended:
@@ -100,8 +109,22 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
                 speed.restart()
                 ended = ended or _at_a_plateau(run, stage, state)
             if done % config.checkpoint_every == 0 and not ended:
-                save_stage(run, training, state)
+                save_stage(run, training, state, needed=False)
                 speed.restart()
+
+
+def _stop_if_asked(run: Run, training: Training, state: TrainState) -> None:
+    """Between two updates: saves what was trained since the last checkpoint, and stops."""
+    if not run.stop.requested():
+        return
+    if state.step and not from_rank_zero(lambda: run.saver.has(state.step)):
+        _count_skipped(run, training, state)
+        save_stage(run, training, state)
+    from_rank_zero(run.saver.finish)
+    raise Stopped(
+        f"stopped as asked in stage {training.stage.name}, step {state.stage_step}/"
+        f"{training.stage.steps}; {what_resumes(run.out)}"
+    )
 
 
 def _looks_at_the_device(run: Run, done: int) -> bool:
@@ -112,6 +135,14 @@ def _looks_at_the_device(run: Run, done: int) -> bool:
     config = run.config
     intervals = config.log_every, config.validation_every, config.checkpoint_every
     return run.fabric.device.type == "cpu" or any(done % every == 0 for every in intervals)
+
+
+def _count_skipped(run: Run, training: Training, state: TrainState) -> None:
+    """Counts the updates that were not taken, and says so; too many in a row stop the run."""
+    sequences = run.sequences(training.stage, "train")
+    out = run.out if run.fabric.is_global_zero else None
+    if line := count_skipped(training.watch, state, run.config, sequences, out):
+        run.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _compile_once_settled(run: Run, training: Training, state: TrainState) -> None:
@@ -165,15 +196,15 @@ def _update(
     for group in training.optimizer.param_groups:
         group["lr"] = rate
     parts = config.batch_size // (config.micro_batch_size * fabric.world_size)
-    total = torch.zeros((), device=fabric.device)
+    losses = []
     for part in range(parts):
         batch = next(batches)
         with fabric.no_backward_sync(training.module, enabled=part < parts - 1):
             # On one device Fabric calls training_step past its own autocast: enter it here.
             with fabric.autocast():
                 loss = training.module.training_step(batch, part) / parts
-            fabric.backward(loss)
-        total += loss.detach()
+            fabric.backward(with_telling_gradient(loss))
+        losses.append(loss.detach())
     training.adamw.drop_frozen_gradients()
     norm = fabric.clip_gradients(
         training.module,
@@ -183,10 +214,10 @@ def _update(
     )
     assert norm is not None
     norm = whole(norm)
-    training.adamw.skip_where(training.watch.see(update, norm, total, rate))
+    training.adamw.skip_if(training.watch.see(update, norm, torch.stack(losses)))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
-    return total, norm, rate
+    return cast(Tensor, sum(losses)), norm, rate
 
 
 def _anneal_tau(run: Run, training: Training, state: TrainState) -> None:
@@ -229,8 +260,9 @@ def mean_loss(run: Run, stage: StageConfig, module: Any) -> float:
 
 
 def validate(run: Run, training: Training, state: TrainState) -> float:
-    """The mean validation loss, noted in the state and logged."""
+    """The mean validation loss, noted in the state and logged; one that is not finite stops."""
     mean = mean_loss(run, training.stage, training.module)
+    check_validation(mean, training.stage, state)
     state.record_validation(mean)
     run.fabric.log_dict(
         {"validation/loss": mean, "tokens": state.tokens, "flops": state.flops}, state.step
@@ -254,6 +286,7 @@ def _log(
         "train/grad_norm": grad_norm.item(),
         "train/lr": lr,
         "tokens_per_second": per_second,
+        "skipped_steps": state.rung.skipped,
         "tokens": state.tokens,
         "flops": state.flops,
         "stage": state.stage,
@@ -261,8 +294,16 @@ def _log(
     run.fabric.log_dict(metrics, state.step)
 
 
-def save_stage(run: Run, training: Training, state: TrainState) -> None:
-    """Begins to write a checkpoint: rank 0 has a copy of everything when this returns."""
+def save_stage(run: Run, training: Training, state: TrainState, needed: bool = True) -> None:
+    """Begins to write a checkpoint: rank 0 has a copy of everything when this returns.
+
+    Args:
+        run: around it.
+        training: the stage.
+        state: where the run stands.
+        needed: stop the run where the disk has no room for it; else warn, and go on.
+    """
+    from_rank_zero(run.saver.finish)  # before its memory is needed for the next one
     checkpoint = Checkpoint(
         config=training.model.config,
         weights=on_the_host(training.model.state_dict().items()),
@@ -274,4 +315,4 @@ def save_stage(run: Run, training: Training, state: TrainState) -> None:
         end_of_text=run.tokenizer.end_of_text_token,
     )
     if run.fabric.is_global_zero:
-        run.saver.save(checkpoint, set(state.stage_ends))
+        run.saver.save(checkpoint, set(state.stage_ends), needed)

@@ -31,6 +31,8 @@ class Rung:
     """Largest |delta logit| measured at the growth."""
     tau_start: dict[str, float] | None = None
     """tau of each role when the stage began, if it is annealed in this stage."""
+    skipped: int = 0
+    """Updates that were not taken, their gradient not being finite."""
 
 
 @dataclass
@@ -42,11 +44,11 @@ class TrainState:
     next_batch: int = 0
     """Number of the next global batch; with the fingerprint, the whole state of the data."""
     step: int = 0
-    """Optimizer updates done in this run."""
+    """Optimizer updates done in this run, with those that were not taken."""
     stage: int = 0
     """Index of the stage."""
     stage_step: int = 0
-    """Updates done in the stage."""
+    """Likewise in the stage; the schedule goes by it."""
     tokens: int = 0
     """Trained on in all stages."""
     flops: float = 0.0
@@ -57,6 +59,8 @@ class TrainState:
     """Every validation: step, tokens, flops, loss, stage."""
     stage_ends: list[int] = field(default_factory=list)
     """The step at which each finished stage ended."""
+    skipped_in_a_row: int = 0
+    """Updates, up to the last one, that were not taken."""
 
     @property
     def rung(self) -> Rung:
@@ -72,6 +76,11 @@ class TrainState:
         first = self.step - self.stage_step + since
         rows = (row for row in self.validation if row["stage"] == self.stage)
         return [row["loss"] for row in rows if row["step"] >= first]
+
+    @property
+    def stage_updates(self) -> int:
+        """Updates that the model has had in the stage."""
+        return self.stage_step - self.rung.skipped
 
     @property
     def stage_ended(self) -> bool:

@@ -1,0 +1,80 @@
+"""A ladder that the command itself climbs, in processes that the tests stop, kill and starve."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokengrow.checkpoint.layout import OPTIMIZER, WEIGHTS, find_checkpoints
+from tokengrow.cli.resolve import resolve_train
+from tokengrow.data.store import TokenStore
+from tokengrow.files import sha256
+from tokengrow.training.fit import fit
+
+RECIPE = """\
+# @package _global_
+name: climb
+batch_size: 4
+micro_batch_size: 2
+validation_every: 10
+validation_sequences: 8
+checkpoint_every: 5
+log_every: 1
+optim: {lr: 3e-3, min_lr: 3e-4, warmup_steps: 5}
+model:
+  vocab_size: 512
+  context_length: 32
+  layers: 2
+  width: 32
+  heads: 2
+  tokens: {query: 8, key: 8, value: 8, output: 8, ffn: 16}
+stages:
+  small: {steps: 12}
+  medium: {steps: 12, model: {tokens: {query: 16, value: 16, ffn: 32}}}
+  large: {steps: 12, model: {width: 48, layers: 3}}
+"""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The ladder's command line, and how it ends when nothing stops it."""
+
+    folder: Path
+    """Holds its recipe."""
+    store: TokenStore
+    whole: Path
+    """The run in one go; not to be written to."""
+
+    def arguments(self, out: Path, *changes: str) -> list[str]:
+        """`train ...` into a folder."""
+        paths = ["--config-dir", str(self.folder), "recipes=climb", f"store={self.store.folder}"]
+        return ["train", *paths, "fabric=cpu", f"out={out}", *changes]
+
+    def ended_as_whole(self, out: Path) -> bool:
+        """Whether a run's last checkpoint has the weights and moments of the run in one go."""
+        return last_bits(out) == last_bits(self.whole)
+
+
+def last_bits(out: Path) -> tuple[str, ...]:
+    """Name of a run's last checkpoint, and the hashes of its tensors."""
+    folder = find_checkpoints(out)[-1]
+    return folder.name, *(sha256(folder / name) for name in (WEIGHTS, OPTIMIZER))
+
+
+@pytest.fixture(scope="session")
+def climb(
+    store: TokenStore,
+    composed: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Climb:
+    """The command of a ladder of three stages of twelve updates each."""
+    folder = tmp_path_factory.mktemp("climb")
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "climb.yaml").write_text(RECIPE)
+    made = Climb(folder, store, folder / "whole")
+    words = [word for word in made.arguments(made.whole) if "=" in word]
+    run = resolve_train(composed("train", f"hydra.searchpath=[file://{folder}]", *words)).run
+    fit(run, store)
+    return made

@@ -1,0 +1,256 @@
+"""What can happen to a run's folder: it is full, read-only, taken, or what is in it is damaged."""
+
+import errno
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killed import same_bits
+from rich.console import Console
+from victim import Watched
+
+from tokengrow.checkpoint.layout import COMPLETE, OPTIMIZER, TRAIN_STATE, WEIGHTS, find_checkpoints
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.data.store import TokenStore
+from tokengrow.errors import UserError
+from tokengrow.training import saver
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.resume import CONFIG_FILE
+
+Runs = Callable[..., TrainConfig]
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+"""In it anybody can mount, and nobody else sees what."""
+
+
+def can_mount() -> bool:
+    try:
+        return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs a mount namespace of its own")
+
+
+def mounted(mount: str, arguments: list[str], then: str = "true") -> subprocess.CompletedProcess:
+    """Runs the command after a mount that it alone sees, and a line of shell after that."""
+    script = f'set -e; {mount}; status=0; "$@" || status=$?; {then}; exit $status'
+    python = [sys.executable, "-m", "tokengrow", *arguments]
+    return subprocess.run(
+        [*NAMESPACE, "sh", "-c", script, "sh", *python], capture_output=True, text=True, timeout=300
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# Full
+
+
+@needs_mounts
+@pytest.mark.fault(
+    "the disk is full",
+    "a tmpfs with room for one checkpoint and a half",
+    "training goes on; a stage's last save ends it with 2; older checkpoints whole; the same final "
+    "bits on a larger disk",
+)
+def test_on_a_full_disk_training_goes_on_until_a_stage_cannot_be_saved(
+    climb: Any, tmp_path: Path
+) -> None:
+    one = sum(file.stat().st_size for file in find_checkpoints(climb.whole)[0].iterdir())
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    arguments = climb.arguments(disk / "run")
+    mount = f"mount -t tmpfs -o size={one * 3 // 2} none {disk}"
+    done = mounted(mount, arguments, then=f"cp -a {disk}/run {kept}")
+    assert done.returncode == 2, done.stderr
+    (warned,) = (line for line in done.stdout.splitlines() if "cannot be written" in line)
+    assert warned.startswith(f"{disk}/run/step_00000010 cannot be written (No space left on device")
+    assert warned.endswith(f"the same command goes on from {disk}/run/step_00000005")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"tokengrow train: {disk}/run/step_00000012 cannot be written (No space")
+    assert f"make room on the disk; then the same command goes on from {disk}/run/step_0" in said
+    assert "step 12/12" in done.stdout
+    assert [folder.name for folder in find_checkpoints(kept)] == ["step_00000005"]
+    assert load_checkpoint(kept).step == 5
+    assert not list(kept.glob(".*")), "half a checkpoint takes no room"
+
+    assert Watched().run(climb.arguments(kept), tmp_path / "log") == 0
+    assert climb.ended_as_whole(kept)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_save_for_which_there_is_no_room_changes_nothing_in_what_is_trained(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, number: int
+) -> None:
+    save, said = saver.save_checkpoint, io.StringIO()
+
+    def full(folder: Path, checkpoint: Checkpoint) -> None:
+        if checkpoint.step == 4:
+            raise OSError(number, os.strerror(number))
+        save(folder, checkpoint)
+
+    whole = fit(tiny_run(tmp_path / "whole", rungs=(8,)), store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saver, "save_checkpoint", full)
+        done = fit(tiny_run(tmp_path / "run", rungs=(8,)), store, Console(file=said))
+    assert same_bits(done, whole)
+    assert "begins again: no checkpoint is whole yet" in said.getvalue()
+
+
+def test_an_error_of_another_kind_ends_the_run(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(saver, "save_checkpoint", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        fit(tiny_run(tmp_path / "run", rungs=(8,)), store)
+
+
+# Read-only, or taken
+
+
+@needs_mounts
+@pytest.mark.fault("the run's folder is read-only", "a read-only mount", "refused with 2")
+def test_a_read_only_folder_is_refused_in_one_sentence(climb: Any, tmp_path: Path) -> None:
+    out = shutil.copytree(climb.whole, tmp_path / "run")
+    shutil.rmtree(find_checkpoints(out)[-1])  # there is something left to train
+    before = contents(out)
+    mount = f"mount --bind {out} {out}; mount -o remount,bind,ro {out}"
+    done = mounted(mount, climb.arguments(out))
+    assert done.stderr == (
+        f"tokengrow train: out={out} cannot be written (Read-only file system): choose another "
+        "out=\n"
+    )
+    assert done.returncode == 2
+    assert contents(out) == before
+
+
+@pytest.mark.fault(
+    "two runs in one folder", "the first one in a step", "the second: refused with 2"
+)
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(
+    climb: Any, tmp_path: Path
+) -> None:
+    out, statuses = tmp_path / "run", []
+
+    def joined(first: int) -> None:
+        os.kill(first, signal.SIGSTOP)  # it is in the middle of a step for as long as this takes
+        before = contents(out)
+        statuses.append(Watched().run(climb.arguments(out), tmp_path / "second"))
+        assert contents(out) == before
+        os.kill(first, signal.SIGCONT)
+
+    assert Watched().run(climb.arguments(out), tmp_path / "log", "step", 8, then=joined) == 0
+    assert statuses == [2]
+    assert (tmp_path / "second").read_text() == (
+        f"tokengrow train: out={out} is being trained by another process: wait for it, or choose "
+        "another out=\n"
+    )
+    assert climb.ended_as_whole(out)
+
+
+# Damaged
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "a checkpoint's weights are truncated": (truncated, WEIGHTS, "bytes, "),
+    "a byte of a checkpoint's weights is flipped": (flipped, WEIGHTS, "is damaged (its SHA-256"),
+    "a byte of a checkpoint's moments is flipped": (flipped, OPTIMIZER, "is damaged (its SHA-256"),
+    "a checkpoint's moments are missing": (Path.unlink, OPTIMIZER, "is missing"),
+    "a checkpoint's train_state.json is truncated": (truncated, TRAIN_STATE, "bytes, "),
+    "a checkpoint's COMPLETE is truncated": (truncated, COMPLETE, "is damaged"),
+    "a checkpoint's COMPLETE is missing": (Path.unlink, COMPLETE, None),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "said"),
+    [
+        pytest.param(
+            *values,
+            marks=pytest.mark.fault(
+                what, "on the disk, between two commands", "named, set aside; the same final bits"
+            ),
+            id=what,
+        )
+        for what, values in DAMAGES.items()
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_goes_on(
+    climb: Any,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    name: str,
+    said: str | None,
+) -> None:
+    out = shutil.copytree(climb.whole, tmp_path / "run")
+    folder = find_checkpoints(out)[-1]
+    damage(folder / name)
+    damaged = contents(folder)
+    assert Watched().run(climb.arguments(out), tmp_path / "log") == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert f"set aside: {folder}.damaged" in lines
+    if said is not None:
+        (named,) = (line for line in lines if line.startswith(f"{folder / name} "))
+        assert said in named and "falling back to an older one" in named
+    assert contents(folder.with_name(f"{folder.name}.damaged")) == damaged
+    assert climb.ended_as_whole(out)
+
+
+# What a kill leaves
+
+
+def test_half_a_config_is_overlooked_and_cleared_up(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,), steps=1, resume="never")
+    (tmp_path / "run").mkdir()
+    leftover = tmp_path / "run" / f"{CONFIG_FILE}.123.tmp"
+    leftover.write_text("out: ru")
+    fit(run, store)
+    assert not leftover.exists()
+
+
+def test_somebody_elses_temporary_file_is_not(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tmp").write_text("mine")
+    with pytest.raises(UserError, match="holds something that is not a run"):
+        fit(tiny_run(tmp_path / "run", rungs=(8,), steps=1), store)
+    assert (tmp_path / "run" / "thesis.tmp").read_text() == "mine"
+
+
+def test_half_a_checkpoint_of_a_step_that_is_not_saved_again_is_cleared_up(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    fit(tiny_run(tmp_path / "run", rungs=(8,), steps=1), store)
+    half = tmp_path / "run" / ".step_00000099.partial"
+    half.mkdir()
+    (half / WEIGHTS).write_bytes(b"half")
+    fit(tiny_run(tmp_path / "run", rungs=(8,), steps=1), store)
+    assert not half.exists()

@@ -1,0 +1,145 @@
+"""The command in a process that tells what it is doing at any time, and can be stopped in it.
+
+The process is forked off one that has imported everything, which takes longer than a small run.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tokengrow.checkpoint import store
+from tokengrow.cli.main import main
+from tokengrow.training import boundary
+from tokengrow.training.adamw import AgedAdamW
+from tokengrow.training.module import TokenFormerModule
+from tokengrow.training.state import TrainState
+
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["tokengrow.cli.resolve", "tokengrow.cli.verb", "tokengrow.training.fit"]
+)
+
+
+def killed(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+
+
+class Watched:
+    """What a victim is doing, by what it tells, and how long it usually does that."""
+
+    def __init__(self) -> None:
+        self._open: list[str] = []
+        self._since = 0.0
+        self._lengths: dict[str, list[float]] = defaultdict(lambda: [0.01])  # a first guess
+
+    @property
+    def now(self) -> str:
+        """The innermost of what has begun and not ended: step (forward, backward and update), save,
+        growth, between (two stages, around these), other."""
+        return self._open[-1] if self._open else "other"
+
+    def usually(self, doing: str) -> float:
+        """Seconds for which it is innermost."""
+        return median(self._lengths[doing])
+
+    def run(
+        self, arguments: list[str], log: Path, aim: str = "", times: int = 0, delay: float = 0.0,
+        then: Callable[[int], object] = killed,
+    ) -> int:  # fmt: skip
+        """Runs the command, and does something to it.
+
+        Args:
+            arguments: of the command.
+            log: file for what it prints.
+            aim: what it is doing then.
+            times: how often that has begun then; 0: it is left alone.
+            delay: seconds after that.
+            then: what is done, given its process id.
+
+        Returns:
+            Its exit status; of a signal that ended it, the number with a minus.
+        """
+        self._open, begun = [], 0
+        hearing, telling = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=live, args=(arguments, log, telling))
+        process.start()
+        telling.close()
+        with hearing:
+            for sign, doing, clock in _heard(hearing):
+                was_open = aim in self._open
+                self._hear(sign, doing, clock)
+                if aim in self._open and not was_open:  # a save goes on beside steps
+                    begun += 1
+                    if begun == times:
+                        time.sleep(delay)
+                        assert process.pid is not None
+                        then(process.pid)
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
+
+    def _hear(self, sign: str, doing: str, clock: float) -> None:
+        self._lengths[self.now].append(clock - self._since)
+        self._since = clock
+        if doing in self._open:  # the second micro-batch of a step begins no other
+            self._open.remove(doing)
+        if sign == "+":
+            self._open.append(doing)
+
+
+def _heard(hearing: Connection) -> Iterator[tuple[str, str, float]]:
+    while True:
+        try:
+            yield hearing.recv()
+        except EOFError:
+            return
+
+
+def live(arguments: list[str], log: Path, telling: Connection) -> None:
+    """What the process does."""
+
+    def tell(sign: str, doing: str) -> None:
+        telling.send((sign, doing, time.monotonic()))
+
+    def around(owner: Any, name: str, begins: str = "", ends: str = "") -> None:
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def told(*given: Any, **settings: Any) -> Any:
+            if begins:
+                tell("+", begins)
+            result = function(*given, **settings)
+            if ends:
+                tell("-", ends)
+            return result
+
+        setattr(owner, name, told)
+
+    whole_folder = store.whole_folder
+
+    @contextmanager
+    def saving(*given: Any) -> Iterator[Path]:
+        tell("+", "save")
+        with whole_folder(*given) as partial:
+            yield partial
+        tell("-", "save")
+
+    store.whole_folder = saving
+    around(boundary, "carry_out", begins="growth", ends="growth")
+    around(TokenFormerModule, "training_step", begins="step")
+    around(AgedAdamW, "step", ends="step")
+    around(TrainState, "leave", begins="between")
+    around(TrainState, "enter", ends="between")
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(file, stream.fileno())
+    sys.argv = ["tokengrow", *arguments]
+    main()

@@ -1,0 +1,103 @@
+"""A wrong input as one sentence that names the key, the valid values and the way out."""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tokengrow.distributed.launch import process_rank
+from tokengrow.errors import UserError
+from tokengrow.files import NO_ROOM
+from tokengrow.paths import data_root
+from tokengrow.typed import nearest
+
+WRONG_INPUT = 2
+"""Exit status for a wrong input."""
+
+SWEEP_PLUGINS = {
+    "hydra/launcher": ("joblib", "submitit_local", "submitit_slurm"),
+    "hydra/sweeper": ("optuna",),
+}
+"""Choices that come with the extra `sweep`."""
+
+
+def refuse(name: str, message: str | None) -> NoReturn:
+    """Prints a verb's one sentence and leaves with the status of a wrong input."""
+    rank = process_rank()
+    where = f" (rank {rank})" if rank else ""
+    print(f"tokengrow {name}{where}: {message}", file=sys.stderr)
+    sys.exit(WRONG_INPUT)
+
+
+def explain(name: str, error: Exception) -> str | None:
+    """One sentence for an exception that a wrong input raises; None for any other.
+
+    Args:
+        name: of the verb.
+        error: that it raised, or Hydra around it.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _of_hydra(name, error)
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return f"{error.filename}: {error.strerror}: choose another place"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"{error.strerror}: make room on the disk, or choose another place"
+    return None
+
+
+def _of_hydra(name: str, error: Exception) -> str:
+    """One sentence for an exception of Hydra or OmegaConf, with the nearest valid key or choice."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        if choice in SWEEP_PLUGINS.get(group, ()):
+            return f"{group}={choice} is in an extra: pip install 'tokengrow[sweep]'"
+        return f"{group}={choice}: there is no such choice{nearest(choice, error.options)}"
+    text = str(error)
+    if match := re.search(r"Could not override '([^'@]+)", text):
+        key = match.group(1)
+        return f"unknown key {key}{nearest(key, list(_valid_keys(name)))}"
+    if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", text):
+        key, value = match.groups()
+        return (
+            f"{key}={value}: commas stand for several values, which --multirun tries one after "
+            f"the other; as one value it is '{key}=\"{value}\"', a list '{key}=[{value}]'"
+        )
+    key = getattr(error, "full_key", None)
+    if key and "Missing mandatory value" in text:
+        return f"{key} is missing: it has no default, so give it a value ({key}=...)"
+    first = text.strip().splitlines()[0]
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _valid_keys(name: str) -> Iterator[str]:
+    """The dotted keys of a verb's config, with the groups that the command line chose."""
+    GlobalHydra.instance().clear()
+    chosen = [word for word in sys.argv[1:] if re.fullmatch(r"(recipes|model|data)=[\w./-]+", word)]
+    with initialize_config_dir(str(data_root() / "conf"), version_base="1.3"):
+        for overrides in (chosen, []):
+            try:
+                config = compose(name, overrides)
+                break
+            except HydraException:
+                continue
+        else:
+            return
+    yield from _dotted(OmegaConf.to_container(config, resolve=False))
+    if "stages" in config:
+        yield "recipes"
+
+
+def _dotted(node: Any, where: str = "") -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            path = f"{where}.{key}" if where else str(key)
+            yield path
+            yield from _dotted(value, path)
