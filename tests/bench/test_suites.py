@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengrow.bench import decode, pattention, step
+from tokengrow.bench import data, decode, pattention, step
 from tokengrow.bench.gpt import GPT
+from tokengrow.data import build
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.kernels import op
@@ -26,6 +30,8 @@ def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "REPEATS", 2)
     monkeypatch.setattr(decode, "REPEATS", 2)
     monkeypatch.setattr(decode, "STEPS", 2)
+    for name, value in {"ROUNDS": 2, "RUNS": 2, "MICRO_BATCHES": 2, "CONTEXT": 64}.items():
+        monkeypatch.setattr(data, name, value)
     peers = {"formula": ("naive", False), "tokengrow": ("auto", False), "GPT": (None, False)}
     monkeypatch.setattr(step, "PEERS", peers)
 
@@ -124,3 +130,41 @@ def test_decoding_that_is_off_gets_no_time(
     monkeypatch.setattr(decode, "_ways", wrong)
     with pytest.raises(UserError, match=r"tiny, wrong: a relative error of .*: no time is given"):
         list(decode.measure([("tiny", tiny_model())], torch.float32, CPU))
+
+
+def test_tokenising_and_loading_are_shares_of_their_limits(
+    corpus: TextCorpus, store: TokenStore, tmp_path: Path
+) -> None:
+    rows = list(data.measure(corpus, store.tokenizer(), tmp_path))
+    assert [row.peer for row in rows[1:]] == [
+        "text to token store",
+        "read in sequence",
+        "loader",
+        "loader, 1 worker",
+    ]
+    limits = {"tokenise": rows[0], "load": rows[2]}
+    texts = [text for split in ("train", "validation") for text in corpus.documents(split)]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    for row in rows:
+        what, _, case = row.case.partition(": ")
+        amount, unit = (megabytes, "MB/s") if what == "tokenise" else (16 * 64e-6, "M tokens/s")
+        assert case.startswith(
+            f"{megabytes:.1f} MB of text, 11 documents" if what == "tokenise" else "T 64, micro"
+        )
+        assert row.rate == pytest.approx(amount / row.median_ms * 1e3, rel=1e-2)
+        assert row.unit == unit and row.dtype == "uint16"
+        ratio = limits[what].median_ms / row.median_ms
+        assert row.against_limit == pytest.approx(ratio, rel=0.01, abs=1e-3)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_store_that_holds_something_else_gets_no_time(
+    corpus: TextCorpus, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = build._ShardWriter.append
+    monkeypatch.setattr(
+        build._ShardWriter, "append", lambda self, ids, end: append(self, ids[:-1], end)
+    )
+    with pytest.raises(UserError, match=r"the store of 11 documents has .*: no time is given"):
+        list(data.measure(corpus, store.tokenizer(), tmp_path))
+    assert not list(tmp_path.iterdir())

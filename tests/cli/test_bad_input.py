@@ -11,6 +11,7 @@ import pytest
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore, build_store
+from tokengrow.training import metrics
 
 Command = Callable[..., Any]
 
@@ -160,7 +161,8 @@ def test_no_recipe_is_named(refused: Command) -> None:
         ("stages.medium.optim=5", "stages.medium.optim"),
         ("resume=perhaps", "resume"),
         ("fabric.precision=fp8", "fabric.precision"),
-        ("logger.kinds=[wandb]", "logger.kinds"),
+        ("logger.kinds=[comet]", "logger.kinds"),
+        ("logger.wandb.mode=later", "logger.wandb.mode"),
         ("growth.new_value_scale=0", "growth.new_value_scale"),
         ("micro_batch_size=3", "batch_size"),
         ("store=5", "store"),
@@ -172,6 +174,15 @@ def test_a_value_of_the_wrong_kind_is_named(
     given = () if override.startswith("store") else (f"store={store.folder}",)
     small = ("model.vocab_size=512", "model.width=32", "max_steps_per_stage=1", "fabric=cpu")
     assert key in refused("train", "recipes=quickstart", *small, *given, override)
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named_with_its_extra(
+    refused: Command, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(metrics, "find_spec", lambda library: None)
+    said = refused("train", *LADDER, "data=text", "data.files=[missing]", f"logger={kind}")
+    assert f"names {kind}, which is not installed: pip install 'tokengrow[{kind}]'" in said
 
 
 # Sizes

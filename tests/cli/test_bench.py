@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from tokengrow.bench import data
+from tokengrow.data.corpus import TextCorpus
+
 Command = Callable[..., Any]
 
 
@@ -23,6 +26,21 @@ def test_a_suite_is_a_table_and_rows(command: Command, tmp_path: Path) -> None:
     rows = rows_of(out)
     assert [row["peer"] for row in rows][-1] == "tokengrow"
     assert all(row["device"].startswith("CPU (") and row["torch_version"] for row in rows)
+
+
+def test_the_data_suite_takes_the_text_that_it_is_given(
+    command: Command, corpus: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ROUNDS": 2, "RUNS": 2, "MICRO_BATCHES": 2}.items():
+        monkeypatch.setattr(data, name, value)
+    text = ["data=text", f"data.files={corpus.files}", "tokenizer.vocab_size=300"]
+    done = command("bench", "suite=data", *text, f"out={tmp_path / 'rows.csv'}")
+    assert done.status == 0, done.err
+    assert "Text to tokens, tokens to batches" in done.out and "MB/s" in done.out
+    assert "small shapes" not in done.out
+    rows = rows_of(tmp_path / "rows.csv")
+    assert rows[0]["peer"].startswith("tokenizers ") and rows[0]["against_limit"] == "1.0"
+    assert {row["unit"] for row in rows} == {"MB/s", "M tokens/s"}
 
 
 def test_rows_are_added_behind_those_that_are_there(command: Command, tmp_path: Path) -> None:
@@ -55,6 +73,8 @@ def test_a_file_of_something_else_is_left_alone(command: Command, tmp_path: Path
         (["shapes=[[64,0]]"], "shapes, tokens and batches must be above 0"),
         (["suite=step", "peers=[tokengro]"], "peers 'tokengro': did you mean 'tokengrow'?"),
         (["suite=decode", "peers=[tokengrow]"], "peers are of suite=step: leave them out"),
+        (["suite=data", "data=mixture", "data.sources={}"], "data=mixture is several texts: give"),
+        (["suite=data", "data=text", "data.files=[no.txt]"], "data.files: 'no.txt' names no text"),
         (["suite=decode", "models=[2b]"], "model.preset '2b': valid are 150m,"),
     ],
 )

@@ -1,5 +1,6 @@
 """`tokengrow data`: a corpus into a token store, once."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,31 @@ def test_a_store_trains_a_model(command: Command, arguments: list[str], tmp_path
         f"out={tmp_path / 'run'}",
     )
     assert outcome.status == 0, outcome.err
+
+
+def test_a_shard_damaged_while_a_run_pauses_is_named_and_the_run_is_left_as_it_was(
+    command: Command, arguments: list[str], tmp_path: Path
+) -> None:
+    command("data", *arguments)
+    run = ["train", *SMALL, f"store={tmp_path / 'store'}", f"out={tmp_path / 'run'}"]
+    assert command(*run).status == 0
+    whole = load_checkpoint(tmp_path / "run").train_state
+    shard = tmp_path / "store" / "train_00000.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(b"\xff" * len(content))  # the size is right
+    outcome = command(*run, "+stages.more.steps=1")
+    assert outcome.status == 2
+    assert re.search(
+        r"^tokengrow train: \S+train_00000.bin byte \d+: token id 65535 lies outside the "
+        r"tokenizer's vocabulary of 300: put the file back as it was",
+        outcome.err,
+        re.MULTILINE,
+    )
+    assert load_checkpoint(tmp_path / "run").train_state == whole
+
+    shard.write_bytes(content)
+    assert command(*run, "+stages.more.steps=1").status == 0
+    assert load_checkpoint(tmp_path / "run").train_state["step"] == whole["step"] + 1
 
 
 def test_training_keeps_its_store_in_the_cache(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tokengrow.data.corpus import CORPORA, HubCorpus, StdlibCorpus, TextCorpus
+from tokengrow.data.corpus import CORPORA, BrokenOffError, HubCorpus, StdlibCorpus, TextCorpus
 from tokengrow.errors import UserError
 
 
@@ -213,6 +213,70 @@ def test_a_local_folder_is_read_like_a_hub_dataset() -> None:
         list(HubCorpus(name="set", text_key="body").documents("train"))
     with pytest.raises(UserError, match=r"data.name: cannot load 'set' .* split oops\): Bad split"):
         list(HubCorpus(name="set", split="oops").documents("train"))
+
+
+@pytest.fixture
+def shelf() -> list[Path]:
+    """A folder of four Parquet files: 25 texts each, in row groups of 10."""
+    Path("shelf").mkdir()
+    files = [Path(f"shelf/{number}.parquet") for number in range(4)]
+    for number, file in enumerate(files):
+        texts = [f"text {25 * number + row}" for row in range(25)]
+        pq.write_table(pa.table({"text": texts}), file, row_group_size=10)
+    return files
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
+def test_a_stream_goes_on_behind_any_of_its_documents(shelf: list[Path], fraction: float) -> None:
+    corpus = HubCorpus(name="shelf", validation_fraction=fraction)
+    read = list(corpus.resume("train", 0, None))
+    texts = [text for text, _ in read]
+    assert texts == list(corpus.documents("train")) and len(texts) > 50
+    for done in range(1, len(texts), 3):
+        place = json.loads(json.dumps(read[done - 1][1]))
+        assert [text for text, _ in corpus.resume("train", done, place)] == texts[done:]
+    assert list(corpus.resume("train", len(texts), read[-1][1])) == []
+
+
+def test_a_stream_that_goes_on_opens_no_file_that_it_has_passed(shelf: list[Path]) -> None:
+    corpus = HubCorpus(name="shelf", validation_fraction=0)
+    read = list(corpus.resume("train", 0, None))
+    for passed in shelf[1:3]:  # all but the first, which tells what the columns are
+        passed.write_bytes(b"no Parquet")
+    rest = [text for text, _ in corpus.resume("train", 90, read[89][1])]
+    assert rest == [text for text, _ in read[90:]]
+
+
+def test_a_source_that_breaks_off_is_named_with_the_place(shelf: list[Path]) -> None:
+    corpus = HubCorpus(name="shelf", validation_fraction=0)
+    shelf[2].write_bytes(b"no Parquet")
+    documents = corpus.documents("train")
+    message = r"shelf, split train, cannot be read behind record 50: .*: check the network and"
+    with pytest.raises(BrokenOffError, match=message) as caught:
+        for _ in range(51):
+            next(documents)
+    assert "\n" not in str(caught.value)
+
+
+def test_places_of_another_version_of_the_library_are_counted_to(shelf: list[Path]) -> None:
+    corpus = HubCorpus(name="shelf", validation_fraction=0)
+    read = list(corpus.resume("train", 0, None))
+    foreign = read[49][1] | {"datasets": "1.0", "state": {"unknown": 1}}
+    assert next(corpus.resume("train", 50, foreign)) == read[50]
+
+
+def test_a_record_behind_a_place_is_named_by_its_number(shelf: list[Path]) -> None:
+    corpus = HubCorpus(name="shelf", validation_fraction=0)
+    place = list(corpus.resume("train", 0, None))[59][1]
+    pq.write_table(pa.table({"text": ["fine", None]}), shelf[3])
+    with pytest.raises(UserError, match=r"split train, record 77: no text under 'text'"):
+        list(corpus.resume("train", 60, place))
+
+
+def test_what_has_no_places_is_read_again_up_to_where_it_was(shelf: list[Path]) -> None:
+    whole = HubCorpus(name="shelf", validation_fraction=0, streaming=False)
+    texts = list(whole.documents("train"))
+    assert list(whole.resume("train", 97, None)) == [(text, None) for text in texts[97:]]
 
 
 def test_every_kind_of_corpus_has_a_name() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tokengrow.data.loader import probe_batch, train_loader, validation_loader
 from tokengrow.data.order import batch_indices
@@ -53,15 +55,6 @@ def test_batches_follow_the_order(sequences: Sequences) -> None:
         assert batch[:, 0].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
-def test_micro_batches_do_not_change_the_batches(
-    sequences: Sequences, micro_batch_size: int
-) -> None:
-    whole = first(train_loader(sequences, **SIZES, micro_batch_size=8), 5)
-    cut = train_loader(sequences, **SIZES, micro_batch_size=micro_batch_size)
-    assert torch.equal(first(cut, 5 * 8 // micro_batch_size), whole)
-
-
 def test_the_micro_batches_of_a_batch_are_dealt_to_the_ranks_in_turn(sequences: Sequences) -> None:
     whole = first(train_loader(sequences, **SIZES, micro_batch_size=8), 3).view(3, 2, 2, 2, -1)
     for rank in range(2):
@@ -69,10 +62,45 @@ def test_the_micro_batches_of_a_batch_are_dealt_to_the_ranks_in_turn(sequences: 
         assert torch.equal(first(mine, 6).view(3, 2, 2, -1), whole[:, :, rank])
 
 
-def test_workers_do_not_change_the_order(sequences: Sequences) -> None:
-    here = train_loader(sequences, **SIZES, micro_batch_size=2)
-    ahead = train_loader(sequences, **SIZES, micro_batch_size=2, workers=2)
-    assert torch.equal(first(ahead, 20), first(here, 20))
+@given(
+    micro_batch_size=st.sampled_from([1, 2, 3, 6]),
+    world_size=st.sampled_from([1, 2, 4]),
+    parts=st.integers(1, 3),
+    start_batch=st.integers(0, 9),
+    seed=st.integers(0, 2**64),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_global_batch_is_the_same_however_it_is_cut(
+    sequences: Sequences, micro_batch_size: int, world_size: int, parts: int, start_batch: int,
+    seed: int,
+) -> None:  # fmt: skip
+    """The micro-batches of all ranks, in the order in which they were dealt, are the batch."""
+    batch_size = micro_batch_size * world_size * parts
+    sizes = {"seed": seed, "batch_size": batch_size, "start_batch": start_batch}
+    (whole,) = islice(train_loader(sequences, **sizes, micro_batch_size=batch_size), 1)
+    ranks = [
+        first(
+            train_loader(
+                sequences, **sizes, micro_batch_size=micro_batch_size, rank=rank,
+                world_size=world_size,
+            ),
+            parts,
+        ).view(parts, micro_batch_size, -1)
+        for rank in range(world_size)
+    ]  # fmt: skip
+    assert torch.equal(torch.stack(ranks, 1).view_as(whole), whole)
+    numbers = range(start_batch * batch_size, (start_batch + 1) * batch_size)
+    alone = [batch_indices(seed, number, 1, len(sequences)).item() for number in numbers]
+    assert whole[:, 0].tolist() == [CONTEXT * index for index in alone]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing_on_any_rank_from_any_start(
+    sequences: Sequences, workers: int
+) -> None:
+    rank = {"micro_batch_size": 2, "rank": 1, "world_size": 2, "start_batch": 4}
+    here = first(train_loader(sequences, **SIZES, **rank), 10)
+    assert torch.equal(first(train_loader(sequences, **SIZES, **rank, workers=workers), 10), here)
 
 
 def test_a_later_start_goes_on_where_a_run_stopped(sequences: Sequences) -> None:

@@ -4,11 +4,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokengrow.data.order import batch_indices, shuffled
+from tokengrow.data.order import BLOCK, batch_indices, mixed_indices, shuffled
 
 KEYS = st.integers(-(2**63), 2**64)
 PINNED = [3, 9, 6, 1, 5, 0, 4, 8, 7, 2]
 PINNED_LARGE = [102337906, 117361046, 50385629, 39221774]
+PINNED_MIXED = [[1, 77268835], [1, 51641905], [0, 3], [0, 2], [0, 6], [0, 1], [0, 5], [0, 0]]
+PINNED_MIXED_LATER = [[1, 136682472], [0, 6], [0, 3], [0, 2]]
 
 
 @given(size=st.integers(1, 3000), key=KEYS)
@@ -80,3 +82,8 @@ def test_the_order_never_changes_between_releases() -> None:
     assert batch_indices(seed=1, batch=10**6, batch_size=4, num_sequences=150_000_000).tolist() == (
         PINNED_LARGE
     )
+    quotas, lengths = (BLOCK * 3 // 4, BLOCK // 4), [7, 150_000_000]
+    first = mixed_indices(0, 0, 8, quotas, lengths)
+    assert np.stack(first, 1).tolist() == PINNED_MIXED
+    later = mixed_indices(1, 10**6, 4, quotas, lengths)
+    assert np.stack(later, 1).tolist() == PINNED_MIXED_LATER

@@ -1,16 +1,22 @@
 """Token stores: what is in one, how one survives a kill, and how damage is noticed."""
 
+import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tokengrow.data import build
-from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore, build_store, prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -147,7 +153,7 @@ import os, signal, sys
 from pathlib import Path
 from tokengrow import files
 from tokengrow.data import build
-from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.store import build_store
 from tokengrow.data.tokenizer import Tokenizer
 
@@ -249,7 +255,60 @@ def test_only_unfinished_shards_are_tokenised_again(
     encoded.clear()
     with pytest.raises(KeyboardInterrupt):
         build_store(corpus, tokenizer, folder, shard_tokens=SHARD_TOKENS, progress=False)
-    assert encoded[0] == list(corpus.documents("train"))[finished]
+    documents = list(corpus.documents("train"))
+    assert documents[finished] in encoded
+    assert not set(encoded) & set(documents[:finished])
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> list[Path]:
+    """A dataset of six Parquet files: 40 texts each, some 500 tokens, in row groups of 15."""
+    (tmp_path / "shelf").mkdir()
+    files = [tmp_path / "shelf" / f"{number}.parquet" for number in range(6)]
+    for number, file in enumerate(files):
+        texts = [f"text {number}.{row}" + ", and so on" * (row % 5) for row in range(40)]
+        pq.write_table(pa.table({"text": texts}), file, row_group_size=15)
+    return files
+
+
+class TestStreaming:
+    """A store of a streamed dataset, whose building broke off."""
+
+    @pytest.fixture
+    def stream(self, shelf: list[Path]) -> HubCorpus:
+        return HubCorpus(name=str(shelf[0].parent), validation_fraction=0.1)
+
+    def test_it_goes_on_where_it_stood_and_has_the_same_bytes(
+        self, stream: HubCorpus, shelf: list[Path], tokenizer: Tokenizer, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """While it goes on, the files that it has passed, and was to read no more, hold nothing."""
+        monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)  # a document is written as it is read
+        whole = tmp_path / "whole"
+        build_store(stream, tokenizer, whole, shard_tokens=SHARD_TOKENS, progress=False)
+        broken = tmp_path / "broken"
+        good = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in shelf}
+
+        def spoil(*files: Path) -> None:
+            """The rest is whole; size and time, which the store's source names, are the same."""
+            for file in shelf:
+                content, time = good[file]
+                file.write_bytes(bytes(len(content)) if file in files else content)
+                os.utime(file, ns=(time, time))
+
+        spoil(shelf[4])
+        with pytest.raises(UserError, match=r"cannot be read behind record 160: .* goes on from"):
+            build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
+        progress = json.loads((broken / "progress.json").read_text())["splits"]["train"]
+        place = progress["place"]["read"]
+        assert len(progress["shards"]) > 1 and 80 < place < 160
+
+        spoil(shelf[1], shelf[5])  # it stood in the third or fourth file
+        with pytest.raises(UserError, match=r"cannot be read behind record 200: "):
+            build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
+        spoil()
+        build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
+        assert contents(broken) == contents(whole)
 
 
 def test_a_store_of_another_source_is_not_overwritten(
@@ -345,6 +404,84 @@ def test_a_flipped_bit_is_found_by_verifying(store: TokenStore) -> None:
     damaged = TokenStore.open(store.folder)  # sizes are right
     with pytest.raises(UserError, match=r"validation_00000.bin has SHA-256"):
         damaged.verify()
+
+
+class TestDamagedWhileInUse:
+    """A store that was whole when it was opened: the reader names the file and the byte."""
+
+    def test_a_shard_cut_short(self, store: TokenStore) -> None:
+        tokens = store.split("train")
+        tokens.read(0, len(tokens))  # every shard is open
+        shard = store.folder / "train_00001.bin"
+        os.truncate(shard, 601)
+        first = tokens.read(0, SHARD_TOKENS)
+        assert len(first) == SHARD_TOKENS, "the other shards are read as ever"
+        with pytest.raises(UserError, match=r"token file .*train_00001.bin ends at byte 601, and"):
+            tokens.read(0, len(tokens))
+
+    def test_a_shard_that_is_gone(self, store: TokenStore) -> None:
+        tokens = store.split("validation")
+        (store.folder / "validation_00000.bin").unlink()
+        with pytest.raises(
+            UserError, match=r"validation_00000.bin cannot be read \(No such file .*: put it back"
+        ):
+            tokens.read(0, 1)
+
+    def test_a_disk_that_fails(self, store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "preadv", fails)
+        with pytest.raises(UserError, match=r"train_00000.bin cannot be read \(Input/output error"):
+            store.split("train").read(0, 1)
+
+    def test_a_byte_that_makes_an_id_too_large(self, store: TokenStore) -> None:
+        tokens = store.split("train")
+        with (store.folder / "train_00000.bin").open("r+b") as file:
+            file.seek(21)
+            file.write(b"\xff")
+        assert len(tokens.read(0, 10)) == 10
+        with pytest.raises(
+            UserError, match=r"train_00000.bin byte 20: token id 65\d+ lies outside .* of 270: put"
+        ):
+            tokens.read(3, 30)
+
+
+@contextmanager
+def without_roots_rights() -> Iterator[None]:
+    """What is not readable for all is not readable for this process; for root all is, always."""
+    is_root = not os.geteuid()
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_a_shard_that_may_not_be_read_is_named_at_once(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.folder / "train_00001.bin").chmod(0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # the folders above are the user's alone
+    with (
+        without_roots_rights(),
+        pytest.raises(UserError, match=r"train_00001.bin may not be read: change its permissions"),
+    ):
+        TokenStore.open(store.folder.relative_to(tmp_path))
+
+
+def test_many_shards_are_read_with_few_open_files(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.bin" for number in range(600)]
+    for number, file in enumerate(files):
+        np.full(2, number, dtype="<u2").tofile(file)
+    tokens = TokenArray(files, [2] * 600, "<u2")
+    before = len(os.listdir("/dev/fd"))
+    assert np.array_equal(tokens.read(0, 1200), np.repeat(np.arange(600), 2))
+    assert np.array_equal(tokens.read(0, 4), [0, 0, 1, 1])  # closed meanwhile
+    assert len(os.listdir("/dev/fd")) - before <= 256
 
 
 def test_progress_is_shown_on_stderr_or_not_at_all(

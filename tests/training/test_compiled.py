@@ -1,11 +1,13 @@
 """Training with compiled blocks: the same run, compiled anew for each size."""
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
@@ -50,8 +52,11 @@ def test_a_stage_whose_tau_moves_is_compiled_once_it_has_arrived(
     small, large = run.stages
     large = replace(large, model=tiny_model(12))
     growth = GrowthConfig(tau="anneal", anneal_steps=3)
-    fit(replace(run, stages=(small, large), growth=growth), store)
+    log = io.StringIO()
+    fit(replace(run, stages=(small, large), growth=growth), store, Console(file=log))
     assert compiled_at == [small.model.tau.ffn, large.model.tau.ffn]
+    said = "compiling the blocks: the first update takes a while\n"
+    assert log.getvalue().count(said) == 2, "a log file is not silent meanwhile"
 
 
 def test_a_ladder_of_compiled_formulas_has_more_shapes_than_torch_keeps_by_itself(

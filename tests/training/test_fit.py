@@ -1,7 +1,6 @@
 """The loop over stages: growth keeps the loss, a killed run ends with the same bits, and what
 stays on the disk."""
 
-import csv
 import gc
 import json
 import shutil
@@ -315,30 +314,6 @@ def test_the_last_checkpoint_holds_the_runs_state_and_tokenizer(
     assert folder is not None
     assert json.loads((folder / "train_state.json").read_text()) == climbed.state.to_dict()
     assert climbed.checkpoint.tokenizer == store.tokenizer().to_json()
-
-
-def test_metrics_are_written_as_csv(tiny_run: Runs, store: TokenStore, tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run", rungs=(8,), steps=4, logger=LoggerConfig(kinds=["csv"]))
-    result = fit(run, store)
-    with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    trained = {int(row["step"]): row for row in rows if row["train/loss"]}
-    assert list(trained) == [2, 4]
-    assert float(trained[2]["train/lr"]) == pytest.approx(3e-3)  # the end of a warm-up of 2
-    assert float(trained[4]["train/lr"]) == pytest.approx(3e-4)  # min_lr
-    assert float(trained[4]["tokens"]) == 4 * 4 * 32
-    validated = [float(row["validation/loss"]) for row in rows if row["validation/loss"]]
-    assert validated == pytest.approx([row["loss"] for row in result.state.validation])
-
-
-def test_metrics_are_written_for_tensorboard(
-    tiny_run: Runs, store: TokenStore, tmp_path: Path
-) -> None:
-    logger = LoggerConfig(kinds=["tensorboard"])
-    fit(tiny_run(tmp_path / "run", rungs=(8,), steps=2, logger=logger), store)
-    (events,) = (tmp_path / "run" / "tensorboard" / "version_0").iterdir()
-    assert events.name.startswith("events.out.tfevents")
-    assert b"validation/loss" in events.read_bytes()
 
 
 def test_a_run_from_a_source_goes_on_in_its_data(

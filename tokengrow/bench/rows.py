@@ -21,7 +21,7 @@ class Measurement:
     """One row: a peer in a case of a suite."""
 
     suite: str
-    """pattention, step or decode."""
+    """pattention, step, decode or data."""
     case: str
     """Sizes."""
     peer: str
@@ -34,7 +34,7 @@ class Measurement:
     p80_ms: float
     against_limit: float
     """pattention: times its six products; step: share of the rate of a large product; decode: share
-    of the memory limit."""
+    of the memory limit; data: share of the bare tokenizer, or of reading in sequence."""
     peak_gb: float
     """Of memory, on a GPU."""
     error: float
@@ -42,6 +42,10 @@ class Measurement:
     device: str
     torch_version: str
     triton_version: str
+    rate: float = 0.0
+    """data: of what passes, in units per second."""
+    unit: str = ""
+    """Of the rate: MB/s of text in UTF-8, or M tokens/s."""
 
     @classmethod
     def on(cls, device: torch.device, timing: Timing, **columns: Any) -> "Measurement":

@@ -11,20 +11,23 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from tokengrow.bench import decode, pattention, step
+from tokengrow.bench import data, decode, pattention, step
 from tokengrow.bench.rows import Measurement, append_rows, check_appendable
-from tokengrow.cli.resolve import plain
+from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
 from tokengrow.cli.verb import run_verb
+from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.paths import cache_dir
 from tokengrow.typed import nearest, typed
 
 SUITES = {
     "pattention": ("One layer, forward and backward", "times the\nsix products"),
     "step": ("A training step", "share of a\nlarge product"),
     "decode": ("A token of one text", "share of\nthe limit"),
+    "data": ("Text to tokens, tokens to batches", "share of\nthe limit"),
 }
 """Suite to the title of its table and what its times are held against."""
 
@@ -62,6 +65,10 @@ class BenchArguments:
     """Sequences in a step, for each of them; null: 16 and 8, on a CPU 2."""
     peers: list[str] | None
     """Some of the peers of a step; null: all."""
+    data: dict[str, Any]
+    """The text of suite=data; its keys depend on `data.source`."""
+    tokenizer: dict[str, Any]
+    """That makes its tokens."""
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
@@ -116,7 +123,8 @@ def main(config: DictConfig) -> None:
             if out:
                 append_rows(out, [row])
     console.print(_table(arguments.suite, rows))
-    small = "" if arguments.fabric.on_gpu else ": small shapes, which say nothing of a GPU"
+    small_shapes = arguments.suite != "data" and not arguments.fabric.on_gpu
+    small = "" if not small_shapes else ": small shapes, which say nothing of a GPU"
     console.print(
         f"on {rows[0].device}, {rows[0].dtype}, torch {rows[0].torch_version}{small}",
         soft_wrap=True,
@@ -126,6 +134,8 @@ def main(config: DictConfig) -> None:
 
 
 def _rows(arguments: BenchArguments) -> Iterator[Measurement]:
+    if arguments.suite == "data":
+        return _data_rows(arguments)
     fabric, device = arguments.fabric, arguments.device
     dtype = torch.float32 if fabric.chosen_precision == "32-true" else torch.bfloat16
     if arguments.suite == "step":
@@ -137,10 +147,18 @@ def _rows(arguments: BenchArguments) -> Iterator[Measurement]:
     return pattention.measure([(d, n) for d, n in shapes], tokens, dtype, device)
 
 
+def _data_rows(arguments: BenchArguments) -> Iterator[Measurement]:
+    corpus = resolve_corpus(arguments.data)
+    tokenizer = prepare_tokenizer(resolve_tokenizer(arguments.tokenizer), corpus, cache_dir())
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return data.measure(corpus, tokenizer, cache_dir())
+
+
 def _table(suite: str, rows: list[Measurement]) -> Table:
     """A line for each row, with the case where it changes."""
     title, against = SUITES[suite]
-    made = table(title, "", ("median\nms", "p20", "p80", against, "peak\nGB"))
+    last = "rate" if suite == "data" else "peak\nGB"
+    made = table(title, "", ("median\nms", "p20", "p80", against, last))
     case = None
     for row in rows:
         if row.case != case:
@@ -154,9 +172,11 @@ def _table(suite: str, rows: list[Measurement]) -> Table:
 def _numbers(row: Measurement) -> list[Any]:
     if math.isnan(row.median_ms):
         return ["out of", "memory"]
-    peak = f"{row.peak_gb:.2f}" if row.peak_gb else "-"
+    last = f"{row.peak_gb:.2f}" if row.peak_gb else "-"
+    if row.unit:
+        last = f"{row.rate:,.4g} {row.unit}"
     times = (f"{time:.3f}" for time in (row.median_ms, row.p20_ms, row.p80_ms))
-    return [*times, f"{row.against_limit:.3f}", peak]
+    return [*times, f"{row.against_limit:.3f}", last]
 
 
 if __name__ == "__main__":

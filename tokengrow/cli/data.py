@@ -7,13 +7,15 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
+from tokengrow.cli.mixture import resolve_mixture
 from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.corpus import Corpus
 from tokengrow.data.layout import TOKENIZER
 from tokengrow.data.megatron import export_store
+from tokengrow.data.mixture import MixtureConfig, build_mixture
 from tokengrow.data.store import TokenStore, build_store, prepare_store
-from tokengrow.data.tokenizer import Tokenizer, prepare_tokenizer
+from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
 from tokengrow.errors import UserError
 from tokengrow.paths import cache_dir
 from tokengrow.typed import nearest, typed
@@ -45,9 +47,12 @@ def main(config: DictConfig) -> None:
     out = Path(arguments.out)
     if arguments.to == "megatron" and out.exists():
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
-    corpus = resolve_corpus(arguments.data)
     tokenizer_config = resolve_tokenizer(arguments.tokenizer)
     console = Console(highlight=False, soft_wrap=True)
+    if mixed := resolve_mixture(arguments.data):
+        _build_mixture(mixed, arguments, tokenizer_config, console)
+        return
+    corpus = resolve_corpus(arguments.data)
     with console.status("tokenizer"):
         tokenizer = prepare_tokenizer(tokenizer_config, corpus, cache_dir())
     if arguments.to == "megatron":
@@ -61,6 +66,24 @@ def main(config: DictConfig) -> None:
         show_files(prefixes, out, console)
     else:
         console.print(f"store       {store.folder}")
+
+
+def _build_mixture(
+    mixed: MixtureConfig, arguments: DataArguments, config: TokenizerConfig, console: Console
+) -> None:
+    """A store for each source in `out`, and their shares."""
+    if arguments.to != "store":
+        raise UserError(
+            f"to={arguments.to} takes one source: give its own data=, once for each source"
+        )
+    tokenizer = mixed.stored_tokenizer()
+    if tokenizer is None:
+        with console.status("tokenizer"):
+            tokenizer = prepare_tokenizer(config, mixed.text, cache_dir())
+    mixture = build_mixture(mixed, tokenizer, Path(arguments.out))
+    for line in mixture.lines():
+        console.print(line)
+    console.print(f"train with  store={arguments.out}")
 
 
 def _build(corpus: Corpus, tokenizer: Tokenizer, out: Path, console: Console) -> TokenStore:

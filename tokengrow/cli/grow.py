@@ -15,7 +15,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.resolve import plain, resolve_growth
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import probe_batch
-from tokengrow.data.store import TokenStore
+from tokengrow.data.mixture import open_store
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.growth.config import GrowthConfig
@@ -68,7 +68,7 @@ def _probe(store: str | None, config: ModelConfig) -> Tensor | None:
     """[2, T + 1] real validation tokens of a store, if one is given."""
     if store is None:
         return None
-    return probe_batch(TokenStore.open(Path(store)).sequences("validation", config.context_length))
+    return probe_batch(open_store(Path(store)).sequences("validation", config.context_length))
 
 
 def _number(value: int | float) -> str:

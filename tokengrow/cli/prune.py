@@ -13,8 +13,8 @@ from tokengrow.cli.resolve import Recipe, TrainArguments, plain, resolve_model, 
 from tokengrow.cli.train import open_tokens
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
+from tokengrow.data.mixture import open_store
 from tokengrow.data.sequences import TokenSource
-from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.growth.plan import KEPT
@@ -84,7 +84,7 @@ def open_text(store: str | None, source: Checkpoint, console: Console) -> TokenS
     Raises:
         UserError: neither can be opened, or its tokens are another tokenizer's.
     """
-    tokens = TokenStore.open(Path(store)) if store else _recorded_text(source, console)
+    tokens = open_store(Path(store)) if store else _recorded_text(source, console)
     place = f"store={store}" if store else "the text of the source's run"
     theirs = source.tokenizer not in (None, tokens.tokenizer().to_json())
     if theirs or tokens.vocab_size > source.config.vocab_size:

@@ -27,6 +27,9 @@ Values = dict[str, Any]
 MEGATRON = "megatron"
 """The one `data.source` that is no text."""
 
+MIXTURE = "mixture"
+"""The one `data.source` that is made of others."""
+
 INHERITED = ("seed", "batch_size", "micro_batch_size", "validation_every", "validation_sequences")
 """Keys of run.yaml that, when null, are as in the source's run; so are those of optim."""
 
@@ -304,8 +307,8 @@ def resolve_growth(
     return plan_growth(source, resolve_model(changes, source, where), where, config)
 
 
-def resolve_corpus(values: Values) -> Corpus:
-    """The text source that the `data` section names."""
+def resolve_corpus(values: Values, where: str = "data") -> Corpus:
+    """The text source that the `data` section names, or a part of it."""
     settings = dict(values)
     source = settings.pop("source", None)
     if source is None:
@@ -314,10 +317,13 @@ def resolve_corpus(values: Values) -> Corpus:
             "its own"
         )
     if source == MEGATRON:
-        raise UserError("data=megatron holds token ids already, not text: train on it as it is")
+        raise UserError(f"{where}=megatron holds token ids already, not text: train on it as it is")
+    if source == MIXTURE and where == "data":
+        raise UserError("data=mixture is several texts: give the data= of one of its sources")
     if source not in CORPORA:
-        raise UserError(f"data.source {source!r}: valid are {', '.join([*CORPORA, MEGATRON])}")
-    return typed(CORPORA[source], settings, "data")
+        others = [] if where != "data" else [MEGATRON, MIXTURE]
+        raise UserError(f"{where}.source {source!r}: valid are {', '.join([*CORPORA, *others])}")
+    return typed(CORPORA[source], settings, where)
 
 
 def resolve_megatron(values: Values) -> MegatronConfig | None:

@@ -30,6 +30,7 @@ from tokengrow.distributed.launch import find_launch, process_rank
 from tokengrow.errors import UserError
 from tokengrow.files import write_atomically
 from tokengrow.training.fit import FitResult
+from tokengrow.training.stop import Stopped
 
 TABLE_FILE = "sweep.csv"
 ROWS_FOLDER = ".jobs"
@@ -162,6 +163,8 @@ def run_job(
         check_processes(values["fabric"], hydra.launcher)
         result = climb(resolve_train(values), _progress(hydra))
         row = replace(before, **_figures(result))
+    except Stopped:  # the whole sweep was asked to stop
+        raise
     except Exception as error:
         row = replace(before, status=FAILED, tokens=None, error=_reason(error))
     finally:

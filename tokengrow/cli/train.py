@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.generate import stream_text
+from tokengrow.cli.mixture import resolve_mixture
 from tokengrow.cli.resolve import (
     TrainArguments,
     checkpoint_tokenizer,
@@ -22,10 +23,11 @@ from tokengrow.cli.resolve import (
 )
 from tokengrow.cli.sweep import run_job
 from tokengrow.cli.verb import run_verb
-from tokengrow.data.corpus import Corpus
+from tokengrow.data.corpus import Text
 from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
+from tokengrow.data.mixture import MixtureConfig, open_store, prepare_mixture
 from tokengrow.data.sequences import TokenSource
-from tokengrow.data.store import TokenStore, prepare_store
+from tokengrow.data.store import prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
 from tokengrow.distributed.launch import fabric_run_options, process_rank
 from tokengrow.errors import UserError
@@ -56,6 +58,7 @@ def train(config: DictConfig) -> float | None:
 def climb(arguments: TrainArguments, console: Console) -> FitResult:
     """Trains a ladder on its tokens, which are made first where need be."""
     arguments.run.check_kernel()  # before minutes are spent on the data
+    arguments.run.logger.check_installed()
     tokens = open_tokens(arguments, console)
     return fit(record_epochs(arguments.run, tokens), tokens, console)
 
@@ -78,9 +81,11 @@ def open_tokens(arguments: TrainArguments, console: Console) -> TokenSource:
     """The run's tokens: the store that is given, one made from text, or Megatron's files."""
     recipe = arguments.recipe
     if recipe.store:
-        return TokenStore.open(Path(recipe.store))
+        return open_store(Path(recipe.store))
     if files := resolve_megatron(recipe.data):
         return _open_megatron(files, arguments, console)
+    if mixed := resolve_mixture(recipe.data):
+        return _open_mixture(mixed, arguments, console)
     corpus = resolve_corpus(recipe.data)
     tokenizer = given_tokenizer(arguments) or _trained_tokenizer(arguments, corpus, console)
     store = prepare_store(corpus, tokenizer, cache_dir())
@@ -91,6 +96,16 @@ def open_tokens(arguments: TrainArguments, console: Console) -> TokenSource:
         soft_wrap=True,
     )
     return store
+
+
+def _open_mixture(mixed: MixtureConfig, arguments: TrainArguments, console: Console) -> TokenSource:
+    """Several stores of one tokenizer: those that are given, or made from text in the cache."""
+    tokenizer = given_tokenizer(arguments) or mixed.stored_tokenizer()
+    tokenizer = tokenizer or _trained_tokenizer(arguments, mixed.text, console)
+    mixture = prepare_mixture(mixed, tokenizer, cache_dir())
+    for line in mixture.lines():
+        console.print(f"data: {line}", highlight=False, soft_wrap=True)
+    return mixture
 
 
 def _open_megatron(
@@ -145,7 +160,7 @@ def given_tokenizer(arguments: TrainArguments) -> Tokenizer | None:
     return tokenizer
 
 
-def _trained_tokenizer(arguments: TrainArguments, corpus: Corpus, console: Console) -> Tokenizer:
+def _trained_tokenizer(arguments: TrainArguments, corpus: Text, console: Console) -> Tokenizer:
     """A tokenizer of the `tokenizer` section's size, trained on the corpus."""
     config = _tokenizer_config(arguments)
     arguments.run.check_vocabulary(config.vocab_size)  # before minutes are spent on training it

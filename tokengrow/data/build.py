@@ -2,18 +2,20 @@
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tokengrow.data.corpus import Corpus, Split
+from tokengrow.data.corpus import BrokenOffError, Corpus, Split
 from tokengrow.data.layout import (
     MARKER,
     PROGRESS,
@@ -31,6 +33,8 @@ from tokengrow.files import TEMPORARY, locked, replace_durably, write_atomically
 
 BATCH_CHARACTERS = 2**22
 """Text handed to the tokenizer at once: enough documents to keep many cores busy."""
+TOKENISING = 2
+"""Batches with the tokenizer at a time: the second keeps the cores busy where the first ends."""
 
 
 @dataclass
@@ -40,6 +44,8 @@ class _SplitState:
     documents: int = 0
     done: bool = False
     shards: list[Shard] = field(default_factory=list)
+    place: Any = None
+    """Where the corpus goes on behind them, if it says so: see `Corpus.resume`."""
 
 
 @dataclass
@@ -81,10 +87,10 @@ def write_store(
                 raise UserError(
                     "data: the train split has no text: check data and its held-out share"
                 )
-        except UserError:
-            # Wrong input leaves nothing behind. What an earlier call finished stays: it was right,
-            # and the reason may be passing, such as a dataset that cannot be reached.
-            if not resumed:
+        except UserError as error:
+            # Wrong input leaves nothing behind. What an earlier call finished stays, and what was
+            # read before a source broke off: it was right, and the reason may be passing.
+            if not resumed and not isinstance(error, BrokenOffError):
                 _discard(folder, is_new_folder)
             raise
         _finish(job, tokenizer)
@@ -135,8 +141,8 @@ def _resume(folder: Path, source: Source) -> _Job:
     for split, state in values["splits"].items():
         shards = [Shard(**shard) for shard in state["shards"]]
         for shard in shards:
-            shard.check_size(folder)
-        splits[split] = _SplitState(state["documents"], state["done"], shards)
+            shard.check(folder)
+        splits[split] = _SplitState(**state | {"shards": shards})
     return _Job(folder, source, splits)
 
 
@@ -153,37 +159,61 @@ def _write_split(
     bar.start(split, documents, tokens)
     writer = _ShardWriter(job.folder, f"{split}_{len(state.shards):05d}.bin", dtype)
     try:
-        for texts in _batches(islice(corpus.documents(split), documents, None)):
-            for ids in tokenizer.encode_batch(texts):
-                writer.append([*ids, tokenizer.end_of_text])
+        for batch in _tokenised(corpus.resume(split, documents, state.place), tokenizer):
+            for ids, place in batch:
+                writer.append(ids, tokenizer.end_of_text)
                 documents += 1
                 if writer.tokens >= job.source.shard_tokens:
                     tokens += writer.tokens
                     state.shards.append(writer.finish())
-                    state.documents = documents
+                    state.documents, state.place = documents, place
                     job.save()
                     writer = _ShardWriter(job.folder, f"{split}_{len(state.shards):05d}.bin", dtype)
             bar.show(documents, tokens + writer.tokens)
         if writer.tokens:
             state.shards.append(writer.finish())
-        state.documents, state.done = documents, True
+        state.documents, state.done, state.place = documents, True, None
         job.save()
     finally:
         writer.close()
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in lists of about BATCH_CHARACTERS characters; a list is never empty."""
-    batch: list[str] = []
+def _tokenised(
+    documents: Iterable[tuple[str, Any]], tokenizer: Tokenizer
+) -> Iterator[list[tuple[list[int], Any]]]:
+    """Batches of documents as token ids, each with its place.
+
+    Tokenising leaves Python's lock, so meanwhile the next batch is read and the last one written.
+    """
+    waiting: deque[tuple[Future[list[list[int]]], list[Any]]] = deque()
+    with ThreadPoolExecutor(TOKENISING) as pool:
+
+        def oldest() -> list[tuple[list[int], Any]]:
+            ids, places = waiting.popleft()
+            return list(zip(ids.result(), places, strict=True))
+
+        for texts, places in _batches(documents):
+            waiting.append((pool.submit(tokenizer.encode_batch, texts), places))
+            if len(waiting) > TOKENISING:
+                yield oldest()
+        while waiting:
+            yield oldest()
+
+
+def _batches(documents: Iterable[tuple[str, Any]]) -> Iterator[tuple[list[str], list[Any]]]:
+    """Texts and places of about BATCH_CHARACTERS characters; never of none."""
+    texts: list[str] = []
+    places: list[Any] = []
     characters = 0
-    for text in documents:
-        batch.append(text)
+    for text, place in documents:
+        texts.append(text)
+        places.append(place)
         characters += len(text)
         if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+            yield texts, places
+            texts, places, characters = [], [], 0
+    if texts:
+        yield texts, places
 
 
 def _finish(job: _Job, tokenizer: Tokenizer) -> None:
@@ -221,11 +251,11 @@ class _ShardWriter:
         self._dtype = np.dtype(dtype)
         self.tokens = 0
 
-    def append(self, ids: list[int]) -> None:
-        content = np.array(ids, dtype=self._dtype).tobytes()
+    def append(self, ids: list[int], end_of_text: int) -> None:
+        content = np.array([*ids, end_of_text], dtype=self._dtype).tobytes()
         self._file.write(content)
         self._hash.update(content)
-        self.tokens += len(ids)
+        self.tokens += len(ids) + 1
 
     def finish(self) -> Shard:
         """Flushes the file to the disk and gives it its name."""

@@ -1,14 +1,16 @@
 """Where the text comes from: config and behaviour of each source in one frozen dataclass."""
 
+import os
 import platform
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tokengrow.data.reading import (
     expand_files,
@@ -20,6 +22,20 @@ from tokengrow.data.reading import (
 from tokengrow.errors import UserError
 
 Split = Literal["train", "validation"]
+
+
+class BrokenOffError(UserError):
+    """A source that could be read up to a point: what was made of it so far is right."""
+
+
+class Text(Protocol):
+    """What a tokenizer can be trained on."""
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """See `Corpus.documents`."""
+
+    def identity(self) -> dict[str, Any]:
+        """See `Corpus.identity`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +59,17 @@ class Corpus(ABC):
         Raises:
             UserError: the source is missing or malformed; names the file and the place in it.
         """
+
+    def resume(self, split: Split, done: int, place: Any) -> Iterator[tuple[str, Any]]:
+        """The documents behind the first `done`, each with the place behind it.
+
+        Args:
+            split: which split.
+            done: documents to leave out, 0 for a beginning.
+            place: what came with the last of these, as JSON gives it back; None where a source has
+                none, and then they are read and dropped.
+        """
+        return ((text, None) for text in islice(self.documents(split), done, None))
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -86,19 +113,22 @@ class StdlibCorpus(Corpus):
     def _names(self) -> list[str]:
         """Paths of the modules relative to the library, with forward slashes, sorted."""
         skipped = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-        root = _stdlib_root()
-        relative = (path.relative_to(root) for path in root.rglob("*.py"))
-        names = sorted(p.as_posix() for p in relative if not skipped.intersection(p.parts[:-1]))
+        root, names = _stdlib_root(), []
+        for folder, inside, files in os.walk(root):
+            inside[:] = [name for name in inside if name not in skipped]
+            under = Path(folder).relative_to(root)
+            names += [(under / name).as_posix() for name in files if name.endswith(".py")]
         if not names:
             raise UserError(
                 f"data: no .py file in {root}, this Python's standard library: choose another data="
             )
-        return names
+        return sorted(names)
 
     def _texts(self) -> Iterator[tuple[str, str]]:
+        root = _stdlib_root()
         for name in self._names():
             try:
-                text = (_stdlib_root() / name).read_text(encoding="utf-8")
+                text = (root / name).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 continue
             if text:
@@ -168,11 +198,16 @@ class HubCorpus(Corpus):
     """Branch, tag or commit; a commit keeps the text from changing under the token store."""
 
     def documents(self, split: Split) -> Iterator[str]:
-        if self.validation_split:
-            yield from self._texts(self.split if split == "train" else self.validation_split)
-        else:
-            texts = self._texts(self.split)
-            yield from self._hold_out(split, ((text, text) for text in texts))
+        return (text for text, _ in self.resume(split, 0, None))
+
+    def resume(self, split: Split, done: int, place: Any) -> Iterator[tuple[str, Any]]:
+        rows = self._rows(split)
+        if rows.go_to(place):
+            done = 0
+        texts = self._texts(rows)
+        if not self.validation_split:
+            texts = self._hold_out(split, ((text, text) for text in texts))
+        return ((text, rows.place()) for text in islice(texts, done, None))
 
     def identity(self) -> dict[str, Any]:
         folder = Path(self.name).expanduser()
@@ -189,19 +224,32 @@ class HubCorpus(Corpus):
             "validation_fraction": self.validation_fraction,
         }
 
-    def _texts(self, hub_split: str) -> Iterator[str]:
-        for number, row in enumerate(self._load(hub_split), 1):
+    def _texts(self, rows: "_Rows") -> Iterator[str]:
+        for row in self._readable(rows):
             if not isinstance(row.get(self.text_key), str):
-                place = f"{self.name}, split {hub_split}, record {number}"
+                place = f"{self.name}, split {rows.split}, record {rows.read}"
                 raise UserError(f"data.text_key: {place}: {no_text(row, self.text_key)}")
             if row[self.text_key]:
                 yield row[self.text_key]
 
-    def _load(self, hub_split: str) -> Iterable[dict[str, Any]]:
+    def _readable(self, rows: "_Rows") -> Iterator[dict[str, Any]]:
+        try:
+            yield from rows
+        # The network, or any of the formats' readers: again no common base class.
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BrokenOffError(
+                f"data.name: {self.name}, split {rows.split}, cannot be read behind record "
+                f"{rows.read}: {reason}: check the network and the files; the same command then "
+                "goes on from its last finished shard"
+            ) from error
+
+    def _rows(self, split: Split) -> "_Rows":
         datasets = import_datasets()
+        hub_split = (self.validation_split if split == "validation" else None) or self.split
         try:
             with TemporaryDirectory() as throw_away:  # streaming leaves only lock files in a cache
-                return datasets.load_dataset(
+                dataset = datasets.load_dataset(
                     str(Path(self.name).expanduser()) if self.name.startswith("~") else self.name,
                     self.subset,
                     split=hub_split,
@@ -216,6 +264,41 @@ class HubCorpus(Corpus):
                 f"data.name: cannot load {self.name!r} (subset {self.subset}, split {hub_split}): "
                 f"{reason}: check data.name, data.subset, data.split and the network"
             ) from error
+        return _Rows(dataset, hub_split, datasets.__version__ if self.streaming else None)
+
+
+class _Rows:
+    """The rows of a dataset in order, counted.
+
+    Attributes:
+        split: the dataset's, that they are of.
+        read: rows given out, those in front of the place that `go_to` went to included.
+    """
+
+    def __init__(self, dataset: Any, split: str, version: str | None) -> None:
+        self.split, self.read = split, 0
+        self._dataset, self._version = dataset, version
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self._dataset:
+            self.read += 1
+            yield row
+
+    def place(self) -> Any:
+        """Behind the row given out last; None where the dataset has no places."""
+        if self._version is None:
+            return None
+        state = self._dataset.state_dict()
+        return {"datasets": self._version, "read": self.read, "state": state}
+
+    def go_to(self, place: Any) -> bool:
+        """Whether the next row is the one behind a place; its library's other versions have
+        others."""
+        if place is None or place["datasets"] != self._version:
+            return False
+        self._dataset.load_state_dict(place["state"])
+        self.read = place["read"]
+        return True
 
 
 def _stdlib_root() -> Path:

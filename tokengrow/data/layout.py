@@ -1,6 +1,7 @@
 """The names in a token store and its record ``store.json``: what writer and reader share."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,8 +29,8 @@ class Shard:
     bytes: int
     sha256: str
 
-    def check_size(self, folder: Path) -> None:
-        """Raises UserError where the file is missing or has not the recorded number of bytes."""
+    def check(self, folder: Path) -> None:
+        """Raises UserError where the file is missing, of another size or not to be read."""
         path = folder / self.file
         found = path.stat().st_size if path.is_file() else None
         if found != self.bytes:
@@ -37,6 +38,8 @@ class Shard:
             raise UserError(
                 f"damaged token store: {path} {state}: delete {folder} and make it anew"
             )
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise UserError(f"token store: {path} may not be read: change its permissions")
 
 
 @dataclass(frozen=True, kw_only=True)

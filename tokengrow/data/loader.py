@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from itertools import count
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
@@ -110,21 +109,15 @@ def validation_loader(
             f"validation takes {max_sequences} of {len(sequences)} sequences in batches of "
             f"{batch_size} on {world_size} processes: give each process at least one sequence"
         )
-    spread = _spread(len(sequences), share * world_size)
-    mine = spread[rank * share : (rank + 1) * share]
+    spread = sequences.spread(share * world_size)
+    mine = spread[rank * share : (rank + 1) * share].tolist()
     return _loader(Subset(sequences, mine), batch_size=batch_size)
 
 
 def spread_batch(sequences: Sequences, count: int) -> torch.Tensor:
     """Sequences spread evenly over a split, int64 [count, T + 1], fewer where there are fewer."""
-    indices = _spread(len(sequences), min(count, len(sequences)))
-    return torch.stack([sequences[index] for index in indices])
-
-
-def _spread(available: int, count: int) -> list[int]:
-    """`count` of so many indices, at even distances."""
-    indices: list[int] = (np.arange(count) * available // count).tolist()
-    return indices
+    indices = sequences.spread(min(count, len(sequences)))
+    return torch.stack([sequences[index] for index in indices.tolist()])
 
 
 def probe_batch(sequences: Sequences, count: int = 2) -> torch.Tensor:

@@ -96,10 +96,10 @@ class IndexedTokens:
             return self.data.stat().st_size // self.dtype.itemsize
         return int(self.pointers[document]) // self.dtype.itemsize
 
-    def tokens(self, first: int, stop: int) -> TokenArray:
-        """The ids of documents `first` to `stop` as one stream."""
+    def tokens(self, first: int, stop: int, vocab_size: int | None = None) -> TokenArray:
+        """The ids of documents `first` to `stop` as one stream; see `TokenArray`."""
         begin, end = self.start(first), self.start(stop)
-        return TokenArray([self.data], [end - begin], self.dtype.str, begin)
+        return TokenArray([self.data], [end - begin], self.dtype.str, vocab_size, begin)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from tokengrow.data.megatron_order import (
     prepare_order,
     split_documents,
 )
-from tokengrow.data.sequences import Sequences, TokenArray, check_length
+from tokengrow.data.sequences import Sequences, check_length
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 
@@ -56,7 +56,7 @@ class MegatronSamples(Sequences):
     def __init__(
         self, files: IndexedTokens, order: SampleOrder, context_length: int, vocab_size: int
     ) -> None:
-        super().__init__(CheckedTokens(files, 0, len(files), vocab_size), context_length)
+        super().__init__(files.tokens(0, len(files), vocab_size), context_length)
         self.files, self.order = files, order
 
     def __len__(self) -> int:
@@ -79,32 +79,6 @@ class MegatronSamples(Sequences):
     def batch(self, number: int, size: int, seed: int) -> np.ndarray:
         """The samples of global batch ``number``, int64 [size]; `seed` has shuffled them before."""
         return np.arange(number * size, (number + 1) * size, dtype=np.int64) % len(self)
-
-
-class CheckedTokens(TokenArray):
-    """The ids of documents `first` to `stop`, each compared with a vocabulary as it is read."""
-
-    def __init__(self, files: IndexedTokens, first: int, stop: int, vocab_size: int) -> None:
-        begin, end = files.start(first), files.start(stop)
-        super().__init__([files.data], [end - begin], files.dtype.str, begin)
-        self._vocab_size = vocab_size
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """As `TokenArray.read`.
-
-        Raises:
-            UserError: an id that the tokenizer does not have; names the file and the byte.
-        """
-        tokens = super().read(start, length)
-        wrong = np.flatnonzero((tokens < 0) | (tokens >= self._vocab_size))
-        if wrong.size:
-            place = (self._first + start + int(wrong[0])) * np.dtype(self._dtype).itemsize
-            raise UserError(
-                f"{self._files[0]} byte {place}: token id {tokens[wrong[0]]} lies outside the "
-                f"tokenizer's vocabulary of {self._vocab_size}: give the tokenizer.file that made "
-                "the data"
-            )
-        return tokens
 
 
 @dataclass(frozen=True)
@@ -195,7 +169,7 @@ class MegatronSource:
         part = self.parts[name]
         check_length(len(part), context_length, name, WAY_OUT)
         if name == "validation":
-            tokens = CheckedTokens(part.files, part.first, part.stop, self.vocab_size)
+            tokens = part.files.tokens(part.first, part.stop, self.vocab_size)
             return Sequences(tokens, context_length)
         key = OrderKey(
             content=part.files.fingerprint,

@@ -4,8 +4,15 @@ Nothing here has state, so a run that is killed, or moved to another number of r
 place from one integer.
 """
 
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from math import floor
+
 import numpy as np
 
+BLOCK = 2**14
+"""Positions in which the sources of a mixture have their exact shares."""
 _ROUNDS = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -51,18 +58,91 @@ def batch_indices(seed: int, batch: int, batch_size: int, num_sequences: int) ->
     Returns:
         int64 [batch_size], each in ``range(num_sequences)``.
     """
-    positions = np.arange(batch * batch_size, (batch + 1) * batch_size, dtype=np.int64)
+    return _in_epochs(seed, _positions(batch, batch_size), num_sequences)
+
+
+def apportion(total: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole numbers in proportion to weights, by the largest remainders.
+
+    Args:
+        total: what they add up to.
+        weights: above 0, in any unit.
+    """
+    exact = [Fraction(weight) for weight in weights]
+    shares = [weight * total / sum(exact) for weight in exact]
+    parts = [floor(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: parts[i] - shares[i])
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return tuple(parts)
+
+
+def mixed_indices(
+    seed: int, batch: int, batch_size: int, quotas: tuple[int, ...], num_sequences: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences of a global batch of a mixture.
+
+    The endless stream is cut into blocks of `BLOCK` positions, and which position of a block is
+    whose is shuffled anew in every block. The positions of one source, in their order, go through
+    its epochs as `batch_indices` does.
+
+    Args:
+        seed: picks the order, any integer.
+        batch: number of the global batch, from 0.
+        batch_size: sequences in a global batch.
+        quotas: positions of each source in a block, `BLOCK` in all.
+        num_sequences: sequences of each source, at least 1.
+
+    Returns:
+        (source, sequence in it), int64 [batch_size] each.
+    """
+    positions = _positions(batch, batch_size)
+    blocks, places = np.divmod(positions, BLOCK)
+    sources, visits = np.empty_like(positions), np.empty_like(positions)
+    for block in np.unique(blocks):
+        inside = blocks == block
+        whose, rank = _shuffled_block(seed, int(block), quotas)
+        sources[inside] = whose[places[inside]]
+        visits[inside] = block * np.array(quotas)[sources[inside]] + rank[places[inside]]
+    indices = np.empty_like(positions)
+    for source in np.unique(sources):
+        inside = sources == source
+        own_seed = _key(seed, int(source))
+        indices[inside] = _in_epochs(own_seed, visits[inside], num_sequences[source])
+    return sources, indices
+
+
+@lru_cache(maxsize=2)  # a batch may lie across two; the next batch has most of the same
+def _shuffled_block(
+    seed: int, block: int, quotas: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(source of each position of a block, how many before it have the same), int64 [BLOCK]."""
+    order = shuffled(np.arange(BLOCK), BLOCK, _key(_key(seed, -1), block))
+    sources = np.repeat(np.arange(len(quotas)), quotas)[order]
+    ranks = np.empty_like(sources)
+    for source, quota in enumerate(quotas):
+        ranks[sources == source] = np.arange(quota)
+    return sources, ranks
+
+
+def _positions(batch: int, batch_size: int) -> np.ndarray:
+    """Of a global batch in the endless stream, int64 [batch_size]."""
+    return np.arange(batch * batch_size, (batch + 1) * batch_size, dtype=np.int64)
+
+
+def _in_epochs(seed: int, positions: np.ndarray, num_sequences: int) -> np.ndarray:
+    """The sequences at some positions of an endless stream of epochs, int64 [n] -> int64 [n]."""
     epochs, places = np.divmod(positions, num_sequences)
     result = np.empty_like(positions)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
-        result[inside] = shuffled(places[inside], num_sequences, _epoch_key(seed, int(epoch)))
+        result[inside] = shuffled(places[inside], num_sequences, _key(seed, int(epoch)))
     return result
 
 
-def _epoch_key(seed: int, epoch: int) -> int:
-    """One key for each (seed, epoch); mixed in turn, so that (0, 1) and (1, 0) differ."""
-    return int(_mix(_mix(_wrapped(seed)) + _wrapped(epoch))[0])
+def _key(seed: int, number: int) -> int:
+    """One key for each (seed, number); mixed in turn, so that (0, 1) and (1, 0) differ."""
+    return int(_mix(_mix(_wrapped(seed)) + _wrapped(number))[0])
 
 
 def _feistel(values: np.ndarray, half_bits: np.uint64, round_keys: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """A split of tokens as training meets it: a stream on the disk, cut into sequences."""
 
+import os
 from bisect import bisect_right
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,17 +20,30 @@ from tokengrow.errors import UserError
 class TokenArray:
     """The token ids of one split, read from disk as they are asked for.
 
+    Nothing is kept in this process but the tokens of the call: what the machine's memory is left
+    over for is the page cache, which gives way. A memory map would read 128 KB around each
+    sequence, and answer a file that has become shorter, or a disk that fails, with a bus error.
+
     Args:
         files: the shards in order.
         lengths: tokens in each shard.
         dtype: NumPy's name of the type of an id.
+        vocab_size: ids from here on are refused as they are read; None: none is.
         first: tokens of the first shard that lie before the split.
     """
 
-    def __init__(self, files: list[Path], lengths: list[int], dtype: str, first: int = 0) -> None:
-        self._files, self._dtype, self._first = files, dtype, first
+    def __init__(
+        self,
+        files: list[Path],
+        lengths: list[int],
+        dtype: str,
+        vocab_size: int | None = None,
+        first: int = 0,
+    ) -> None:
+        self._files, self._dtype, self._first = files, np.dtype(dtype), first
+        self._vocab_size = vocab_size
         self._ends = list(accumulate(lengths))
-        self._maps: dict[int, np.ndarray] = {}
+        self._key = object()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -38,6 +53,8 @@ class TokenArray:
 
         Raises:
             IndexError: a part of the range lies outside.
+            UserError: a file that cannot be read or ends too soon, or an id outside the vocabulary;
+                names the file and the byte.
         """
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of a split of {len(self)}")
@@ -46,20 +63,75 @@ class TokenArray:
         while done < length:
             shard = bisect_right(self._ends, start + done)
             offset = start + done - (self._ends[shard - 1] if shard else 0)
-            piece = self._map(shard)[offset : offset + length - done]
-            result[done : done + len(piece)] = piece
-            done += len(piece)
+            count = min(length - done, self._ends[shard] - start - done)
+            result[done : done + count] = self._piece(shard, offset, count)
+            done += count
         return result
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            skipped = 0 if shard else self._first * np.dtype(self._dtype).itemsize
-            self._maps[shard] = np.memmap(self._files[shard], self._dtype, "r", skipped)
-        return self._maps[shard]
+    def _piece(self, shard: int, offset: int, count: int) -> np.ndarray:
+        """Ids of one shard, [count] of the type on disk."""
+        byte = (offset + (0 if shard else self._first)) * self._dtype.itemsize
+        piece = np.empty(count, dtype=self._dtype)
+        try:
+            found = _opened(self._key, str(self._files[shard])).read_at(piece.view("u1"), byte)
+        except OSError as error:
+            raise self._unreadable(shard, f"cannot be read ({error.strerror})") from None
+        if found < piece.nbytes:
+            raise self._unreadable(shard, f"ends at byte {byte + found}")
+        if self._vocab_size is not None and piece.size:
+            unsigned = piece.view(f"<u{self._dtype.itemsize}")  # in which a negative id is large
+            if unsigned.max() >= self._vocab_size:
+                wrong = int(np.argmax(unsigned >= self._vocab_size))
+                raise UserError(
+                    f"{self._files[shard]} byte {byte + wrong * self._dtype.itemsize}: token id "
+                    f"{piece[wrong]} lies outside the tokenizer's vocabulary of "
+                    f"{self._vocab_size}: put the file back as it was, or give the tokenizer that "
+                    "made it"
+                )
+        return piece
+
+    def _unreadable(self, shard: int, reason: str) -> UserError:
+        return UserError(
+            f"token file {self._files[shard]} {reason}, and the run needs it: put it back as it "
+            "was, or make it anew with `tokengrow data`"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map is pickled as the whole of its content; a loader's worker maps the file anew.
-        return {**self.__dict__, "_maps": {}}
+        return self.__dict__ | {"_key": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _key=object())  # no open file is another process's
+
+
+class _OpenFile:
+    """A file open for reading until nobody needs it."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read_at(self, target: np.ndarray, byte: int) -> int:
+        """Fills uint8 [n] from a place on; gives the bytes found, fewer only at the file's end."""
+        done = 0
+        while done < len(target):
+            # With no position of its own to move, loader workers may share the descriptor.
+            found = os.preadv(self._descriptor, [target[done:].data], byte + done)
+            if not found:
+                break
+            done += found
+        return done
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+@lru_cache(maxsize=256)
+def _opened(key: object, path: str) -> _OpenFile:
+    """The open file of a `TokenArray`, named by its key; as many at a time as a process may have.
+
+    A store of 300 billion tokens has 4,500 shards, and by default a process 1,024 descriptors.
+    """
+    return _OpenFile(path)
 
 
 class Sequences(Dataset[torch.Tensor]):
@@ -83,6 +155,10 @@ class Sequences(Dataset[torch.Tensor]):
     def batch(self, number: int, size: int, seed: int) -> np.ndarray:
         """The sequences of global batch ``number``, int64 [size]: see `order.batch_indices`."""
         return batch_indices(seed, number, size, len(self))
+
+    def spread(self, count: int) -> np.ndarray:
+        """`count` sequences at even distances over the whole split, int64 [count]."""
+        return np.arange(count, dtype=np.int64) * len(self) // max(count, 1)
 
 
 class TokenSource(Protocol):

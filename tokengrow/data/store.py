@@ -1,4 +1,4 @@
-"""A token store: a folder of memory-mapped shards that hold a corpus as one stream of token ids.
+"""A token store: a folder of shards that hold a corpus as one stream of token ids.
 
     store.json                        the record, written last: without it there is no store
     train_00000.bin, train_00001.bin  token ids, little-endian uint16 or uint32, documents in order
@@ -32,7 +32,8 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Opens a store and checks its record and the size of every file, not the contents.
+        """Opens a store; checks its record, the size of every file and that it can be read, not the
+        contents.
 
         Raises:
             UserError: no store, a half-written or a damaged one; names the file.
@@ -41,7 +42,7 @@ class TokenStore:
         record = StoreRecord.load(folder)
         for split in SPLITS:
             for shard in record.splits[split]:
-                shard.check_size(folder)
+                shard.check(folder)
         if not (folder / TOKENIZER).is_file():
             raise UserError(
                 f"damaged token store: {folder / TOKENIZER} is missing: delete {folder} and make "
@@ -100,7 +101,8 @@ class TokenStore:
         """The tokens of a split; empty where nothing was held out."""
         shards = self.record.splits[name]
         files = [self.folder / shard.file for shard in shards]
-        return TokenArray(files, [shard.tokens for shard in shards], self.record.dtype)
+        lengths = [shard.tokens for shard in shards]
+        return TokenArray(files, lengths, self.record.dtype, self.vocab_size)
 
     def sequences(self, name: Split, context_length: int) -> Sequences:
         """A split cut into sequences.

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tokengrow.data.corpus import Corpus
+from tokengrow.data.corpus import Text
 from tokengrow.errors import UserError
 from tokengrow.files import write_atomically
 
@@ -122,7 +122,7 @@ class Tokenizer:
         write_atomically(Path(path), self.to_json().encode())
 
 
-def prepare_tokenizer(config: TokenizerConfig, corpus: Corpus, cache: Path) -> Tokenizer:
+def prepare_tokenizer(config: TokenizerConfig, corpus: Text, cache: Path) -> Tokenizer:
     """Loads ``config.file``, or trains on the train split unless the cache has the result.
 
     Args:
@@ -143,7 +143,7 @@ def prepare_tokenizer(config: TokenizerConfig, corpus: Corpus, cache: Path) -> T
     return Tokenizer.from_file(path, config.end_of_text)
 
 
-def train_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
+def train_tokenizer(config: TokenizerConfig, corpus: Text) -> Tokenizer:
     """Trains a byte-level BPE; lossless on every text, and the same at every call.
 
     Raises:
@@ -166,7 +166,7 @@ def train_tokenizer(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
     return Tokenizer(inner, config.end_of_text)
 
 
-def _first_bytes(corpus: Corpus, limit: int) -> Iterator[str]:
+def _first_bytes(corpus: Text, limit: int) -> Iterator[str]:
     """The first documents of the train split, the last one cut: ``limit`` bytes at most."""
     for text in corpus.documents("train"):
         content = text.encode("utf-8")

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
@@ -87,7 +85,7 @@ class FabricConfig:
         return "32-true" if self.precision == "32" else self.precision
 
 
-def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric:
+def build_fabric(config: FabricConfig) -> Fabric:
     """A launched Fabric; where nothing has started the other processes, it starts those of this
     node.
 
@@ -120,7 +118,6 @@ def build_fabric(config: FabricConfig, loggers: Sequence[Logger] = ()) -> Fabric
         num_nodes=num_nodes,
         precision=config.chosen_precision,  # type: ignore[arg-type]  # Lightning: a Literal
         plugins=[LightningEnvironment()] if alone else None,
-        loggers=list(loggers),
     )
     fabric.launch()
     return fabric

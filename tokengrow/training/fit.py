@@ -37,7 +37,7 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import build_loggers
+from tokengrow.training.metrics import LoggerConfig, RunLog
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import load_optimizer_state
 from tokengrow.training.resume import (
@@ -54,6 +54,8 @@ from tokengrow.training.state import Rung, TrainState
 from tokengrow.training.stop import Stopped, StopRequest
 
 PLOT_FILE = "loss-vs-flops.png"
+NO_LOGGERS = LoggerConfig(kinds=[])
+"""Of every process but the first."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,20 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     """
     _check_fits(config, tokens)
     config.check_kernel()
-    fabric = build_fabric(config.fabric, build_loggers(config.logger, Path(config.out)))
+    config.logger.check_installed()
+    fabric = build_fabric(config.fabric)
     config.check_share(fabric.world_size)
     # One folder for all ranks, each of which may have read another time off its clock.
     config = replace(config, out=from_rank_zero(lambda: config.out))
+    out, console, stop = Path(config.out), console or Console(quiet=True), StopRequest()
     state, checkpoint = from_rank_zero(lambda: find_start(config, tokens), _described)
-    console, stop = console or Console(quiet=True), StopRequest()
-    saver = Saver(Path(config.out), config.keep_checkpoints, console)
-    run = Run(config, fabric, tokens, tokens.tokenizer(), console, saver, stop)
+    saver = Saver(out, config.keep_checkpoints, console)
+    log = RunLog(config.logger if fabric.is_global_zero else NO_LOGGERS, out)
+    run = Run(config, fabric, tokens, tokens.tokenizer(), console, saver, stop, log)
     with ExitStack() as held:
         from_rank_zero(lambda: _take(run, held, checkpoint if state.rungs else None))
-        held.enter_context(saver)
-        held.enter_context(stop)
+        for each in (log, saver, stop):
+            held.enter_context(each)
         try:
             return _climb(run, state, checkpoint)
         except KeyboardInterrupt:
@@ -110,7 +114,10 @@ def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitRes
     """Trains the stages that are not done yet."""
     if state.rungs:
         run.console.print(where_it_stands(run.config, state), highlight=False, soft_wrap=True)
-    for index in range(len(state.stage_ends), len(run.config.stages)):
+    ahead = range(len(state.stage_ends), len(run.config.stages))
+    if ahead:
+        from_rank_zero(lambda: run.log.open(run.config.to_dict()))
+    for index in ahead:
         if run.stop.requested():  # everything is saved, and a growth may take long
             name = run.config.stages[index].name
             raise Stopped(f"stopped as asked before stage {name}; {what_resumes(run.out)}")
@@ -186,6 +193,7 @@ def _enter_stage(
     start = from_rank_zero(lambda: _start(run, stage, checkpoint), Checkpoint.described)
     if checkpoint is not None and len(start.lineage) > len(checkpoint.lineage):
         rung.drift = start.lineage[-1]["drift"]["max_logit"]
+        _tell_growth(run, checkpoint, rung, state.step)
     if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
         rung.tau_start = asdict(start.config.tau)
     training = _set_up(run, stage, start, state, done=0)
@@ -211,6 +219,17 @@ def _source_loss(run: Run, stage: StageConfig, source: Checkpoint) -> float:
     return loss
 
 
+def _tell_growth(run: Run, source: Checkpoint, rung: Rung, step: int) -> None:
+    """Shows a growth, and marks it in the logs."""
+    assert rung.drift is not None
+    text = (
+        f"grown {source.config.num_parameters():,} -> {rung.parameters:,} parameters: "
+        f"logits moved by at most {rung.drift:.1e}"
+    )
+    run.console.print(text, highlight=False)
+    run.log.mark_growth(rung.name, rung.parameters, rung.drift, text, step)
+
+
 def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint) -> Checkpoint:
     """Grows a checkpoint to the stage's size, verified on real validation tokens."""
     growth = replace(run.config.growth, seed=run.config.growth.seed + run.config.seed)
@@ -218,13 +237,7 @@ def _grow(run: Run, stage: StageConfig, checkpoint: Checkpoint) -> Checkpoint:
     if not plan.steps:
         return checkpoint
     probe = probe_batch(run.sequences(stage, "validation"))
-    grown = grow_checkpoint(checkpoint, plan, probe)
-    run.console.print(
-        f"grown {plan.source.num_parameters():,} -> {plan.target.num_parameters():,} parameters: "
-        f"logits moved by at most {grown.lineage[-1]['drift']['max_logit']:.1e}",
-        highlight=False,
-    )
-    return grown
+    return grow_checkpoint(checkpoint, plan, probe)
 
 
 def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:

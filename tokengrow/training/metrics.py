@@ -1,17 +1,38 @@
-"""Where metrics go, and how fast training is."""
+"""Where metrics go, and what every row of them holds."""
 
-import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-from lightning.fabric.loggers.csv_logs import CSVLogger
-from lightning.fabric.loggers.logger import Logger
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+import yaml
 
 from tokengrow.errors import UserError
+from tokengrow.files import read_yaml, write_atomically
+from tokengrow.training.loggers import (
+    CsvLog,
+    MLflowConfig,
+    MLflowLog,
+    RunLogger,
+    TensorBoardLog,
+    WandbConfig,
+    WandbLog,
+)
+from tokengrow.training.state import TrainState
+from tokengrow.training.stop import Stopped
 
-LOGGERS = ("csv", "tensorboard")
+LOGGERS = {
+    "csv": (),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
+"""Logger to the libraries of its extra; those behind the first keep a local database."""
+
+IDS_FILE = "logger_ids.yaml"
+"""In the run's folder: by which id a logger goes on with the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,47 +40,105 @@ class LoggerConfig:
     """Which loggers a run has."""
 
     kinds: list[str] = field(default_factory=lambda: ["csv"])
-    """Any of csv (logs/version_N/metrics.csv) and tensorboard (tensorboard/version_N)."""
+    """Any of csv (logs/version_N/metrics.csv), tensorboard (tensorboard/version_N), wandb and
+    mlflow."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
+    mlflow: MLflowConfig = field(default_factory=MLflowConfig)
+    """MLflow."""
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
             if kind not in LOGGERS:
                 raise UserError(f"logger.kinds {kind!r}: valid are {', '.join(LOGGERS)}")
 
-
-def build_loggers(config: LoggerConfig, out: Path) -> list[Logger]:
-    """The loggers of one session; each session of a resumed run writes a version folder of its
-    own."""
-    loggers: list[Logger] = []
-    if "csv" in config.kinds:
-        loggers.append(CSVLogger(root_dir=out, name="logs", flush_logs_every_n_steps=1))
-    if "tensorboard" in config.kinds:
-        if find_spec("tensorboard") is None:
-            raise UserError(
-                "logger.kinds names tensorboard, which is not installed: pip install tensorboard, "
-                "or set logger=csv"
-            )
-        loggers.append(TensorBoardLogger(root_dir=out, name="tensorboard"))
-    return loggers
+    def check_installed(self) -> None:
+        """Refuses a logger whose library is not there."""
+        for kind in self.kinds:
+            if any(find_spec(library) is None for library in LOGGERS[kind]):
+                raise UserError(
+                    f"logger.kinds names {kind}, which is not installed: "
+                    f"pip install 'tokengrow[{kind}]', or set logger=csv"
+                )
 
 
-class Throughput:
-    """Tokens per second since it was last asked."""
+class RunLog:
+    """The loggers of one session, which are opened once there is something to train.
 
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._since = time.perf_counter()
+    As a context it ends them, and tells them how the session ended.
+    """
 
-    def add(self, tokens: int) -> None:
-        """Counts tokens trained on."""
-        self._tokens += tokens
+    def __init__(self, config: LoggerConfig, out: Path) -> None:
+        self._config, self._out = config, out
+        self._loggers: list[RunLogger] = []
 
-    def restart(self) -> None:
-        """Leaves out what was spent on something other than training."""
-        self._tokens, self._since = 0, time.perf_counter()
+    def open(self, recipe: Mapping[str, Any]) -> None:
+        """Opens every logger, going on with the run that an earlier session began.
 
-    def read(self) -> float:
-        """Tokens per second; starts a new interval."""
-        rate = self._tokens / max(time.perf_counter() - self._since, 1e-9)
-        self.restart()
-        return rate
+        Args:
+            recipe: the resolved one, as plain values.
+
+        Raises:
+            UserError: a service that does not answer, or wants a login.
+        """
+        config, out, path = self._config, self._out, self._out / IDS_FILE
+        openers: dict[str, Callable[[str | None], RunLogger]] = {
+            "csv": lambda _: CsvLog(out),
+            "tensorboard": lambda _: TensorBoardLog(out),
+            "wandb": lambda run_id: WandbLog(config.wandb, out, run_id),
+            "mlflow": lambda run_id: MLflowLog(config.mlflow, out, run_id),
+        }
+        before = read_yaml(path) if path.exists() else {}
+        ids = dict(before)
+        for kind in dict.fromkeys(config.kinds):
+            logger = openers[kind](before.get(kind))
+            self._loggers.append(logger)
+            logger.begin(recipe)
+            if logger.run_id is not None:
+                ids[kind] = logger.run_id
+        if ids != before:
+            write_atomically(path, yaml.safe_dump(ids).encode())
+
+    def write(self, metrics: Mapping[str, float], state: TrainState) -> None:
+        """Logs metrics of an update or a validation, and where the run stands."""
+        position = {
+            "tokens": state.tokens,
+            "flops": state.flops,
+            "stage": state.stage,
+            "parameters": state.rung.parameters,
+        }
+        self._log({**metrics, **position}, state.step)
+
+    def mark_growth(self, stage: str, parameters: int, drift: float, text: str, step: int) -> None:
+        """Marks a growth: `parameters` jumps, `growth/drift` has a value, and a sentence says it.
+
+        Args:
+            stage: that begins with it.
+            parameters: of the grown model.
+            drift: largest |delta logit| measured.
+            text: what happened.
+            step: updates before it.
+        """
+        self._log({"parameters": parameters, "growth/drift": drift}, step)
+        for logger in self._loggers:
+            logger.mark(f"growth/{stage}", text, step)
+
+    def _log(self, metrics: Mapping[str, float], step: int) -> None:
+        for logger in self._loggers:
+            logger.log_metrics(dict(metrics), step)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        status = "success"
+        if kind is not None:
+            failed = issubclass(kind, Exception) and not issubclass(kind, Stopped)
+            status = "failed" if failed else "killed"
+        for logger in self._loggers:
+            logger.end(status)

@@ -30,7 +30,7 @@ from tokengrow.training.finite import (
     with_telling_gradient,
 )
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import Throughput
+from tokengrow.training.metrics import RunLog
 from tokengrow.training.optim import optimizer_state
 from tokengrow.training.plateau import plateaued
 from tokengrow.training.progress import StageProgress, stage_progress
@@ -39,6 +39,7 @@ from tokengrow.training.saver import Saver
 from tokengrow.training.schedule import learning_rate
 from tokengrow.training.state import TrainState
 from tokengrow.training.stop import Stopped, StopRequest
+from tokengrow.training.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Run:
     console: Console
     saver: Saver
     stop: StopRequest
+    log: RunLog
 
     @property
     def out(self) -> Path:
@@ -88,7 +90,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
     batches = _batches(run, stage, state.next_batch)
     tokens = config.batch_size * stage.model.context_length
     flops_per_token = stage.model.flops_per_token()
-    speed = Throughput()
+    speed = Throughput(run.fabric, config.fabric.chosen_precision, flops_per_token)
     with stage_progress(run.console, stage.name, state.stage_step, stage.steps) as progress:
         ended = False
         while not ended:
@@ -105,7 +107,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
             if done % config.log_every == 0 or ended:
                 _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
             if done % config.validation_every == 0 or ended:
-                validate(run, training, state)
+                progress.validated(done, validate(run, training, state))
                 speed.restart()
                 ended = ended or _at_a_plateau(run, stage, state)
             if done % config.checkpoint_every == 0 and not ended:
@@ -151,6 +153,7 @@ def _compile_once_settled(run: Run, training: Training, state: TrainState) -> No
     if run.config.compiles and not is_compiled(blocks[0]):
         moving = state.rung.tau_start is not None
         if not moving or state.stage_step >= _anneal_steps(run, training.stage):
+            run.console.print("compiling the blocks: the first update takes a while")
             compile_blocks(blocks)
 
 
@@ -264,9 +267,7 @@ def validate(run: Run, training: Training, state: TrainState) -> float:
     mean = mean_loss(run, training.stage, training.module)
     check_validation(mean, training.stage, state)
     state.record_validation(mean)
-    run.fabric.log_dict(
-        {"validation/loss": mean, "tokens": state.tokens, "flops": state.flops}, state.step
-    )
+    run.log.write({"validation/loss": mean}, state)
     return mean
 
 
@@ -279,19 +280,15 @@ def _log(
     grad_norm: Tensor,
     lr: float,
 ) -> None:
-    mean, per_second = cast(Tensor, run.fabric.all_reduce(loss)).item(), speed.read()
-    progress.update(state.stage_step, mean, per_second)
     metrics = {
-        "train/loss": mean,
+        "train/loss": cast(Tensor, run.fabric.all_reduce(loss)).item(),
         "train/grad_norm": grad_norm.item(),
         "train/lr": lr,
-        "tokens_per_second": per_second,
         "skipped_steps": state.rung.skipped,
-        "tokens": state.tokens,
-        "flops": state.flops,
-        "stage": state.stage,
+        **speed.read(),
     }
-    run.fabric.log_dict(metrics, state.step)
+    progress.update(state.stage_step, metrics)
+    run.log.write(metrics, state)
 
 
 def save_stage(run: Run, training: Training, state: TrainState, needed: bool = True) -> None:
