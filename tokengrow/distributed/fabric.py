@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from subprocess import Popen
 from typing import Any
 
 import torch
@@ -166,6 +167,14 @@ class _DDP(DDPStrategy):
         return DistributedDataParallel(
             module, device_ids=self._determine_ddp_device_ids(), **self._ddp_kwargs
         )
+
+
+def started_by(fabric: Fabric) -> list[Popen]:
+    """The processes of this node that Fabric has started in this one, ranks 1 and up.
+
+    Its own list: it watches over the processes that are in it.
+    """
+    return getattr(fabric.strategy.launcher, "procs", [])
 
 
 def release(fabric: Fabric, module: Any) -> None:
