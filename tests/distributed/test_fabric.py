@@ -30,22 +30,26 @@ def test_lightnings_notes_do_not_break_into_the_progress(
     assert "Mixed Precision" not in caplog.text
 
 
-@pytest.mark.parametrize("key", ["accelerator", "precision"])
+@pytest.mark.parametrize("key", ["accelerator", "strategy", "precision"])
 def test_an_unknown_choice_is_refused_by_name(key: str) -> None:
     with pytest.raises(UserError, match=rf"fabric\.{key} 'fp7': valid are auto, "):
         FabricConfig(**{key: "fp7"})
+
+
+def test_a_number_of_devices_below_one_is_refused() -> None:
+    with pytest.raises(UserError, match=r"fabric\.devices must be at least 1, not 0"):
+        FabricConfig(devices=0)
+
+
+def test_the_optimizer_is_shared_out_by_one_means_alone() -> None:
+    with pytest.raises(UserError, match=r"fabric\.zero1 is for ddp: fsdp2 shares out"):
+        FabricConfig(strategy="fsdp2", zero1=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"fabric\.accelerator=cuda: no GPU is visible"):
         build_fabric(FabricConfig(accelerator="cuda"))
-
-
-def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE is 2: a run takes one device so far"):
-        build_fabric(FabricConfig())
 
 
 @pytest.mark.gpu

@@ -27,12 +27,12 @@ SWEEP_PLUGINS = {
 """Choices that come with the extra `sweep`."""
 
 
-def refuse(name: str, message: str | None) -> NoReturn:
-    """Prints a verb's one sentence and leaves with the status of a wrong input."""
+def refuse(name: str, message: str | None, status: int = WRONG_INPUT) -> NoReturn:
+    """Prints a verb's one sentence and leaves, by default with the status of a wrong input."""
     rank = process_rank()
     where = f" (rank {rank})" if rank else ""
     print(f"tokengrow {name}{where}: {message}", file=sys.stderr)
-    sys.exit(WRONG_INPUT)
+    sys.exit(status)
 
 
 def explain(name: str, error: Exception) -> str | None:

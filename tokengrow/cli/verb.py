@@ -16,10 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 from tokengrow.checkpoint.store import left_by_a_kill
 from tokengrow.cli.explain import explain, refuse
 from tokengrow.cli.sweep import sweep_report
+from tokengrow.distributed.contact import LostContact
 from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
 from tokengrow.training.stop import Stopped
+
+LOST_CONTACT = 1
+"""Exit status of a process whose job has lost another one."""
 
 STOPPED = 75
 """Exit status after SIGTERM, of a run that has saved what it trained: EX_TEMPFAIL of sysexits.h,
@@ -56,6 +60,8 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
             if process_rank() == 0:
                 print(f"tokengrow {name}: {stopped}", file=sys.stderr)
             sys.exit(STOPPED)
+        except LostContact as lost:
+            refuse(name, str(lost), LOST_CONTACT)
         except Exception as error:
             if (sentence := explain(name, error)) is None:
                 raise

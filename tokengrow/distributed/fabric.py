@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from subprocess import Popen
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lightning.fabric.strategies.strategy import Strategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokengrow.distributed.launch import GUIDE, find_launch
+from tokengrow.distributed.launch import GUIDE, Launch, find_launch
 from tokengrow.distributed.parallelize import CHECKPOINTING, shard
 from tokengrow.errors import UserError
 
@@ -94,7 +95,8 @@ def build_fabric(config: FabricConfig) -> Fabric:
     """
     if config.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("fabric.accelerator=cuda: no GPU is visible; set fabric=cpu")
-    devices, num_nodes = _processes(config)
+    launch = find_launch()
+    devices, num_nodes = _processes(config, launch)
     if config.on_gpu and devices > torch.cuda.device_count():
         raise UserError(
             f"{devices} processes on a node need as many GPUs, and {torch.cuda.device_count()} "
@@ -106,7 +108,10 @@ def build_fabric(config: FabricConfig) -> Fabric:
     # But who ends a job because one of its processes has died is to say so.
     logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     # In a Slurm job, but not started by srun, Lightning would wait for tasks that nobody starts.
-    alone = "SLURM_NTASKS" in os.environ and find_launch() is None
+    alone = "SLURM_NTASKS" in os.environ and launch is None
+    if launch and launch.by == "srun":
+        # Slurm has it only where it was given, or that of the job around it; Lightning insists.
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)
     fabric = Fabric(
         accelerator="cuda" if config.on_gpu else "cpu",
         strategy=_strategy(config, devices * num_nodes),
@@ -119,9 +124,9 @@ def build_fabric(config: FabricConfig) -> Fabric:
     return fabric
 
 
-def _processes(config: FabricConfig) -> tuple[int, int]:
+def _processes(config: FabricConfig, launch: Launch | None) -> tuple[int, int]:
     """Processes on each node, and nodes."""
-    if launch := find_launch():
+    if launch:
         for key in ("devices", "num_nodes"):
             given, started = getattr(config, key), getattr(launch, key)
             if given not in (None, started):
@@ -131,14 +136,13 @@ def _processes(config: FabricConfig) -> tuple[int, int]:
                     f"fabric.{key} out, or start as many ({GUIDE})"
                 )
         return launch.devices, launch.num_nodes
-    num_nodes = config.num_nodes or 1
-    if num_nodes > 1 and "NODE_RANK" not in os.environ:
+    if (config.num_nodes or 1) > 1:
         raise UserError(
-            f"fabric.num_nodes={num_nodes}, and nothing has started this process on several nodes: "
-            f"start it with torchrun or srun ({GUIDE})"
+            f"fabric.num_nodes={config.num_nodes}, and nothing has started this process on several "
+            f"nodes: start it with torchrun or srun ({GUIDE})"
         )
     all_gpus = config.strategy != "auto" and config.on_gpu
-    return config.devices or (torch.cuda.device_count() if all_gpus else 1), num_nodes
+    return config.devices or (torch.cuda.device_count() if all_gpus else 1), 1
 
 
 def _strategy(config: FabricConfig, world_size: int) -> Strategy | str:
@@ -163,6 +167,14 @@ class _DDP(DDPStrategy):
         return DistributedDataParallel(
             module, device_ids=self._determine_ddp_device_ids(), **self._ddp_kwargs
         )
+
+
+def started_by(fabric: Fabric) -> list[Popen]:
+    """The processes of this node that Fabric has started in this one, ranks 1 and up.
+
+    Its own list: it watches over the processes that are in it.
+    """
+    return getattr(fabric.strategy.launcher, "procs", [])
 
 
 def release(fabric: Fabric, module: Any) -> None:

@@ -35,8 +35,7 @@ def find_launch() -> Launch | None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return Launch("torchrun", *_even(world, local, world // local))
-    # A batch script has SLURM_NTASKS too, but only what srun starts is in a step.
-    if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE:
+    if _started_by_srun():
         world, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
         return Launch("srun", *_even(world, world // nodes, nodes))
     return None
@@ -44,7 +43,7 @@ def find_launch() -> Launch | None:
 
 def process_rank() -> int:
     """Number of this process in its job, as far as its environment says; 0 where it is alone."""
-    for name in ("RANK", "SLURM_PROCID" if "SLURM_STEP_ID" in os.environ else "LOCAL_RANK"):
+    for name in ("RANK", "SLURM_PROCID" if _started_by_srun() else "LOCAL_RANK"):
         if name in os.environ:
             return int(os.environ[name])
     return 0
@@ -68,6 +67,11 @@ def fabric_run_options() -> dict[str, Any]:
     if given.get("accelerator") == "gpu":
         given["accelerator"] = "cuda"
     return given
+
+
+def _started_by_srun() -> bool:
+    # A batch script has SLURM_NTASKS too, but only what srun starts is in a step.
+    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
 
 
 def _even(world: int, devices: int, nodes: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from rich.console import Console
 
 from tokengrow.checkpoint.layout import step_folder
@@ -26,8 +27,9 @@ from tokengrow.checkpoint.store import (
 )
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.sequences import TokenSource
+from tokengrow.distributed.contact import in_contact
 from tokengrow.distributed.exchange import from_rank_zero, local, part_of
-from tokengrow.distributed.fabric import build_fabric, release
+from tokengrow.distributed.fabric import build_fabric, release, started_by
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
@@ -81,15 +83,22 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     Raises:
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
         Stopped: SIGTERM came; what was trained is saved.
+        LostContact: another process of the run is gone.
     """
     _check_fits(config, tokens)
     config.check_kernel()
     config.logger.check_installed()
     fabric = build_fabric(config.fabric)
+    with in_contact(started_by(fabric)):
+        return _fit(config, tokens, fabric, console or Console(quiet=True))
+
+
+def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Console) -> FitResult:
+    """`fit`, by processes that all have come this far."""
     config.check_share(fabric.world_size)
     # One folder for all ranks, each of which may have read another time off its clock.
     config = replace(config, out=from_rank_zero(lambda: config.out))
-    out, console, stop = Path(config.out), console or Console(quiet=True), StopRequest()
+    out, stop = Path(config.out), StopRequest()
     state, checkpoint = from_rank_zero(lambda: find_start(config, tokens), _described)
     saver = Saver(out, config.keep_checkpoints, console)
     log = RunLog(config.logger if fabric.is_global_zero else NO_LOGGERS, out)

@@ -1,0 +1,54 @@
+"""Several processes that train together, as launchers start them."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokengrow.data.store import TokenStore
+from tokengrow.training.ladder import TrainConfig
+
+WORKER = Path(__file__).parent / "worker.py"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command did."""
+
+    status: int
+    said: str
+    """Its stdout and stderr, in the order in which they came."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process on the CPU that no launcher has started yet."""
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+    return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
+
+
+def run(command: Sequence[str], cwd: Path, timeout: float = 120, **env: str) -> Ended:
+    """A command to its end."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return Ended(done.returncode, done.stdout)
+
+
+def train_together(processes: int, store: TokenStore, folder: Path, *runs: TrainConfig) -> None:
+    """Trains runs one after the other, by the same processes, which start once for all of them."""
+    tasks = folder / "tasks.pickle"
+    tasks.write_bytes(pickle.dumps((store.folder, runs)))
+    command = [*TORCHRUN, f"--nproc-per-node={processes}", str(WORKER), str(tasks)]
+    ended = run(command, folder, timeout=400)
+    assert ended.status == 0, ended.said[-5000:]
