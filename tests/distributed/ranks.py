@@ -13,6 +13,7 @@ from tokengrow.training.ladder import TrainConfig
 
 WORKER = Path(__file__).parent / "worker.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+TOKENGROW = (sys.executable, "-m", "tokengrow")
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 

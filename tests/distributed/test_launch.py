@@ -1,6 +1,8 @@
 """What started a process, as its environment says it, and what then does not fit the config."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +101,15 @@ def test_in_a_job_a_process_that_srun_has_not_started_waits_for_no_other(
 ) -> None:
     started_with(variables)
     assert build_fabric(FabricConfig(accelerator="cpu")).world_size == 1
+
+
+def test_where_there_is_slurm_one_may_train_without_it(
+    started_with: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started_with({})
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert build_fabric(FabricConfig(accelerator="cpu")).world_size == 1  # and nothing is said
 
 
 # fabric run

@@ -1,13 +1,12 @@
 """Every way of starting several processes: one run, in one folder, that rank 0 writes."""
 
-import sys
 import sysconfig
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ranks import Ended, run
+from ranks import TOKENGROW, Ended, run
 
 from tokengrow.checkpoint.layout import find_checkpoints
 from tokengrow.checkpoint.store import load_checkpoint
@@ -15,8 +14,6 @@ from tokengrow.checkpoint.store import load_checkpoint
 pytestmark = pytest.mark.dist
 
 Arguments = Callable[..., list[str]]
-
-TOKENGROW = (sys.executable, "-m", "tokengrow")
 
 
 def the_run(folder: Path) -> Path:

@@ -107,8 +107,6 @@ def build_fabric(config: FabricConfig) -> Fabric:
         logging.getLogger(name).setLevel(logging.WARNING)
     # But who ends a job because one of its processes has died is to say so.
     logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
-    # In a Slurm job, but not started by srun, Lightning would wait for tasks that nobody starts.
-    alone = "SLURM_NTASKS" in os.environ and launch is None
     if launch and launch.by == "srun":
         # Slurm has it only where it was given, or that of the job around it; Lightning insists.
         os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)
@@ -118,7 +116,9 @@ def build_fabric(config: FabricConfig) -> Fabric:
         devices=devices,
         num_nodes=num_nodes,
         precision=config.chosen_precision,  # type: ignore[arg-type]  # Lightning: a Literal
-        plugins=[LightningEnvironment()] if alone else None,
+        # In a Slurm job, but not started by srun, it would wait for tasks that nobody starts; and
+        # wherever there is an srun it would ask for it.
+        plugins=None if launch else [LightningEnvironment()],
     )
     fabric.launch()
     return fabric
