@@ -32,6 +32,13 @@ def test_the_order_of_samples_is_timed_and_checked(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+def test_a_store_larger_than_the_memory_allowed_is_read_whole(tmp_path: Path) -> None:
+    (row,) = rows_of("store_memory", "0.4", "--room", "100", cwd=tmp_path)
+    assert int(row["tokens"]) > 199_000_000
+    assert float(row["grown_mb"]) < 50
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
 def test_every_pruning_is_measured(source: Path, store: TokenStore, tmp_path: Path) -> None:
     rows = rows_of("prune", str(source), str(store.folder), "--sequences", "2", cwd=tmp_path)
     assert len(rows) == 6 * 3 * (3 + 2 + 2 + 2)  # roles, shares, tau under each ranking
