@@ -1,10 +1,10 @@
-# make quickstart | test | lint | install. Needs Python 3.11 or later, git and make.
+# make quickstart | test | test-slow | lint | install. Needs Python 3.11 or later, git and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test lint format clean
+.PHONY: install quickstart test test-slow lint format clean
 
 install: $(INSTALLED)
 
@@ -19,7 +19,10 @@ quickstart: install
 	$(BIN)/tokengrow train recipes=quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -130,7 +130,7 @@ def source(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def composed() -> Callable[..., dict[str, Any]]:
     """`composed(verb, *overrides)`: the plain values that a command line composes to."""
 

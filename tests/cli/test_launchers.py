@@ -80,7 +80,6 @@ def test_slurm_starts_the_processes_of_each_job(
     asked = {"tasks_per_node": 2, "timeout_min": 90, "partition": "short", "cpus_per_task": 1}
     outcome, (row,) = sweep(
         "seed=0",
-        "micro_batch_size=4",
         "hydra/launcher=submitit_slurm",
         *(f"hydra.launcher.{key}={value}" for key, value in asked.items()),
     )

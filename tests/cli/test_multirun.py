@@ -11,8 +11,9 @@ from hydra.errors import MissingConfigException
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli import train as verb
 from tokengrow.cli.explain import explain
-from tokengrow.cli.sweep_rows import folder_name
+from tokengrow.cli.sweep_rows import Row, folder_name, sweep_table
 from tokengrow.data.store import TokenStore
+from tokengrow.training.stop import Stopped
 
 Command = Callable[..., Any]
 Rows = list[dict[str, str]]
@@ -154,6 +155,18 @@ def test_an_interrupted_sweep_has_its_table_too(
     assert statuses == {"0": "done", "1": "unfinished"}
 
 
+def test_sigterm_ends_the_sweep_and_not_the_job_alone(
+    sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(arguments: Any, console: Any) -> Any:
+        raise Stopped("stopped as asked")
+
+    monkeypatch.setattr(verb, "climb", stopped)
+    outcome = sweep("seed=0,1")
+    assert (outcome.status, outcome.err) == (75, "tokengrow train: stopped as asked\n")
+    assert [row["status"] for row in table(tmp_path / "sweep")] == ["unfinished"]
+
+
 # Refused before anything is written
 
 
@@ -173,6 +186,17 @@ def refused(sweep: Command, tmp_path: Path) -> Command:
 
 def test_a_sweep_over_an_unknown_key_leaves_nothing(refused: Command) -> None:
     assert "unknown key optim.lrr: did you mean 'optim.lr'?" in refused("optim.lrr=1,2")
+
+
+def test_a_sweep_does_not_mix_with_a_run(sweep: Command, source: Path) -> None:
+    run = source.parent
+    before = sorted(run.rglob("*"))
+    outcome = sweep("seed=0,1", f"out={run}")
+    assert (outcome.status, outcome.err) == (
+        2,
+        f"tokengrow train: out={run} holds a run: give the sweep another out=\n",
+    )
+    assert sorted(run.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -244,7 +268,7 @@ def test_a_plugin_that_is_not_there_is_an_extra(group: str, choice: str) -> None
     )
 
 
-# Names of folders
+# Names of folders, and what the table shows of a setting
 
 
 def test_a_folder_is_named_after_what_its_job_sets() -> None:
@@ -256,3 +280,12 @@ def test_long_names_are_cut_and_stay_different() -> None:
     names = {folder_name({"store": "x" * 300 + end}) for end in "ab"}
     assert len(names) == 2
     assert all(len(name) < 140 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("0.0003", "0.0003"), ("0.003688821332197714", "0.003689"), ("quickstart", "quickstart")],
+)
+def test_a_number_that_a_sampler_drew_is_shown_with_four_digits(setting: str, shown: str) -> None:
+    row = Row(folder="x", settings={"optim.lr": setting}, job=0, sweep=0)
+    assert list(sweep_table([row]).columns[1].cells) == [shown]

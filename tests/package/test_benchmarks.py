@@ -32,6 +32,13 @@ def test_the_order_of_samples_is_timed_and_checked(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+def test_faults_are_counted_by_what_the_tests_break(tmp_path: Path) -> None:
+    tests = str(ROOT / "tests" / "training" / "test_finite.py")
+    chosen = ("-m", "fault", "-k", "too_many_in_a_row", "-p", "no:cacheprovider", tests)
+    (row,) = rows_of("reliability", *chosen, cwd=tmp_path)
+    assert (row["fault"], row["times"], row["survived"]) == ("every gradient is NaN", "1", "1")
+
+
 def test_every_pruning_is_measured(source: Path, store: TokenStore, tmp_path: Path) -> None:
     rows = rows_of("prune", str(source), str(store.folder), "--sequences", "2", cwd=tmp_path)
     assert len(rows) == 6 * 3 * (3 + 2 + 2 + 2)  # roles, shares, tau under each ranking

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ class Killed(Exception):
 @contextmanager
 def killed_at(step: int, when: str = "after") -> Iterator[None]:
     """The process of the block ends before or after the checkpoint of a step is written."""
-    save = saver.save_checkpoint
+    save, begin = saver.save_checkpoint, saver.Saver.save
 
     def dies(folder: Path, checkpoint: Checkpoint) -> None:
         if when == "after" or checkpoint.step != step:
@@ -29,8 +30,13 @@ def killed_at(step: int, when: str = "after") -> Iterator[None]:
         if checkpoint.step == step:
             raise Killed
 
+    def begin_and_wait(self: saver.Saver, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.finish()  # else training would go on for a while after its death
+
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(saver, "save_checkpoint", dies)
+        patch.setattr(saver.Saver, "save", begin_and_wait)
         yield
 
 

@@ -185,6 +185,8 @@ DAMAGES = {
     "a checkpoint's COMPLETE is truncated": (truncated, COMPLETE, "is damaged"),
     "a checkpoint's COMPLETE is missing": (Path.unlink, COMPLETE, None),
 }
+ALSO_FAST = ("a byte of a checkpoint's weights is flipped", "a checkpoint's COMPLETE is missing")
+"""Those of `make test`: what the store itself says to each is in its own tests."""
 
 
 @pytest.mark.parametrize(
@@ -192,9 +194,14 @@ DAMAGES = {
     [
         pytest.param(
             *values,
-            marks=pytest.mark.fault(
-                what, "on the disk, between two commands", "named, set aside; the same final bits"
-            ),
+            marks=[
+                pytest.mark.fault(
+                    what,
+                    "on the disk, between two commands",
+                    "named, set aside; the same final bits",
+                ),
+                *([] if what in ALSO_FAST else [pytest.mark.slow]),
+            ],
             id=what,
         )
         for what, values in DAMAGES.items()

@@ -14,6 +14,8 @@ from victim import Watched
 AT_MOST = {"step": 8, "save": 4, "growth": 1, "between": 3}
 """What a run does, and how often it may have begun it before it is killed."""
 
+FAULT = pytest.mark.fault("SIGKILL", "at a random moment", "the same final bits")
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
 
@@ -40,25 +42,23 @@ def killed_while(kinds: list[str], climb: Any, folder: Path, seed: int) -> Count
     return died
 
 
-@pytest.mark.fault("SIGKILL", "at a random moment of a ladder", "the same final bits")
+@FAULT
 def test_killed_in_a_step_a_save_a_growth_and_between_stages_it_ends_with_the_same_bits(
     climb: Any, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     died = killed_while(["step", "save", "growth", "between"], climb, tmp_path, seed=1)
-    record_property("times", died.total())
+    record_property("times", {f": {kind}": times for kind, times in died.items()})
     assert died.total() == 4
 
 
 @pytest.mark.slow
-@pytest.mark.fault("SIGKILL", "at a random moment of a ladder", "the same final bits")
+@FAULT
 def test_killed_at_25_random_moments_it_ends_with_the_same_bits(
     climb: Any, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     kinds = [*AT_MOST] * 6 + ["step"]
     Random(2).shuffle(kinds)
     died = killed_while(kinds, climb, tmp_path, seed=2)
-    record_property("times", died.total())
-    for kind, times in sorted(died.items()):
-        record_property(kind, times)
+    record_property("times", {f": {kind}": times for kind, times in died.items()})
     assert died.total() == 25
     assert all(died[kind] >= 2 for kind in AT_MOST), died

@@ -30,6 +30,7 @@ from tokengrow.distributed.launch import find_launch, process_rank
 from tokengrow.errors import UserError
 from tokengrow.files import write_atomically
 from tokengrow.training.fit import FitResult
+from tokengrow.training.resume import CONFIG_FILE
 from tokengrow.training.stop import Stopped
 
 TABLE_FILE = "sweep.csv"
@@ -59,13 +60,14 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuses what cannot be swept; then every job works in one folder."""
         overrides = _parsed(config.hydra.overrides.task)
+        self.folder = Path(config.hydra.sweep.dir).resolve()
         try:
             _check_started_once()
+            _check_holds_no_run(self.folder)
             for fabric in _fabrics(config, overrides):
                 check_processes(fabric, config.hydra.launcher)
         except UserError as error:  # which Hydra would turn into a warning
             refuse(config.hydra.job.name, str(error))
-        self.folder = Path(config.hydra.sweep.dir).resolve()
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         given = {each.key_or_group: each for each in overrides}  # of two the later one counts
         self.fixed = frozenset(key for key, each in given.items() if not each.is_sweep_override())
@@ -163,7 +165,7 @@ def run_job(
         check_processes(values["fabric"], hydra.launcher)
         result = climb(resolve_train(values), _progress(hydra))
         row = replace(before, **_figures(result))
-    except Stopped:  # the whole sweep was asked to stop
+    except Stopped:  # by SIGTERM, which is meant for the sweep
         raise
     except Exception as error:
         row = replace(before, status=FAILED, tokens=None, error=_reason(error))
@@ -290,6 +292,12 @@ def _check_started_once() -> None:
             f"--multirun was started in {world} processes, each of which would run the whole "
             "sweep: start it without torchrun, srun and fabric run"
         )
+
+
+def _check_holds_no_run(folder: Path) -> None:
+    """Refuses to put jobs between the checkpoints of a run."""
+    if (folder / CONFIG_FILE).is_file():
+        raise UserError(f"out={folder} holds a run: give the sweep another out=")
 
 
 def _fabrics(config: DictConfig, overrides: Sequence[Override]) -> Iterator[dict[str, Any]]:

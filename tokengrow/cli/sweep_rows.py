@@ -99,7 +99,7 @@ def sweep_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         made.add_row(
             _shown(row.job, str),
-            *(row.settings.get(key, "") for key in keys),
+            *(_short(row.settings.get(key, "")) for key in keys),
             _shown(row.loss, "{:.5f}".format),
             _shown(row.parameters, count),
             _shown(row.tokens, count),
@@ -112,6 +112,16 @@ def sweep_table(rows: Sequence[Row]) -> Table:
 
 def _keys(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.settings))
+
+
+def _short(setting: str) -> str:
+    """A setting as its column shows it: a number that a sampler drew has four digits there."""
+    if len(setting) <= 8:
+        return setting
+    try:
+        return f"{float(setting):.4g}"
+    except ValueError:
+        return setting
 
 
 def _shown(value: Any, how: Callable[[Any], str]) -> str:
