@@ -12,6 +12,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -171,6 +172,8 @@ def command(
             run_verb(verb, getattr(module, "train" if verb == "train" else "main"))
         except SystemExit as leaving:
             status = leaving.code if isinstance(leaving.code, int) else 1
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a process that is leaving ignores it
         GlobalHydra.instance().clear()
         return Outcome(status, *capfd.readouterr())
 

@@ -16,6 +16,17 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 TOKENGROW = (sys.executable, "-m", "tokengrow")
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
+SLURM_JOB = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_NAME": "ladder",
+    "SLURM_NODELIST": "127.0.0.1",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "2",
+    "SLURM_NNODES": "1",
+    "SLURM_NODEID": "0",
+}
+"""What srun tells two tasks on one node: as Slurm 22.05 does, no SLURM_NTASKS_PER_NODE."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -30,6 +41,11 @@ def environment(**more: str) -> dict[str, str]:
     """Of a process on the CPU that no launcher has started yet."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
     return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
+
+
+def slurm_task(rank: int) -> dict[str, str]:
+    """What srun tells one of them alone."""
+    return {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
 
 
 def run(command: Sequence[str], cwd: Path, timeout: float = 120, **env: str) -> Ended:

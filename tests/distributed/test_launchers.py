@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ranks import TOKENGROW, Ended, run
+from ranks import SLURM_JOB, TOKENGROW, Ended, run, slurm_task
 
 from tokengrow.checkpoint.layout import find_checkpoints
 from tokengrow.checkpoint.store import load_checkpoint
@@ -54,15 +54,11 @@ def test_fabric_run_starts_the_command(arguments: Arguments, tmp_path: Path) -> 
 def test_srun_starts_one_run_in_one_folder_by_whatever_clock(
     arguments: Arguments, tmp_path: Path
 ) -> None:
-    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "ladder", "SLURM_NODELIST": "127.0.0.1"}
-    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
-
     def task(rank: int) -> Ended:
         # A rank that starts a second later reads another time for the name of its folder.
         out = f"out=runs/dry-run/{rank}-${{now:%H%M%S}}"
         words = arguments("debug=dry_run", "fabric=fsdp2", out)
-        own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        return run([*TOKENGROW, *words], tmp_path, **job, **step, **own)
+        return run([*TOKENGROW, *words], tmp_path, **SLURM_JOB, **slurm_task(rank))
 
     with ThreadPoolExecutor(2) as tasks:
         first, second = tasks.map(task, (0, 1))

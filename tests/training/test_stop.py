@@ -168,7 +168,7 @@ def test_before_the_first_step_nothing_is_saved(run: TrainConfig, store: TokenSt
 def test_a_run_that_has_done_its_last_step_ends_as_ever(
     run: TrainConfig, store: TokenStore, whole: FitResult
 ) -> None:
-    assert same_bits(fit(run, store, sent_at("n12  step 6/6")), whole)
+    assert same_bits(fit(run, store, sent_at("n12  step 6/6  loss")), whole)
 
 
 # The request

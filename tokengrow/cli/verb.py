@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -57,6 +58,8 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
             return function(config)
         # Here, and not around the job: Hydra would print a line of its own on their way out.
         except Stopped as stopped:
+            # Others of the job leave as well, and a launcher may ask once more: too late.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if process_rank() == 0:
                 print(f"tokengrow {name}: {stopped}", file=sys.stderr)
             sys.exit(STOPPED)

@@ -57,6 +57,12 @@ def from_rank_zero(make: Callable[[], T], share: Callable[[T], T] = lambda made:
     return made if rank() == 0 else sent[0]
 
 
+def all_here() -> None:
+    """Waits until every rank has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 class Agreement:
     """A question that any rank may say yes to, asked again and again, without waiting for a GPU."""
 

@@ -28,7 +28,7 @@ from tokengrow.checkpoint.store import (
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.sequences import TokenSource
 from tokengrow.distributed.contact import in_contact
-from tokengrow.distributed.exchange import from_rank_zero, local, part_of
+from tokengrow.distributed.exchange import all_here, from_rank_zero, local, part_of
 from tokengrow.distributed.fabric import build_fabric, release, started_by
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.errors import UserError
@@ -90,7 +90,13 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     config.logger.check_installed()
     fabric = build_fabric(config.fabric)
     with in_contact(started_by(fabric)):
-        return _fit(config, tokens, fabric, console or Console(quiet=True))
+        try:
+            return _fit(config, tokens, fabric, console or Console(quiet=True))
+        except Stopped:
+            # Rank 0 may still be closing its logs, and launchers end a job at the first process
+            # that leaves with a status.
+            all_here()
+            raise
 
 
 def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Console) -> FitResult:
