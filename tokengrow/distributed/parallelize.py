@@ -4,12 +4,13 @@ The order is: activation checkpointing, torch.compile, sharding. Blocks are chan
 that names in the state dict stay.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import (
@@ -33,12 +34,17 @@ PRODUCTS = (
 """What selective checkpointing keeps: the operators in which nearly all of the FLOPs are."""
 
 
-def checkpoint_blocks(blocks: Iterable[nn.Module], what: str) -> None:
+def checkpoint_blocks(
+    blocks: Iterable[nn.Module],
+    what: str,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """Has the backward pass compute anew what the forward pass then need not keep.
 
     Args:
         blocks: of one model, not compiled yet.
         what: none; block: all but a block's input; selective: all but what `PRODUCTS` give.
+        around: the context in which the model calls its blocks, which the backward pass has left.
     """
     if what == "none":
         return
@@ -46,7 +52,23 @@ def checkpoint_blocks(blocks: Iterable[nn.Module], what: str) -> None:
     if what == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, **options)
+        block.forward = _checkpointed(block.forward, around, options)
+
+
+def _checkpointed(
+    forward: Callable[..., Tensor],
+    around: Callable[[], AbstractContextManager[None]],
+    options: dict[str, Any],
+) -> Callable[..., Tensor]:
+    def compute(*inputs: Any) -> Tensor:
+        with around():
+            return forward(*inputs)
+
+    # A function of ours: torch.compile passes by what begins in torch itself.
+    def run(*inputs: Any) -> Tensor:
+        return checkpoint(compute, *inputs, **options)
+
+    return run
 
 
 def _keep_products(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -35,7 +35,7 @@ from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
 from tokengrow.files import as_yaml, locked, write_atomically
 from tokengrow.growth.plan import plan_growth
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import TokenFormer, fastest_attention
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
@@ -261,7 +261,8 @@ def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     with run.fabric.init_module(empty_init=True):
         model = TokenFormer(start.config).train()
     model.set_kernel(run.config.kernel)
-    checkpoint_blocks(model.blocks, run.config.fabric.activation_checkpointing)
+    recomputed = run.config.fabric.activation_checkpointing
+    checkpoint_blocks(model.blocks, recomputed, fastest_attention)
     module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
     for name, parameter in model.state_dict().items():
         local(parameter).copy_(local(part_of(parameter, start.weights.get(name))))
