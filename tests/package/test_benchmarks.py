@@ -39,6 +39,13 @@ def test_faults_are_counted_by_what_the_tests_break(tmp_path: Path) -> None:
     assert (row["fault"], row["times"], row["survived"]) == ("every gradient is NaN", "1", "1")
 
 
+def test_a_store_larger_than_the_memory_allowed_is_read_whole(tmp_path: Path) -> None:
+    (row,) = rows_of("store_memory", "0.4", "--room", "100", cwd=tmp_path)
+    assert int(row["tokens"]) > 199_000_000
+    assert float(row["grown_mb"]) < 50
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
 def test_every_pruning_is_measured(source: Path, store: TokenStore, tmp_path: Path) -> None:
     rows = rows_of("prune", str(source), str(store.folder), "--sequences", "2", cwd=tmp_path)
     assert len(rows) == 6 * 3 * (3 + 2 + 2 + 2)  # roles, shares, tau under each ranking

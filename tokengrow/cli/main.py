@@ -12,7 +12,7 @@ VERBS = {
     "grow": ("source=DIR model=NAME out=DIR", "one growth, verified, with lineage"),
     "prune": ("source=DIR model=SMALLER out=DIR", "fewer parameter tokens, ranked by contribution"),
     "plan": ("recipes=NAME | source=DIR model=NAME", "what it will do, without building a model"),
-    "data": ("data=NAME out=DIR", "tokenise once, memory-map for ever"),
+    "data": ("data=NAME out=DIR", "tokenise once"),
     "convert": (
         "source=PATH to=tokengrow|hf|neox out=DIR",
         "published weights and YAMLs, in and out",

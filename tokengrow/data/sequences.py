@@ -20,9 +20,9 @@ from tokengrow.errors import UserError
 class TokenArray:
     """The token ids of one split, read from disk as they are asked for.
 
-    Nothing is kept in this process but the tokens of the call: what the machine's memory is left
-    over for is the page cache, which gives way. A memory map would read 128 KB around each
-    sequence, and answer a file that has become shorter, or a disk that fails, with a bus error.
+    Nothing is kept in this process but the tokens of the call. A memory map would read far more
+    than is asked for from a disk, and answer a file that has become shorter, or a disk that fails,
+    with a bus error (docs/results/data.md).
 
     Args:
         files: the shards in order.

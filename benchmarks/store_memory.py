@@ -1,0 +1,87 @@
+"""One epoch over a token store larger than the memory that the process may have.
+
+    python -m benchmarks.store_memory 32 --room 256
+
+The store is sparse: it takes no room on the disk, and in the page cache as much as any. Once all is
+imported, the process is forbidden to have more address space than `--room` MB beyond what it has
+then; a memory map of the store would be refused. One CSV row on stdout.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import resource
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from tokengrow.data.loader import train_loader
+from tokengrow.data.sequences import Sequences, TokenArray
+
+SHARD_TOKENS = 2**26
+CONTEXT, MICRO_BATCH, BATCH = 2048, 16, 512
+
+
+def sparse_store(tokens: int, folder: Path) -> TokenArray:
+    """Shards of zeros, as many as it takes; their blocks are on no disk."""
+    lengths = [min(SHARD_TOKENS, tokens - at) for at in range(0, tokens, SHARD_TOKENS)]
+    files = [folder / f"train_{number:05d}.bin" for number in range(len(lengths))]
+    for file, length in zip(files, lengths, strict=True):
+        with file.open("wb") as empty:
+            empty.truncate(2 * length)
+    return TokenArray(files, lengths, "<u2", vocab_size=50304)
+
+
+def memory(what: str) -> int:
+    """Bytes of this process in /proc/self/status: VmSize (address space) or VmRSS (resident)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{what}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(what)
+
+
+def main() -> None:
+    """Reads one epoch and prints its row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("gigabytes", type=float, help="of the store")
+    parser.add_argument("--room", type=float, default=256, help="MB that may be had beyond")
+    chosen = parser.parse_args()
+    with TemporaryDirectory(dir=Path.cwd()) as folder:
+        tokens = sparse_store(int(chosen.gigabytes * 1e9) // 2, Path(folder))
+        sequences = Sequences(tokens, CONTEXT)
+        batches = len(sequences) // MICRO_BATCH
+        loader = train_loader(sequences, seed=0, batch_size=BATCH, micro_batch_size=MICRO_BATCH)
+        next(iter(loader))  # what is allocated once
+        size, resident = memory("VmSize"), memory("VmRSS")
+        limit = size + int(chosen.room * 1e6)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        peak, began, seen = resident, time.perf_counter(), 0
+        for number, batch in enumerate(islice(loader, batches)):
+            seen += batch.shape[0] * CONTEXT
+            if number % 1000 == 0:
+                peak = max(peak, memory("VmRSS"))
+        seconds = time.perf_counter() - began
+    row = {
+        "store_gb": chosen.gigabytes,
+        "machine_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "room_mb": chosen.room,
+        "resident_mb": round(resident / 1e6),
+        "grown_mb": round((peak - resident) / 1e6, 1),
+        "tokens": seen,
+        "m_tokens_per_second": round(seen / seconds / 1e6, 1),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.processor() or platform.machine(),
+    }
+    writer = csv.DictWriter(sys.stdout, list(row))
+    writer.writeheader()
+    writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
