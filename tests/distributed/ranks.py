@@ -62,10 +62,15 @@ def run(command: Sequence[str], cwd: Path, timeout: float = 120, **env: str) -> 
     return Ended(done.returncode, done.stdout)
 
 
-def train_together(processes: int, store: TokenStore, folder: Path, *runs: TrainConfig) -> None:
+Task = tuple[TrainConfig, tuple[TokenStore, TokenStore]]
+"""A run, and the tokens of rank 0 and of the others."""
+
+
+def train_together(processes: int, folder: Path, tasks: Sequence[Task]) -> None:
     """Trains runs one after the other, by the same processes, which start once for all of them."""
-    tasks = folder / "tasks.pickle"
-    tasks.write_bytes(pickle.dumps((store.folder, runs)))
-    command = [*TORCHRUN, f"--nproc-per-node={processes}", str(WORKER), str(tasks)]
+    told = folder / "tasks.pickle"
+    folders = [(run, tuple(store.folder for store in stores)) for run, stores in tasks]
+    told.write_bytes(pickle.dumps(folders))
+    command = [*TORCHRUN, f"--nproc-per-node={processes}", str(WORKER), str(told)]
     ended = run(command, folder, timeout=400)
     assert ended.status == 0, ended.said[-5000:]

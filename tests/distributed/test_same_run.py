@@ -17,7 +17,9 @@ from torch import Tensor
 
 from tokengrow.checkpoint.layout import find_checkpoints, step_of
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
-from tokengrow.data.store import TokenStore
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.store import TokenStore, build_store
+from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.moments import ROW_AGE
@@ -63,9 +65,17 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
+def other_store(corpus: TextCorpus, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """The corpus in tokens of another vocabulary."""
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=500), corpus)
+    return build_store(corpus, tokenizer, tmp_path_factory.mktemp("other") / "s", progress=False)
+
+
+@pytest.fixture(scope="module")
 def runs(
     tiny_run: Callable[..., TrainConfig],
     store: TokenStore,
+    other_store: TokenStore,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Runs:
     """The ladder in one process, in two and in four; each lot of processes starts once."""
@@ -109,8 +119,11 @@ def runs(
         ladder("homeless", DDP, source=str(folder / "nowhere")),
     ]
     two = [*spread, *onto_two, narrow, fifty("2x4", DDP, 4), *refused]
-    train_together(2, store, folder, *two)
-    train_together(4, store, folder, fifty("4x2", DDP, 2), fifty("4x2-fsdp2", FSDP2, 2))
+    four = [fifty("4x2", DDP, 2), fifty("4x2-fsdp2", FSDP2, 2)]
+    one_data, two_data = (store, store), (store, other_store)
+    tasks = [*((each, one_data) for each in two), (ladder("two-data", DDP), two_data)]
+    train_together(2, folder, tasks)
+    train_together(4, folder, [(each, one_data) for each in four])
     for step in LEFT_AT:
         fit(resumed(f"ddp-from-{step}", "fsdp2", step, DDP), store)
     return Runs(folder)
@@ -209,6 +222,7 @@ def test_a_run_is_left_while_entries_of_several_ages_are_updated(runs: Runs) -> 
         ("uneven", "batch_size (4) is not a multiple of micro_batch_size x processes (4 x 2)"),
         ("taken", "holds something that is not a run: choose another out="),
         ("homeless", "nowhere does not exist"),
+        ("two-data", "rank 1 has other tokens than rank 0: make them once, with `tokengrow data`"),
     ],
 )
 def test_a_wrong_input_is_told_on_every_rank_and_nothing_is_written(

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 worker.py TASKS
 
-TASKS is a pickle of the folder of a token store and of a list of `TrainConfig`s. One that is
-refused leaves what this rank was told in `{out}.refused-{rank}`.
+TASKS is a pickle of (TrainConfig, folders of token stores): that of rank 0, and that of the others.
+A run that is refused leaves what this rank was told in `{out}.refused-{rank}`.
 """
 
 import os
@@ -17,13 +17,12 @@ from tokengrow.training.fit import fit
 
 
 def main() -> None:
-    store, runs = pickle.loads(Path(sys.argv[1]).read_bytes())
-    tokens = TokenStore.open(store)
-    for run in runs:
+    rank = int(os.environ["RANK"])
+    for run, stores in pickle.loads(Path(sys.argv[1]).read_bytes()):
         try:
-            fit(run, tokens)
+            fit(run, TokenStore.open(stores[min(rank, 1)]))
         except UserError as error:
-            Path(f"{run.out}.refused-{os.environ['RANK']}").write_text(str(error))
+            Path(f"{run.out}.refused-{rank}").write_text(str(error))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,18 @@ def from_rank_zero(make: Callable[[], T], share: Callable[[T], T] = lambda made:
     return made if rank() == 0 else sent[0]
 
 
+def from_every_rank(here: T) -> list[T]:
+    """What each rank has, by its number, on every rank.
+
+    Args:
+        here: what this one has: something that can be pickled, without large tensors.
+    """
+    found = [here] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, here)
+    return found
+
+
 def all_here() -> None:
     """Waits until every rank has come here."""
     if world_size() > 1:
@@ -151,13 +163,8 @@ def first_holders(names: Iterable[str]) -> dict[str, int]:
     Args:
         names: that this rank holds.
     """
-    here = list(names)
-    held = [here]
-    if world_size() > 1:
-        held = [[] for _ in range(world_size())]
-        dist.all_gather_object(held, here)
     holders: dict[str, int] = {}
-    for number, of_rank in enumerate(held):
+    for number, of_rank in enumerate(from_every_rank(list(names))):
         for name in of_rank:
             holders.setdefault(name, number)
     return holders

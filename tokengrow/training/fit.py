@@ -28,8 +28,15 @@ from tokengrow.checkpoint.store import (
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.sequences import TokenSource
 from tokengrow.distributed.contact import in_contact
-from tokengrow.distributed.exchange import all_here, from_rank_zero, local, part_of
+from tokengrow.distributed.exchange import (
+    all_here,
+    from_every_rank,
+    from_rank_zero,
+    local,
+    part_of,
+)
 from tokengrow.distributed.fabric import build_fabric, release, started_by
+from tokengrow.distributed.launch import GUIDE
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
@@ -102,6 +109,7 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
 def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Console) -> FitResult:
     """`fit`, by processes that all have come this far."""
     config.check_share(fabric.world_size)
+    _check_one_data(tokens)
     # One folder for all ranks, each of which may have read another time off its clock.
     config = replace(config, out=from_rank_zero(lambda: config.out))
     out, stop = Path(config.out), StopRequest()
@@ -117,6 +125,17 @@ def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Cons
             return _climb(run, state, checkpoint)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(what_resumes(run.out)) from None
+
+
+def _check_one_data(tokens: TokenSource) -> None:
+    """Refuses ranks that do not all have the same tokens."""
+    fingerprints = from_every_rank(tokens.fingerprint)
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise UserError(
+                f"rank {rank} has other tokens than rank 0: make them once, with `tokengrow data`, "
+                f"and give the folder as store= where every node sees it ({GUIDE})"
+            )
 
 
 def _described(found: tuple[TrainState, Checkpoint | None]) -> tuple[TrainState, Checkpoint | None]:
