@@ -6,6 +6,7 @@ TASKS is a pickle of (TrainConfig, folders of token stores): that of rank 0, and
 A run that is refused leaves what this rank was told in `{out}.refused-{rank}`.
 """
 
+import gc
 import os
 import pickle
 import sys
@@ -17,6 +18,7 @@ from tokengrow.training.fit import fit
 
 
 def main() -> None:
+    gc.freeze()  # every stage collects garbage, and what is imported is none
     rank = int(os.environ["RANK"])
     for run, stores in pickle.loads(Path(sys.argv[1]).read_bytes()):
         try:
