@@ -1,5 +1,6 @@
 """When a process of a job is gone: the others say so in one sentence, and end."""
 
+import atexit
 import signal
 import time
 from collections.abc import Iterator
@@ -27,11 +28,13 @@ def in_contact(children: list[Popen]) -> Iterator[None]:
     Raises:
         LostContact: a process is gone.
     """
+    atexit.register(_hang_up)
     try:
         yield
     except RuntimeError as error:
         if not _is_of_the_line(error):
             raise
+        atexit.unregister(_hang_up)  # nobody would answer
         raise LostContact(
             f"lost contact with another process: {_how_it_ended(children)}; checkpoints are "
             "whole, and the same command goes on from the last one"
@@ -40,6 +43,12 @@ def in_contact(children: list[Popen]) -> Iterator[None]:
         # At one that ends with an error Lightning would kill this process, which may be about to
         # end by itself, with a status that tells more.
         children.clear()
+
+
+def _hang_up() -> None:
+    """Ends the threads that talk to the others, before Python is taken from under them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _is_of_the_line(error: RuntimeError) -> bool:

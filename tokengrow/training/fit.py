@@ -99,11 +99,12 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     with in_contact(started_by(fabric)):
         try:
             return _fit(config, tokens, fabric, console or Console(quiet=True))
-        except Stopped:
+        except Stopped as stopped:
             # Rank 0 may still be closing its logs, and launchers end a job at the first process
             # that leaves with a status.
             all_here()
-            raise
+            # Its traceback would hold the model, and that the line to the others, to the end.
+            raise stopped.with_traceback(None) from None
 
 
 def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Console) -> FitResult:
