@@ -281,6 +281,20 @@ class TestStores:
         copied = build_mixture(mixed, theirs, tmp_path / "second", progress=False)
         assert open_store(tmp_path / "second").fingerprint == copied.fingerprint
 
+    def test_stores_that_are_there_can_be_mixed_by_paths_from_here(
+        self,
+        corpora: dict[str, Corpus],
+        tokenizer: Tokenizer,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        build_mixture(config(corpora), tokenizer, tmp_path / "out", progress=False)
+        monkeypatch.chdir(tmp_path)
+        mixed = MixtureConfig(sources={n: MixedSource(store=f"out/{n}") for n in corpora})
+        copied = build_mixture(mixed, tokenizer, Path("second"), progress=False)
+        monkeypatch.chdir("second")
+        assert open_store(tmp_path / "second").fingerprint == copied.fingerprint
+
     def test_a_folder_of_other_weights_is_not_overwritten(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:

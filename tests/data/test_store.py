@@ -6,9 +6,12 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -363,6 +366,29 @@ def test_wrong_text_leaves_nothing_behind(
     with pytest.raises(UserError, match=r"the train split has no text|wrong.jsonl, line 51"):
         build_store(corpus, tokenizer, tmp_path / "store", shard_tokens=10, progress=False)
     assert not (tmp_path / "store").exists()
+
+
+def test_of_two_processes_that_are_given_wrong_text_each_says_so(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.jsonl").write_text("{broken\n")
+    corpus, discard = TextCorpus(files=[str(tmp_path / "broken.jsonl")]), build._discard
+
+    def late(*arguments: Any) -> None:
+        time.sleep(0.2)  # the other one has come as far as the lock
+        discard(*arguments)
+
+    monkeypatch.setattr(build, "_discard", late)
+
+    def said(_: int) -> str:
+        with pytest.raises(UserError) as error:
+            build_store(corpus, tokenizer, tmp_path / "out", progress=False)
+        return str(error.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(said, range(2))
+    assert first == second and "line 1: not JSON" in first
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_store_says_how_to_make_one(store: TokenStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,18 @@ def environment(**more: str) -> dict[str, str]:
     """Of a process on the CPU that no launcher has started yet."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
     return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
+
+
+def free_port() -> int:
+    """A port at which nobody listens: tests may run beside each other."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def slurm_job() -> dict[str, str]:
+    """`SLURM_JOB` with a port of its own, which else would be made of the job's number."""
+    return SLURM_JOB | {"MASTER_PORT": str(free_port())}
 
 
 def slurm_task(rank: int) -> dict[str, str]:

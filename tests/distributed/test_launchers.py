@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ranks import SLURM_JOB, TOKENGROW, Ended, run, slurm_task
+from ranks import TOKENGROW, Ended, free_port, run, slurm_job, slurm_task
 
 from tokengrow.checkpoint.layout import find_checkpoints
 from tokengrow.checkpoint.store import load_checkpoint
@@ -45,7 +45,7 @@ def test_fabric_starts_the_others_by_the_same_command_line(
 def test_fabric_run_starts_the_command(arguments: Arguments, tmp_path: Path) -> None:
     scripts = Path(sysconfig.get_path("scripts"))
     launcher = [str(scripts / "fabric"), "run", "--accelerator=cpu", "--strategy=ddp"]
-    launcher += ["--devices=2", "--main-port=29417", str(scripts / "tokengrow")]
+    launcher += ["--devices=2", f"--main-port={free_port()}", str(scripts / "tokengrow")]
     words = [word for word in arguments("debug=dry_run") if word != "fabric.accelerator=cpu"]
     said_once(run([*launcher, *words], tmp_path))
     assert load_checkpoint(the_run(tmp_path)).run["fabric"]["strategy"] == "ddp"
@@ -54,11 +54,13 @@ def test_fabric_run_starts_the_command(arguments: Arguments, tmp_path: Path) -> 
 def test_srun_starts_one_run_in_one_folder_by_whatever_clock(
     arguments: Arguments, tmp_path: Path
 ) -> None:
+    job = slurm_job()
+
     def task(rank: int) -> Ended:
         # A rank that starts a second later reads another time for the name of its folder.
         out = f"out=runs/dry-run/{rank}-${{now:%H%M%S}}"
         words = arguments("debug=dry_run", "fabric=fsdp2", out)
-        return run([*TOKENGROW, *words], tmp_path, **SLURM_JOB, **slurm_task(rank))
+        return run([*TOKENGROW, *words], tmp_path, **job, **slurm_task(rank))
 
     with ThreadPoolExecutor(2) as tasks:
         first, second = tasks.map(task, (0, 1))

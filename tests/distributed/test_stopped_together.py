@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import SLURM_JOB, TOKENGROW, environment, slurm_task
+from ranks import TOKENGROW, environment, slurm_job, slurm_task
 
 from tokengrow.checkpoint.layout import find_checkpoints
 from tokengrow.cli.verb import STOPPED
@@ -18,11 +18,12 @@ def test_the_first_process_to_leave_does_not_spoil_the_status_of_the_others(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     words = arguments("out=run", "stages.small.steps=100000", "checkpoint_every=100000")
+    job = slurm_job()
     tasks = [
         subprocess.Popen(
             [*TOKENGROW, *words],
             cwd=tmp_path,
-            env=environment(**SLURM_JOB, **slurm_task(rank)),
+            env=environment(**job, **slurm_task(rank)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from tokengrow.cli.sweep import SWEEPS
+from tokengrow.distributed.launch import GUIDE
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -52,6 +55,11 @@ def test_documented_python_parses_and_its_names_exist(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokengrow"):
                 module = __import__(node.module, fromlist=[alias.name for alias in node.names])
                 assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("page", [GUIDE, SWEEPS])
+def test_a_page_that_an_error_names_is_there(page: str) -> None:
+    assert (ROOT / page).is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

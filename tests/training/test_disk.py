@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tokengrow.checkpoint.layout import COMPLETE, OPTIMIZER, TRAIN_STATE, WEIGHT
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
+from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training import saver
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
@@ -107,6 +110,27 @@ def test_a_save_for_which_there_is_no_room_changes_nothing_in_what_is_trained(
         done = fit(tiny_run(tmp_path / "run", rungs=(8,)), store, Console(file=said))
     assert same_bits(done, whole)
     assert "begins again: no checkpoint is whole yet" in said.getvalue()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_save_has_been_made_if_there_was_room_for_it(
+    tiny_run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """As SIGTERM asks, right after a save has begun: one that failed it makes again."""
+    save = saver.save_checkpoint
+
+    def slow(folder: Path, checkpoint: Checkpoint) -> None:
+        time.sleep(0.05)
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(folder, checkpoint)
+
+    monkeypatch.setattr(saver, "save_checkpoint", slow)
+    model = TokenFormer(tiny_run(tmp_path).stages[0].model)
+    checkpoint = replace(Checkpoint.of(model), train_state={"step": 4})
+    with saver.Saver(tmp_path, 2, Console(quiet=True)) as kept:
+        kept.save(checkpoint, set(), needed=False)
+        assert kept.has(4) == room
 
 
 def test_an_error_of_another_kind_ends_the_run(

@@ -16,6 +16,8 @@ from killed import killed_at, same_bits
 from rich.console import Console
 from torch import Tensor, nn
 
+from tokengrow.data.corpus import Split
+from tokengrow.data.sequences import Sequences
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
@@ -239,6 +241,21 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_batch_on_the_disk(
     assert found["sequences"] == order.tolist()
     assert (found["grad_norm"], found["learning_rate"]) == ("nan", 1e30)
     assert len(found["micro_batch_losses"]) == 2
+
+
+def test_no_update_opens_the_data_anew(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    sequences = TokenStore.sequences
+
+    def noted(self: TokenStore, name: Split, context_length: int) -> Sequences:
+        opened.append(name)
+        return sequences(self, name, context_length)
+
+    monkeypatch.setattr(TokenStore, "sequences", noted)
+    fit(tiny_run(tmp_path / "run", rungs=(8,)), store)
+    assert opened.count("train") == 2, "to see whether it fits, and to train"
 
 
 def test_a_limit_of_none_stops_at_the_first(

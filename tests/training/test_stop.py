@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -124,13 +125,18 @@ def test_in_a_growth_nothing_is_saved_anew(
 
 
 @contextmanager
-def sent_in_the_save_of(step: int) -> Iterator[None]:
-    """SIGTERM comes while the checkpoint of a step is written."""
+def sent_in_the_save_of(
+    step: int, number: int = signal.SIGTERM, before: float = 0.0, after: float = 0.0
+) -> Iterator[None]:
+    """A signal comes while the checkpoint of a step is written, so many seconds after its
+    beginning and before its end."""
     save = saver.save_checkpoint
 
     def interrupted(folder: Path, checkpoint: Checkpoint) -> None:
         if checkpoint.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(before)
+            os.kill(os.getpid(), number)
+            time.sleep(after)
         save(folder, checkpoint)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -229,6 +235,16 @@ def test_an_interrupt_says_truly_what_the_same_command_will_do(
     with pytest.raises(KeyboardInterrupt) as interrupt:
         fit(run, store, sent_at(at, signal.SIGINT))
     assert interrupt.value.args == (resumes.format(out=run.out),)
+    assert same_bits(fit(run, store), whole)
+
+
+def test_an_interrupt_in_a_save_tells_of_it(
+    run: TrainConfig, store: TokenStore, whole: FitResult
+) -> None:
+    in_it = sent_in_the_save_of(4, signal.SIGINT, before=0.1, after=0.2)
+    with in_it, pytest.raises(KeyboardInterrupt) as interrupt:
+        fit(run, store)
+    assert interrupt.value.args == (f"the same command goes on from {run.out}/step_00000004",)
     assert same_bits(fit(run, store), whole)
 
 

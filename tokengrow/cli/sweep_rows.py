@@ -67,7 +67,7 @@ def folder_name(settings: Mapping[str, str]) -> str:
     """A job's folder, after what it sets: the same job is found again in a larger sweep."""
     whole = ",".join(f"{key}={value}" for key, value in settings.items())
     name = re.sub(r"[^\w.,=+-]", "_", whole)
-    if len(name) <= LONGEST_NAME:
+    if name == whole and len(name) <= LONGEST_NAME:
         return name
     return f"{name[:LONGEST_NAME]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 

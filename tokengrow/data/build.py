@@ -75,6 +75,9 @@ def write_store(
     is_new_folder = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        if not folder.exists():  # a process that held it before has taken back what it wrote
+            folder.mkdir(parents=True)
+            is_new_folder = True
         if (folder / MARKER).is_file():
             _check_finished(folder, source)
             return

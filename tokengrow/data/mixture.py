@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import accumulate
@@ -279,11 +279,11 @@ def build_mixture(
         UserError: as `build_store`, with the source's name; a folder of another mixture.
     """
     config.text.identity()  # before anything is made: it refuses missing files
+    config = _resolved(config)
     entries = {}
     for name in config.names:
         source = config.sources[name]
-        place = str(Path(source.store).resolve()) if source.store else name
-        entries[name] = {"weight": source.weight, "store": place}
+        entries[name] = {"weight": source.weight, "store": source.store or name}
     content = (json.dumps({"format": _FORMAT, "sources": entries}, indent=1) + "\n").encode()
     path = folder / MIXTURE
     if path.is_file() and path.read_bytes() != content:
@@ -299,6 +299,7 @@ def build_mixture(
                     build_store(corpus, tokenizer, folder / name, progress=progress)
         stores = {name: _stored(config, name, folder) for name in config.names}
         mixture = Mixture.of(config, stores)
+        folder.mkdir(parents=True, exist_ok=True)  # where all sources are stores already
         write_atomically(path, content)
         return mixture
     finally:
@@ -314,6 +315,15 @@ def open_store(folder: Path) -> TokenSource:
         UserError: neither, or a damaged one.
     """
     return Mixture.open(folder) if (folder / MIXTURE).is_file() else TokenStore.open(folder)
+
+
+def _resolved(config: MixtureConfig) -> MixtureConfig:
+    """The same with absolute paths of stores, which lie elsewhere than the mixture's own."""
+    sources = {
+        name: replace(each, store=str(Path(each.store).resolve())) if each.store else each
+        for name, each in config.sources.items()
+    }
+    return replace(config, sources=sources)
 
 
 def _stored(config: MixtureConfig, name: str, folder: Path = Path()) -> TokenStore:

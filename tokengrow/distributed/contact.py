@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 
 import torch.distributed as dist
 
@@ -30,6 +30,21 @@ def in_contact(children: list[Popen]) -> Iterator[None]:
     """
     atexit.register(_hang_up)
     try:
+        with _lines_watched(children):
+            yield
+    except BaseException:
+        _see_off(children)
+        raise
+    finally:
+        # At one that ends with an error Lightning would kill this process, which may be about to
+        # end by itself, with a status that tells more.
+        children.clear()
+
+
+@contextmanager
+def _lines_watched(children: list[Popen]) -> Iterator[None]:
+    """Turns an error of a line to another process into `LostContact`."""
+    try:
         yield
     except RuntimeError as error:
         if not _is_of_the_line(error):
@@ -39,10 +54,17 @@ def in_contact(children: list[Popen]) -> Iterator[None]:
             f"lost contact with another process: {_how_it_ended(children)}; checkpoints are "
             "whole, and the same command goes on from the last one"
         ) from error
-    finally:
-        # At one that ends with an error Lightning would kill this process, which may be about to
-        # end by itself, with a status that tells more.
-        children.clear()
+
+
+def _see_off(children: list[Popen]) -> None:
+    """Waits for processes that an error has ended too, and ends those that it has not: on a GPU
+    they may wait for this one for half an hour."""
+    until = time.monotonic() + FOUND_DEAD
+    for child in children:
+        try:
+            child.wait(max(until - time.monotonic(), 0.1))
+        except TimeoutExpired:
+            child.kill()
 
 
 def _hang_up() -> None:

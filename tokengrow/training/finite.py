@@ -3,6 +3,7 @@ which nobody waits for; too many in a row stop the run."""
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def count_skipped(
     watch: GradientWatch,
     state: TrainState,
     config: TrainConfig,
-    sequences: Sequences,
+    sequences: Callable[[], Sequences],
     out: Path | None,
 ) -> str:
     """Counts in the state which updates were not taken since the last look. Waits for the device.
@@ -107,7 +108,7 @@ def count_skipped(
         watch: that saw them.
         state: right after the last update.
         config: the run.
-        sequences: the train split, at the stage's context length.
+        sequences: opens the train split, at the stage's context length.
         out: folder for `RECORD`; None on a rank that writes nothing.
 
     Returns:
@@ -137,7 +138,7 @@ def count_skipped(
             "stage": stage.name,
             "step": seen.update,
             "global_batch": batch,
-            "sequences": sequences.batch(batch, config.batch_size, config.seed).tolist(),
+            "sequences": sequences().batch(batch, config.batch_size, config.seed).tolist(),
             "loss": _number(loss),
             "grad_norm": _number(seen.norm),
             "learning_rate": rate,

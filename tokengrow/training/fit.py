@@ -118,14 +118,14 @@ def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Cons
     saver = Saver(out, config.keep_checkpoints, console)
     log = RunLog(config.logger if fabric.is_global_zero else NO_LOGGERS, out)
     run = Run(config, fabric, tokens, tokens.tokenizer(), console, saver, stop, log)
-    with ExitStack() as held:
-        from_rank_zero(lambda: _take(run, held, checkpoint if state.rungs else None))
-        for each in (log, saver, stop):
-            held.enter_context(each)
-        try:
+    try:
+        with ExitStack() as held:
+            from_rank_zero(lambda: _take(run, held, checkpoint if state.rungs else None))
+            for each in (log, saver, stop):
+                held.enter_context(each)
             return _climb(run, state, checkpoint)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(what_resumes(run.out)) from None
+    except KeyboardInterrupt:  # told once a save that has begun has ended
+        raise KeyboardInterrupt(what_resumes(out)) from None
 
 
 def _check_one_data(tokens: TokenSource) -> None:

@@ -26,11 +26,15 @@ class Saver:
         self.run, self.keep, self.console = run, keep, console
         self._thread = ThreadPoolExecutor(1, "saver")
         self._writing: Future[None] | None = None
-        self._last: int | None = None
 
     def has(self, step: int) -> bool:
-        """Whether the checkpoint of a step is written, or being written."""
-        return step == self._last or (self.run / step_folder(step)).exists()
+        """Whether the checkpoint of a step is written, once what is being written is.
+
+        Raises:
+            UserError: as `finish`.
+        """
+        self.finish()
+        return (self.run / step_folder(step)).exists()
 
     def save(self, checkpoint: Checkpoint, stage_ends: set[int], needed: bool) -> None:
         """Begins to write a checkpoint; the one before must be finished.
@@ -41,7 +45,6 @@ class Saver:
             needed: `finish` raises where the disk has no room for it; else a line says so.
         """
         assert self._writing is None
-        self._last = checkpoint.step
         self._writing = self._thread.submit(self._write, checkpoint, stage_ends, needed)
 
     def finish(self) -> None:

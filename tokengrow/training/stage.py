@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` sequence.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,7 +142,8 @@ def _looks_at_the_device(run: Run, done: int) -> bool:
 
 def _count_skipped(run: Run, training: Training, state: TrainState) -> None:
     """Counts the updates that were not taken, and says so; too many in a row stop the run."""
-    sequences = run.sequences(training.stage, "train")
+    # Opened only where its numbers are told: Megatron's order takes a lock that other runs share.
+    sequences = partial(run.sequences, training.stage, "train")
     out = run.out if run.fabric.is_global_zero else None
     if line := count_skipped(training.watch, state, run.config, sequences, out):
         run.console.print(line, highlight=False, soft_wrap=True)
