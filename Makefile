@@ -19,7 +19,7 @@ quickstart: install
 	$(BIN)/tokengrow train recipes=quickstart
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

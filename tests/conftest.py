@@ -1,5 +1,6 @@
 """What the rooms share: a corpus, its token store, tiny ladders, ways to call a verb, model A."""
 
+import gc
 import os
 
 # One thread: on models this small, and beside other jobs, more of them only wait for each other.
@@ -39,6 +40,9 @@ from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
+
+# A run collects garbage before each stage; what has been imported by now is none, and is not looked at.
+gc.freeze()
 
 TRAIN_MODULES = ("argparse", "ast", "calendar", "copy", "glob", "heapq", "shlex", "textwrap")
 VALIDATION_MODULES = ("bisect", "fnmatch", "sched")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.cli.plan_tables import tables
+from tokengrow.cli.mixture import resolve_mixture
 from tokengrow.cli.resolve import (
     resolve_corpus,
     resolve_megatron,
@@ -50,6 +51,7 @@ NEEDED = {  # what an option leaves to its user
     "data/text": ["data.files=[book.txt]"],
     "data/hub": ["data.name=owner/name"],
     "data/megatron": ["data.prefix=files/pile"],
+    "data/mixture": ["data.sources={code: {source: stdlib}}"],
     "tokenizer/file": ["tokenizer.file=tokenizer.json"],
 }
 GIVEN = {
@@ -107,7 +109,8 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
     if choice == "same":
         given.append(f"source={source}")
     arguments = resolve_train(composed("train", *given, "+stages.only.steps=3"))
-    assert resolve_megatron(arguments.recipe.data) or resolve_corpus(arguments.recipe.data)
+    data = arguments.recipe.data
+    assert resolve_megatron(data) or resolve_mixture(data) or resolve_corpus(data)
     resolve_tokenizer(arguments.recipe.tokenizer)
     assert "only" in printed(arguments.run)
 
