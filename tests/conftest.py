@@ -41,7 +41,7 @@ from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
 
-# A run collects garbage before each stage; what has been imported by now is none, and is not looked at.
+# A run collects garbage before each stage; what has been imported by now is none.
 gc.freeze()
 
 TRAIN_MODULES = ("argparse", "ast", "calendar", "copy", "glob", "heapq", "shlex", "textwrap")

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
-from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.mixture import resolve_mixture
+from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.resolve import (
     resolve_corpus,
     resolve_megatron,
