@@ -282,6 +282,9 @@ def test_a_half_written_store_is_refused(
     assert "half-written token store" in refused("train", *LADDER, f"store={half}")
 
 
+@pytest.mark.fault(
+    "a token shard is cut short", "before a run", "refused with 2, the file named; nothing written"
+)
 def test_a_store_whose_shard_was_cut_is_refused(
     refused: Command, store: TokenStore, tmp_path: Path
 ) -> None:

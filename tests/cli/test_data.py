@@ -84,6 +84,11 @@ def test_a_store_trains_a_model(command: Command, arguments: list[str], tmp_path
     assert outcome.status == 0, outcome.err
 
 
+@pytest.mark.fault(
+    "a token shard is damaged",
+    "while a run pauses",
+    "refused with 2, file and byte named; checkpoints untouched",
+)
 def test_a_shard_damaged_while_a_run_pauses_is_named_and_the_run_is_left_as_it_was(
     command: Command, arguments: list[str], tmp_path: Path
 ) -> None:

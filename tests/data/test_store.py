@@ -486,6 +486,7 @@ def without_roots_rights() -> Iterator[None]:
             os.seteuid(0)
 
 
+@pytest.mark.fault("a token shard may not be read", "its permissions", "refused, the file named")
 def test_a_shard_that_may_not_be_read_is_named_at_once(
     store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

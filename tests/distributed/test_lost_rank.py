@@ -72,6 +72,11 @@ def after_a_kill(job: subprocess.Popen[str], victim: int, folder: Path) -> str:
     return said
 
 
+@pytest.mark.fault(
+    "a rank is killed",
+    "in a step, under torchrun",
+    "the job ends within 60 s, and which rank and signal is said",
+)
 def test_torchrun_names_the_rank_and_the_others_say_that_it_is_gone(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -85,6 +90,7 @@ def test_torchrun_names_the_rank_and_the_others_say_that_it_is_gone(
     assert "rank      : 0 (local_rank: 0)\n  exitcode  : -9 " in table
 
 
+@pytest.mark.fault("a rank is killed", "in a step, without a launcher", "likewise")
 def test_without_a_launcher_rank_0_names_the_rank(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -96,6 +102,9 @@ def test_without_a_launcher_rank_0_names_the_rank(
     assert f"tokengrow train: {lost}" in said
 
 
+@pytest.mark.fault(
+    "rank 0 is killed", "in a step, without a launcher", "the others end within 60 s"
+)
 def test_without_a_launcher_rank_1_does_not_outlive_rank_0(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from tokengrow.cli.verb import STOPPED
 pytestmark = pytest.mark.dist
 
 
+@pytest.mark.fault("SIGTERM", "to one of two ranks", "both save together and leave with status 75")
 def test_the_first_process_to_leave_does_not_spoil_the_status_of_the_others(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
