@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
@@ -58,3 +59,10 @@ def test_a_tensor_file_is_a_mapping(tmp_path: Path) -> None:
     assert tensors.get("another") is None
     with pytest.raises(KeyError):
         tensors["another"]
+
+
+def test_the_header_has_the_metadata_of_the_file(tmp_path: Path) -> None:
+    stream_tensors(tmp_path / "file", TENSORS.items(), len(TENSORS), {"format": "pt"})
+    with safe_open(tmp_path / "file", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(TENSORS)

@@ -26,7 +26,7 @@ from tokengrow.checkpoint.tensors import (
     dtype_name,
     misfits,
     read_safetensors,
-    write_tensors,
+    stream_tensors,
 )
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
@@ -86,7 +86,7 @@ def write_hf(folder: Path, checkpoint: Checkpoint) -> None:
     _write_json(folder / GENERATION, ids)
     shutil.copyfile(Path(__file__).with_name(CODE), folder / CODE)
     weights = {f"{PREFIX}{name}": tensor for name, tensor in checkpoint.weights.items()}
-    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
+    stream_tensors(folder / WEIGHTS, weights.items(), len(weights), {"format": "pt"})
 
 
 def read_hf(folder: Path) -> Checkpoint:

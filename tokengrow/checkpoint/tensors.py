@@ -1,14 +1,12 @@
 """Named tensors: in .safetensors files, and beside those that a model has."""
 
 import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tokengrow.errors import UserError
@@ -19,32 +17,6 @@ ENDINGS = (".bin", ".pt", ".pth", ".safetensors")
 """Of the files that can hold weights, whoever wrote them."""
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What a weight can be; of narrower floats torch can neither mix nor compute any."""
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Writes a .safetensors file from where the tensors lie, without a copy of contiguous ones.
-
-    Args:
-        path: must not exist yet.
-        tensors: on the CPU, sharing no memory.
-        metadata: of the file's header.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.touch(exist_ok=False)
-    mode = path.stat().st_mode
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata)
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    path.chmod(mode)  # safetensors lets the owner alone read, whatever the umask says
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -87,7 +59,12 @@ HEADER_ENTRY = 256
 """Bytes that a tensor takes at most in the header: its name, dtype, shape and offsets."""
 
 
-def stream_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]], most: int) -> None:
+def stream_tensors(
+    path: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    most: int,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a .safetensors file tensor by tensor; safetensors itself wants all of them at once.
 
     The header stands in front and is known at the end. So room is left for it, and what it does not
@@ -97,9 +74,10 @@ def stream_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]], most: int)
         path: must not exist yet.
         tensors: (name, tensor on the CPU), each looked at once.
         most: how many there are at most.
+        metadata: of the file's header.
     """
-    room = 8 * (most * HEADER_ENTRY // 8 + 1)
-    entries: dict[str, object] = {}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    room = 8 * ((most * HEADER_ENTRY + len(json.dumps(entries))) // 8 + 1)
     with path.open("xb") as file:
         file.seek(8 + room)
         for name, tensor in tensors:
