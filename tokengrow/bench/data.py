@@ -17,6 +17,7 @@ import torch
 
 from tokengrow.bench.rows import Measurement
 from tokengrow.bench.timing import Timing
+from tokengrow.data.build import batches
 from tokengrow.data.corpus import Corpus
 from tokengrow.data.layout import SPLITS
 from tokengrow.data.loader import train_loader
@@ -81,8 +82,7 @@ def _encode(bare: tokenizers.Tokenizer, corpus: Corpus) -> tuple[float, int, int
     """Seconds of the tokenizer over both splits, reading not counted; tokens, documents, bytes."""
     seconds, tokens, documents, size = 0.0, 0, 0, 0
     for split in SPLITS:
-        texts = iter(corpus.documents(split))
-        while batch := _next(texts):
+        for batch, _ in batches(corpus.resume(split, 0, None), AT_ONCE):
             began = time.perf_counter()
             encodings = bare.encode_batch_fast(batch, add_special_tokens=False)
             seconds += time.perf_counter() - began
@@ -90,17 +90,6 @@ def _encode(bare: tokenizers.Tokenizer, corpus: Corpus) -> tuple[float, int, int
             documents += len(batch)
             size += sum(len(text.encode()) for text in batch)
     return seconds, tokens, documents, size
-
-
-def _next(texts: Iterator[str]) -> list[str]:
-    """The next documents, of `AT_ONCE` characters or a little more; none at the end."""
-    batch, characters = [], 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= AT_ONCE:
-            break
-    return batch
 
 
 def _loading(store: TokenStore) -> Iterator[Measurement]:

@@ -195,7 +195,7 @@ def _tokenised(
             ids, places = waiting.popleft()
             return list(zip(ids.result(), places, strict=True))
 
-        for texts, places in _batches(documents):
+        for texts, places in batches(documents, BATCH_CHARACTERS):
             waiting.append((pool.submit(tokenizer.encode_batch, texts), places))
             if len(waiting) > TOKENISING:
                 yield oldest()
@@ -203,8 +203,15 @@ def _tokenised(
             yield oldest()
 
 
-def _batches(documents: Iterable[tuple[str, Any]]) -> Iterator[tuple[list[str], list[Any]]]:
-    """Texts and places of about BATCH_CHARACTERS characters; never of none."""
+def batches(
+    documents: Iterable[tuple[str, Any]], at_once: int
+) -> Iterator[tuple[list[str], list[Any]]]:
+    """Texts and places in lists, never empty ones.
+
+    Args:
+        documents: of `Corpus.resume`.
+        at_once: characters of each list, or a little more.
+    """
     texts: list[str] = []
     places: list[Any] = []
     characters = 0
@@ -212,7 +219,7 @@ def _batches(documents: Iterable[tuple[str, Any]]) -> Iterator[tuple[list[str], 
         texts.append(text)
         places.append(place)
         characters += len(text)
-        if characters >= BATCH_CHARACTERS:
+        if characters >= at_once:
             yield texts, places
             texts, places, characters = [], [], 0
     if texts:
