@@ -7,17 +7,17 @@ disk that is not itself memory), and reads sequences at random places. CSV rows 
 """
 
 import argparse
-import csv
 import mmap
 import os
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
+from tokengrow.bench.rows import print_rows
 from tokengrow.data.sequences import TokenArray
 
 SHARD_TOKENS, SHARDS, CONTEXT = 2**26, 4, 2048
@@ -63,16 +63,16 @@ def number(file: str, name: str) -> int:
     raise KeyError(name)
 
 
-def main() -> None:
-    """Measures each way and prints its row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sequences", type=int, help="to read, at random places")
-    chosen = parser.parse_args()
+def rows(sequences: int) -> Iterator[dict[str, Any]]:
+    """Each way over the same places.
+
+    Args:
+        sequences: to read, at random places.
+    """
     random = np.random.default_rng(0)
     # A sequence lies in one shard; across two, mapping has no short form.
-    places = random.integers(0, SHARD_TOKENS // CONTEXT - 1, chosen.sequences) * CONTEXT
-    starts = (places + SHARD_TOKENS * random.integers(0, SHARDS, chosen.sequences)).tolist()
-    writer = None
+    places = random.integers(0, SHARD_TOKENS // CONTEXT - 1, sequences) * CONTEXT
+    starts = (places + SHARD_TOKENS * random.integers(0, SHARDS, sequences)).tolist()
     with TemporaryDirectory(dir=Path.cwd()) as folder:
         files = [Path(folder) / f"{shard}.bin" for shard in range(SHARDS)]
         for file in files:
@@ -89,19 +89,22 @@ def main() -> None:
             seconds = time.perf_counter() - began
             grown = number("status", "VmRSS") - resident
             del read  # what is mapped stays in the page cache
-            row = {
+            yield {
                 "way": name,
-                "sequences": chosen.sequences,
+                "sequences": sequences,
                 "asked_mb": round(2 * total / 1e6, 1),
                 "from_disk_mb": round((number("io", "read_bytes") - from_disk) / 1e6, 1),
                 "resident_grown_mb": round(grown * 1024 / 1e6, 1),
-                "m_tokens_per_second": round(CONTEXT * chosen.sequences / seconds / 1e6, 2),
+                "m_tokens_per_second": round(CONTEXT * sequences / seconds / 1e6, 2),
                 "numpy": np.__version__,
             }
-            if writer is None:
-                writer = csv.DictWriter(sys.stdout, list(row))
-                writer.writeheader()
-            writer.writerow(row)
+
+
+def main() -> None:
+    """Measures each way and prints its row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sequences", type=int, help="to read, at random places")
+    print_rows(rows(parser.parse_args().sequences))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ two shuffles, the floor: the published order draws them one number at a time. On
 """
 
 import argparse
-import csv
 import platform
 import resource
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -81,9 +79,10 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.processor() or platform.machine(),
     }
-    writer = csv.DictWriter(sys.stdout, list(row))
-    writer.writeheader()
-    writer.writerow(row)
+    # Not before: it imports torch, whose memory is not that of the order.
+    from tokengrow.bench.rows import print_rows
+
+    print_rows([row])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ then; a memory map of the store would be refused. One CSV row on stdout.
 """
 
 import argparse
-import csv
 import os
 import platform
 import resource
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -20,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from tokengrow.bench.rows import print_rows
 from tokengrow.data.loader import train_loader
 from tokengrow.data.sequences import Sequences, TokenArray
 
@@ -78,9 +77,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.processor() or platform.machine(),
     }
-    writer = csv.DictWriter(sys.stdout, list(row))
-    writer.writeheader()
-    writer.writerow(row)
+    print_rows([row])
 
 
 if __name__ == "__main__":
