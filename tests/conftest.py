@@ -149,6 +149,36 @@ def composed() -> Callable[..., dict[str, Any]]:
     return values
 
 
+TINY_RECIPE = """\
+# @package _global_
+name: climb
+batch_size: 4
+validation_every: 10
+validation_sequences: 8
+log_every: 1
+optim: {lr: 3e-3, min_lr: 3e-4, warmup_steps: 5}
+model:
+  vocab_size: 512
+  context_length: 32
+  layers: 2
+  width: 32
+  heads: 2
+  tokens: {query: 8, key: 8, value: 8, output: 8, ffn: 16}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Callable[[Path, str], None]:
+    """`tiny_recipe(folder, more)`: writes recipes/climb.yaml there, for `--config-dir folder
+    recipes=climb`; `more` gives its stages and what else it says."""
+
+    def write(folder: Path, more: str) -> None:
+        (folder / "recipes").mkdir(parents=True)
+        (folder / "recipes" / "climb.yaml").write_text(TINY_RECIPE + more)
+
+    return write
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command did."""

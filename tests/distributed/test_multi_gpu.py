@@ -2,11 +2,11 @@
 
 import csv
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import TORCHRUN
 
 from tokengrow.data.store import TokenStore
 
@@ -29,10 +29,9 @@ RUN = (
 
 def losses(store: TokenStore, out: Path, devices: int, *changes: str) -> list[float]:
     """Of each update of the ladder, as the command logs them."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [
-            *(*launcher, f"--nproc-per-node={devices}", "-m", "tokengrow", "train", *RUN),
+            *(*TORCHRUN, f"--nproc-per-node={devices}", "-m", "tokengrow", "train", *RUN),
             *(f"store={store.folder}", f"out={out}", *changes),
         ],
         capture_output=True,

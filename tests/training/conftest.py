@@ -1,5 +1,6 @@
 """A ladder that the command itself climbs, in processes that the tests stop, kill and starve."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +11,9 @@ from tokengrow.checkpoint.layout import OPTIMIZER, WEIGHTS, find_checkpoints
 from tokengrow.data.store import TokenStore
 from tokengrow.files import sha256
 
-RECIPE = """\
-# @package _global_
-name: climb
-batch_size: 4
+STAGES = """\
 micro_batch_size: 2
-validation_every: 10
-validation_sequences: 8
 checkpoint_every: 5
-log_every: 1
-optim: {lr: 3e-3, min_lr: 3e-4, warmup_steps: 5}
-model:
-  vocab_size: 512
-  context_length: 32
-  layers: 2
-  width: 32
-  heads: 2
-  tokens: {query: 8, key: 8, value: 8, output: 8, ffn: 16}
 stages:
   small: {steps: 12}
   medium: {steps: 12, model: {tokens: {query: 16, value: 16, ffn: 32}}}
@@ -61,11 +48,14 @@ def last_bits(out: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def climb(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Climb:
+def climb(
+    store: TokenStore,
+    tiny_recipe: Callable[[Path, str], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Climb:
     """The command of a ladder of three stages of twelve updates each."""
     folder = tmp_path_factory.mktemp("climb")
-    (folder / "recipes").mkdir()
-    (folder / "recipes" / "climb.yaml").write_text(RECIPE)
+    tiny_recipe(folder, STAGES)
     made = Climb(folder, store, folder / "whole")
     assert Watched().run(made.arguments(made.whole), folder / "log") == 0
     return made
