@@ -28,7 +28,7 @@ Stages = Callable[..., tuple[StageConfig, ...]]
 def stages(composed: Callable[..., dict[str, Any]]) -> Stages:
     """`stages(a, b, ..., *words)`: of a ladder whose entries are these mappings, named in order."""
 
-    def resolve(*given: dict[str, Any] | None | str) -> tuple[StageConfig, ...]:
+    def resolve(*given: dict[str, Any] | str | None) -> tuple[StageConfig, ...]:
         entries = [entry for entry in given if not isinstance(entry, str)]
         words = [word for word in given if isinstance(word, str)]
         values = composed("train", "model=tiny", "batch_size=16", *words)
