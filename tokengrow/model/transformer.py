@@ -10,7 +10,7 @@ head dim, `L` layers, `V` vocabulary.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,16 @@ class TransformerConfig(LanguageModelConfig):
         )
         require(self.mlp_width >= 0, f"model.mlp_width must not be negative, not {self.mlp_width}")
         object.__setattr__(self, "mlp_width", self.mlp_width or 4 * self.width)
+
+    @classmethod
+    def beside(cls, other: LanguageModelConfig) -> "TransformerConfig":
+        """A Transformer of the vocabulary, context, layers, width, heads and init of another model.
+
+        Args:
+            other: with the embedding as its output head, as a TokenFormer has.
+        """
+        shared = {item.name: getattr(other, item.name) for item in fields(LanguageModelConfig)}
+        return cls(**shared)
 
     def num_parameters(self) -> int:
         """All parameters, a tied embedding counted once."""
