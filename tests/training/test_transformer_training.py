@@ -32,9 +32,9 @@ def losses(config: TrainConfig, store: TokenStore) -> list[float]:
 
 
 def test_the_loss_falls(transformer_run: Runs, store: TokenStore, tmp_path: Path) -> None:
-    first, *_, last = losses(transformer_run(tmp_path / "run", steps=60), store)
+    first, *_, last = losses(transformer_run(tmp_path / "run", steps=80), store)
     assert first == pytest.approx(6.24, abs=0.1)  # of 512 equally likely tokens, ln 512
-    assert last < first - 1.0
+    assert last < first - 0.9
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -86,7 +86,7 @@ def test_compiled_and_recomputed_it_is_the_same_run(
     torch.compiler.reset()
     assert compiled == pytest.approx(wanted, rel=1e-5)
     for what in ("selective", "block"):
-        fabric = FabricConfig("cpu", precision="32-true", activation_checkpointing=what)
+        fabric = FabricConfig(accelerator="cpu", precision="32-true", activation_checkpointing=what)
         assert losses(transformer_run(tmp_path / what, fabric=fabric), store) == wanted
 
 
