@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokengrow.errors import UserError
 from tokengrow.model.decode import Decoder
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class SamplingConfig:
 
 
 def generate(
-    model: TokenFormer, prompt: Tensor, config: SamplingConfig, end_of_text: int | None = None
+    model: LanguageModel, prompt: Tensor, config: SamplingConfig, end_of_text: int | None = None
 ) -> Iterator[Tensor]:
     """Yields the next token of every row until `max_tokens` or until each row has ended.
 
