@@ -50,10 +50,7 @@ class GenerateArguments:
 
     def __post_init__(self) -> None:
         if self.prompt and self.prompts is not None:
-            raise UserError(
-                "prompt and prompts are both given, and one text starts with one: "
-                "leave one of them out"
-            )
+            raise UserError("prompt and prompts are both given: leave one of them out")
         for key in ("prompt", "prompts", "out"):
             if self.interactive and getattr(self, key):
                 raise UserError(

@@ -21,9 +21,9 @@ def read_prompts(name: str) -> list[str]:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UserError(f"prompts: {name} does not exist: give a file ending in .txt or .jsonl")
+        raise UserError(f"prompts: {name} does not exist: give a .txt or .jsonl file")
     if path.suffix not in ENDINGS:
-        raise UserError(f"prompts: {name} must end in .txt (a line each) or .jsonl")
+        raise UserError(f"prompts: {name} must end in .txt (a prompt a line) or .jsonl")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
