@@ -83,6 +83,13 @@ class TestOnePrompt:
         found = generated("sampling.temperature=0", "prompt=import ", f'stop=["~~~~", "{stop}"]')
         assert found == f"import {text[: text.index(stop)]}\n"
 
+    @pytest.mark.parametrize("stop", [r'stop=["\n"]', 'stop=["\n"]'], ids=["typed", "itself"])
+    def test_a_line_end_can_be_typed(self, generated: Callable[..., str], stop: str) -> None:
+        settings = ["prompt=def f(x):", "sampling.seed=1", "sampling.max_tokens=40"]
+        text, found = generated(*settings), generated(*settings, stop)
+        first, *others = text.rstrip().split("\n")
+        assert others and found == f"{first}\n"
+
     def test_every_setting_of_sampling_reaches_the_draw(
         self, generated: Callable[..., str]
     ) -> None:

@@ -44,7 +44,7 @@ class GenerateArguments:
     interactive: bool
     """Prompts are typed, one after the other."""
     stop: list[str]
-    """Strings that end a text, which holds what is in front of the first."""
+    """Strings that end a text, which holds what is in front of the first; \\n is a line's end."""
     sampling: SamplingConfig
     """How tokens are chosen."""
 
@@ -69,7 +69,9 @@ def main(config: DictConfig) -> None:
     path = arguments.prompts
     prompts = [arguments.prompt] if path is None else read_prompts(path)
     out = None if arguments.out is None else new_file(arguments.out)
-    author = Author.of(load_checkpoint(arguments.source), arguments.sampling, arguments.stop)
+    # Neither the shell nor Hydra makes a line's end of \n, where most texts are to end.
+    stop = [each.replace("\\n", "\n") for each in arguments.stop]
+    author = Author.of(load_checkpoint(arguments.source), arguments.sampling, stop)
     if arguments.interactive:
         converse(author)
         return
