@@ -17,7 +17,7 @@ VERBS = {
         "source=PATH to=tokengrow|hf|neox out=DIR",
         "published weights and YAMLs, in and out",
     ),
-    "generate": ('source=DIR prompt="..." | prompts=FILE', "text from a checkpoint"),
+    "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
     "bench": ("suite=pattention|step|decode", "how fast it is here, beside its peers"),
 }
 """Verb to (its usual arguments, what it does)."""
