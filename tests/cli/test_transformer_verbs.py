@@ -140,7 +140,14 @@ def test_a_tokenformer_becomes_none(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_key_of_tokenformers_is_refused(command: Command) -> None:
-    outcome = command("plan", "model=transformer-tiny", "model.tokens.ffn=8")
+@pytest.mark.parametrize(
+    ("model", "given", "said"),
+    [
+        ("transformer-tiny", "tokens.ffn=8", "model.tokens is of a tokenformer, and this is a tra"),
+        ("tiny", "tied=false", "model.tied is of a transformer, and this is a tokenformer: leave"),
+    ],
+)
+def test_a_key_of_the_other_is_refused(model: str, given: str, said: str, command: Command) -> None:
+    outcome = command("plan", f"model={model}", f"model.{given}")
     assert outcome.status == 2
-    assert outcome.err.startswith("tokengrow plan: unknown key model.tokens")
+    assert outcome.err.startswith(f"tokengrow plan: {said}")

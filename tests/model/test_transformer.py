@@ -122,6 +122,18 @@ class TestDecoding:
         logits += [decoder.step(token).clone() for token in ids[:, 5:].unbind(1)]
         assert (torch.stack(logits, dim=1) - run(ids)[:, 4:]).abs().max() <= limit
 
+    @torch.no_grad()
+    def test_behind_padding(self, sizes: dict[str, Any], dtype: torch.dtype, limit: float) -> None:
+        run, ids = model(dtype, **sizes), random_ids(2, 12)
+        start = torch.tensor([0, 3])
+        decoder = Decoder(run, batch=2, capacity=12)
+        logits = [decoder.prefill(ids[:, :5], start)]
+        logits += [decoder.step(token).clone() for token in ids[:, 5:].unbind(1)]
+        alone = [
+            run(text[None, begin:])[0, 4 - begin :] for text, begin in zip(ids, start, strict=True)
+        ]
+        assert (torch.stack(logits, dim=1) - torch.stack(alone)).abs().max() <= limit
+
 
 class TestInitialWeights:
     @pytest.mark.parametrize("init", ["balanced", "published"])
@@ -228,7 +240,7 @@ class TestArchitectures:
             read_config({**config().to_dict(), "architecture": "transfomer"})
 
     def test_a_key_of_the_other_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"unknown key model\.tokens"):
+        with pytest.raises(UserError, match=r"model\.tokens is of a tokenformer"):
             read_config({**config().to_dict(), "tokens": {"ffn": 8}})
-        with pytest.raises(UserError, match=r"unknown key model\.mlp_width"):
+        with pytest.raises(UserError, match=r"model\.(mlp_width|tied) is of a tra"):
             read_config({**config().to_dict(), "architecture": "tokenformer"})

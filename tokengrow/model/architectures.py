@@ -1,7 +1,7 @@
 """The models that can be trained, by name: what a config is, and what is built of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -46,13 +46,25 @@ def read_config(values: Mapping[str, Any], where: str = "model") -> LanguageMode
     Raises:
         UserError: a kind that is not there, or a section that does not fit it.
     """
-    name = values.get(KEY, DEFAULT) if isinstance(values, Mapping) else DEFAULT
+    if not isinstance(values, Mapping):
+        return typed(ModelConfig, values, where)  # which refuses it
+    name = values.get(KEY, DEFAULT)
     if name not in ARCHITECTURES:
         raise UserError(f"{where}.{KEY} {name!r}{nearest(str(name), list(ARCHITECTURES))}")
-    if name == DEFAULT and isinstance(values, Mapping):
+    _check_kind(values, name, where)
+    if name == DEFAULT:
         # No field of a TokenFormer's: its files are what they were before there was another kind.
         values = {key: value for key, value in values.items() if key != KEY}
     return typed(ARCHITECTURES[name].config, values, where)
+
+
+def _check_kind(values: Mapping[str, Any], name: str, where: str) -> None:
+    """Refuses a key that another kind of model has, and this one has not."""
+    keys = {kind: {item.name for item in fields(it.config)} for kind, it in ARCHITECTURES.items()}
+    for key in values:
+        for kind in keys:
+            if key != KEY and key in keys[kind] and key not in keys[name]:
+                raise UserError(f"{where}.{key} is of a {kind}, and this is a {name}: leave it out")
 
 
 def build_model(config: LanguageModelConfig) -> LanguageModel:
