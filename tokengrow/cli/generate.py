@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
-from tokengrow.cli.resolve import checkpoint_tokenizer, plain
+from tokengrow.cli.resolve import plain
 from tokengrow.cli.verb import run_verb
+from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.model.generate import SamplingConfig, generate
 from tokengrow.typed import typed
 
