@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
 
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.tokenizer import (
@@ -76,10 +78,30 @@ def test_through_json_it_is_the_same(tokenizer: Tokenizer) -> None:
     assert Tokenizer.from_json(tokenizer.to_json()).fingerprint == tokenizer.fingerprint
 
 
-def test_a_stream_holds_a_character_until_it_is_whole(tokenizer: Tokenizer) -> None:
+def test_a_character_comes_with_the_last_of_its_ids(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("é✓!")
     assert len(ids) == 6  # bytes, as the corpus has neither letter
-    assert list(tokenizer.stream(ids)) == ["é", "✓", "!"]
+    assert list(map(tokenizer.decoder(), ids)) == ["", "é", "", "", "✓", "!"]
+    assert list(map(tokenizer.decoder(), ids[:4])) == ["", "é", "", ""]
+
+
+def test_what_is_decoded_in_pieces_is_the_text(tokenizer: Tokenizer) -> None:
+    assert "".join(map(tokenizer.decoder(), tokenizer.encode(TEXT))) == TEXT
+
+
+def test_bytes_that_are_no_character_are_marked_as_such(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("é")[:1], *tokenizer.encode("!")]
+    assert "".join(map(tokenizer.decoder(), ids)) == tokenizer.decode(ids) == "\ufffd!"
+
+
+def test_a_space_is_kept_where_a_tokenizer_takes_it_off_the_start_of_a_text() -> None:
+    inner = tokenizers.Tokenizer(models.WordLevel({"<|endoftext|>": 0, "▁a": 1, "▁b": 2}, "▁a"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    spaced = Tokenizer(inner)
+    assert spaced.encode("a b b") == [1, 2, 2]
+    assert "".join(map(spaced.decoder(), [2, 2])) == "b b"
+    assert "".join(map(spaced.decoder(behind=[1]), [2, 2])) == " b b"
 
 
 def test_a_file_that_asks_to_cut_and_pad_is_not_heeded(

@@ -11,7 +11,8 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.verb import run_verb
 from tokengrow.evaluation.source import checkpoint_tokenizer
-from tokengrow.model.generate import SamplingConfig, generate
+from tokengrow.model.generate import SamplingConfig
+from tokengrow.model.texts import write
 from tokengrow.typed import typed
 
 
@@ -51,12 +52,14 @@ def stream_text(checkpoint: Checkpoint, prompt: str, sampling: SamplingConfig) -
     tokenizer = checkpoint_tokenizer(checkpoint)
     # Half-precision weights stay so on a GPU alone: a CPU computes slower in them, not faster.
     device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
-    ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.end_of_text]], device=device)
     if prompt:
         yield prompt
     model = checkpoint.model.to(device, dtype)
-    tokens = (int(token) for token in generate(model, ids, sampling, tokenizer.end_of_text))
-    yield from tokenizer.stream(token for token in tokens if token != tokenizer.end_of_text)
+    ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+    shown = 0
+    for [text] in write(model, [ids], tokenizer, sampling):
+        yield text.text[shown:]
+        shown = len(text.text)
 
 
 if __name__ == "__main__":

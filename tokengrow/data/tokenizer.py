@@ -1,7 +1,7 @@
 """Text to token ids and back: a byte-level BPE trained here, or any ``tokenizers`` JSON file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +14,8 @@ from tokengrow.errors import UserError
 from tokengrow.files import locked, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
+LONGEST_CHARACTER = 4
+"""Bytes in UTF-8, and so the most token ids."""
 _NUM_BYTES = 256
 
 
@@ -106,12 +108,18 @@ class Tokenizer:
         """Text of token ids; special tokens are spelled out."""
         return self._inner.decode(ids, skip_special_tokens=False)
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text of token ids as they come; a character of several ids is held until it is whole."""
-        decoder = decoders.DecodeStream(skip_special_tokens=False)
-        for token in ids:
-            if piece := decoder.step(self._inner, token):
-                yield piece
+    def decoder(self, behind: Sequence[int] = ()) -> Callable[[int], str]:
+        """A function from the token ids of a text, one after the other, to what each adds to it.
+
+        A character of several ids comes with the last of them, so one that is cut off never does.
+
+        Args:
+            behind: the ids in front of the text; in some tokenizers they decide about a space.
+        """
+        stream = decoders.DecodeStream(skip_special_tokens=False)
+        for token in behind[-LONGEST_CHARACTER:]:
+            stream.step(self._inner, token)
+        return lambda token: stream.step(self._inner, token) or ""
 
     def to_json(self) -> str:
         """The ``tokenizers`` JSON form, on one line."""

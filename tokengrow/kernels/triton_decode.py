@@ -41,11 +41,11 @@ def _of_three(i_g, a, b, c, G: tl.constexpr):
 def _wait(OVERLAP: tl.constexpr):
     """Until all kernels in front have ended; the next one may start now, to do the same.
 
-    Before it, nothing is written, and read is what no kernel of the step writes: weights, position,
-    table, slots before the position. Every program of every kernel waits: when one goes on, the
-    kernel in front has ended, and with it whatever that one waited for. So what follows here runs
-    as if no two kernels overlapped, and buffers may be used again. PyTorch's kernels, in front of
-    the first and behind the last, overlap with none.
+    Before it, nothing is written, and read is what no kernel of the step writes: weights, the
+    token's slot, starts of texts, table, slots before the token's. Every program of every kernel
+    waits: when one goes on, the kernel in front has ended, and with it whatever that one waited
+    for. So what follows here runs as if no two kernels overlapped, and buffers may be used again.
+    PyTorch's kernels, in front of the first and behind the last, overlap with none.
     """
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
@@ -133,7 +133,7 @@ def scores_kernel(
     x_next,
     mixes,
     tops,
-    position,
+    slot,
     k0,
     k1,
     k2,
@@ -172,7 +172,7 @@ def scores_kernel(
     # The first weights are on their way before anything else is asked for.
     b_k = _key_rows(p_k, i * ROWS, n, o_r, o_d, m_d, D)
     if MIXED:
-        last = tl.load(position).to(tl.int32)
+        last = tl.load(slot).to(tl.int32)
     _wait(OVERLAP)
     if MIXED:
         b_x = _joined(mixes, tops, last, i_b, D, B, C, GROUP, PIECES, SLOTS, BLOCK)
@@ -319,7 +319,8 @@ def attention_kernel(
     parts,
     cos,
     sin,
-    position,
+    slot,
+    starts,
     keys,
     values,
     mixes,
@@ -334,16 +335,21 @@ def attention_kernel(
     PIECES: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Parts [3, PARTS, B, H * C] of q, k and v to a mix of each piece of the cache.
 
-    The token's own key and value go into its slot of keys and values [B, H, S, C]. Slots behind the
-    position are not read, nor are pieces that have none before it. mixes [PIECES, B, H * C] are
-    sums of exp(score - top) value; tops [2, PIECES, B, H] hold the top and the sum of the factors.
+    The token's own key and value go into its slot of keys and values [B, H, S, C]. Slots behind it
+    are not read, nor are pieces that have none before it. If PADDED, those before the text's own of
+    starts [B] have no weight. mixes [PIECES, B, H * C] are sums of exp(score - top) value; tops
+    [2, PIECES, B, H] hold the top, -inf where no slot has weight, and the sum of the factors.
     """
     i, i_piece = tl.program_id(0), tl.program_id(1)  # i = i_b * H + i_h
-    last = tl.load(position).to(tl.int32)
+    last = tl.load(slot).to(tl.int32)
+    first = 0
+    if PADDED:
+        first = tl.load(starts + i // H).to(tl.int32)
     span = _span(last, PIECES, SLOTS)
     start = i_piece * span
     end = tl.minimum(start + span, last)  # of what is in the cache already
@@ -355,7 +361,7 @@ def attention_kernel(
     _wait(OVERLAP)
     if start <= last:
         p_q = parts + i * C
-        p_cos, p_sin = cos + last * R, sin + last * R
+        p_cos, p_sin = cos + (last - first) * R, sin + (last - first) * R
         kind = keys.dtype.element_ty
         b_q = _rotated(p_q, p_cos, p_sin, o_c, m_c, R, B * H * C, PARTS) * scale
         p_q += PARTS * B * H * C
@@ -371,9 +377,12 @@ def attention_kernel(
             m_own = (o_s == last)[:, None]
             b_s = tl.sum(tl.where(m_own, b_k[None, :], b_keys).to(tl.float32) * b_q[None, :], 1)
             b_s = tl.where(o_s <= last, b_s, float("-inf"))
+            if PADDED:
+                b_s = tl.where(o_s >= first, b_s, float("-inf"))
             higher = tl.maximum(top, tl.max(b_s, 0))
-            b_w = tl.exp2((b_s - higher) * LOG2_E)
-            shrink = tl.exp2((top - higher) * LOG2_E)
+            finite = _finite(higher) if PADDED else higher
+            b_w = tl.exp2((b_s - finite) * LOG2_E)
+            shrink = tl.exp2((top - finite) * LOG2_E)
             b_all = tl.where(m_own, b_v[None, :], b_values).to(tl.float32)
             b_mix = b_mix * shrink + tl.sum(b_all * b_w[:, None], 0)
             mass = mass * shrink + tl.sum(b_w, 0)

@@ -105,12 +105,16 @@ class Step:
         if self._launching["OVERLAP"]:
             self._launching["launch_pdl"] = True
 
-    def begin(self, x: Tensor) -> None:
-        """Takes the residual stream [B, D] in front of the first block.
+    def begin(self, x: Tensor, start: Tensor | None = None) -> None:
+        """Takes the residual stream in front of the first block.
 
-        The kernel of PyTorch that wrote it comes behind what wrote position, table and caches.
+        The kernel of PyTorch that wrote it comes behind what wrote slot, start, table and caches.
+
+        Args:
+            x: [B, D].
+            start: [B] int64, the slot in which each text starts; None: all in the first.
         """
-        self._x, self._pending = x.contiguous(), 0
+        self._x, self._start, self._pending = x.contiguous(), start, 0
 
     def block(
         self,
@@ -120,7 +124,7 @@ class Step:
         eps: float,
         keys: Tensor,
         values: Tensor,
-        position: Tensor,
+        slot: Tensor,
         table: tuple[Tensor, Tensor],
     ) -> None:
         """Takes the stream through a block.
@@ -130,22 +134,22 @@ class Step:
             output: the layer behind attention.
             ffn: the feed-forward layer.
             eps: of both norms.
-            keys: [B, H, S, C] the block's cache; the token's own is written at its position.
+            keys: [B, H, S, C] the block's cache; the token's own is written into its slot.
             values: [B, H, S, C], likewise.
-            position: [1] int64.
+            slot: [1] int64, of the cache.
             table: cosines and sines of all positions, [S, R] float32.
         """
-        self._pattention(attention, "qkv", eps, position)
-        self._attend(keys, values, position, table)
-        self._pattention([output], "output", eps, position)
-        self._pattention([ffn], "ffn", eps, position)
+        self._pattention(attention, "qkv", eps, slot)
+        self._attend(keys, values, slot, table)
+        self._pattention([output], "output", eps, slot)
+        self._pattention([ffn], "ffn", eps, slot)
 
     def end(self) -> Tensor:
         """The stream [B, D] behind the last block, float32."""
         shape = self._pending, *self._x.shape
         return self._x + self._parts[: math.prod(shape)].view(shape).sum(0)
 
-    def _pattention(self, layers: Sequence[Layer], role: str, eps: float, position: Tensor) -> None:
+    def _pattention(self, layers: Sequence[Layer], role: str, eps: float, slot: Tensor) -> None:
         """Parts of what these layers make of the normed stream, or of what attention has mixed."""
         mixed, count = role == "output", len(layers)
         keys, values, taus = zip(*layers, *[layers[0]] * (MOST_LAYERS - count), strict=True)
@@ -167,7 +171,7 @@ class Step:
             x_next,
             self._mixes,
             self._tops,
-            position,
+            slot,
             *keys,
             self._scores,
             self._stats,
@@ -206,14 +210,15 @@ class Step:
         )
 
     def _attend(
-        self, keys: Tensor, values: Tensor, position: Tensor, table: tuple[Tensor, Tensor]
+        self, keys: Tensor, values: Tensor, slot: Tensor, table: tuple[Tensor, Tensor]
     ) -> None:
         """Mixes of the pieces of the cache, from the parts of query, key and value."""
         block = triton.next_power_of_2(self.head_dim)
         attention_kernel[(self.batch * self.heads, PIECES)](
             self._parts,
             *table,
-            position,
+            slot,
+            self._start,
             keys,
             values,
             self._mixes,
@@ -228,6 +233,7 @@ class Step:
             PIECES=PIECES,
             SLOTS=self._slots(),
             BLOCK=block,
+            PADDED=self._start is not None,
             num_warps=max(1, min(ATTENTION_WARPS, ATTENTION_WARPS * block // 128)),
             **self._launching,
         )

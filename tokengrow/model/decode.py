@@ -5,6 +5,9 @@ between the reads. So a step has fixed shapes and never waits for the CPU; on a 
 once in a CUDA graph and replayed for every token. For a few rows it is seven Triton kernels a
 block; else it is plain PyTorch. The manner is gpt-fast's (github.com/pytorch-labs/gpt-fast).
 
+Texts of different lengths are padded on the left: all end in the same slot of the cache, and each
+has positions of its own, counted from the slot in which it starts.
+
 Shapes: `B` batch, `T` sequence, `S` cached sequence, `D` width, `H` heads, `C` head dim, `R`
 rotated channels, `L` layers, `V` vocabulary.
 """
@@ -33,12 +36,12 @@ if TYPE_CHECKING:
 class Place(NamedTuple):
     """Where a token stands in its text; the same for all layers."""
 
-    position: Tensor
-    """[1] int64."""
+    slot: Tensor
+    """[1] int64, of the cache."""
     table: tuple[Tensor, Tensor]
-    """Cosines and sines of the position, [1, R] float32."""
+    """Cosines and sines of its position, float32 of [1, R], or [B, 1, 1, R] behind padding."""
     hidden: Tensor
-    """[S] bool: slots of the cache behind the position."""
+    """Slots that it does not see, bool of [S], or [B, 1, 1, S] behind padding."""
 
 
 def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
@@ -47,7 +50,7 @@ def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Pla
     Args:
         block: the block.
         x: [B, D].
-        keys: [B, H, S, C] of the block's layer; the token's own is written at its position.
+        keys: [B, H, S, C] of the block's layer; the token's own is written into its slot.
         values: [B, H, S, C], likewise.
         place: of the token.
 
@@ -67,8 +70,8 @@ def _attend(attention: Attention, x: Tensor, keys: Tensor, values: Tensor, place
         layer(x).view(shape) for layer in (attention.query, attention.key, attention.value)
     )  # [B, H, 1, C]
     query, key = rotate(query, place.table), rotate(key, place.table)
-    keys.index_copy_(2, place.position, key.to(keys))
-    values.index_copy_(2, place.position, value.to(values))
+    keys.index_copy_(2, place.slot, key.to(keys))
+    values.index_copy_(2, place.slot, value.to(values))
     # Spelled out: for one query under a mask the kernels of scaled_dot_product_attention use few of
     # the GPU's processors.
     scores = (query.to(keys) @ keys.mT).to(torch.promote_types(keys.dtype, torch.float32))
@@ -89,7 +92,8 @@ def _suits_kernels(model: TokenFormer, batch: int) -> bool:
     config = model.config
     layers = [layer for block in model.blocks for _, layer in pattention_layers(block)]
     return (
-        batch <= MOST_BATCH
+        bool(layers)
+        and batch <= MOST_BATCH
         and max(config.width, config.inner_dim) <= MOST_WIDTH
         and config.head_dim <= MOST_HEAD_DIM
         and all(layer.kernel in ("auto", "triton") for layer in layers)
@@ -110,13 +114,13 @@ class Decoder:
     """Continues the texts of a batch, a token at a time.
 
     The step in plain PyTorch attends to the whole capacity under a mask: one shape, so one graph
-    for all positions. Empty slots are read in vain, at 1.5b a quarter of a megabyte each beside the
+    for all slots. Empty slots are read in vain, at 1.5b a quarter of a megabyte each beside the
     three gigabytes of the weights. The kernels read none of them.
 
     Args:
         model: in eval mode. Its weights may change in place; a graph sees no other change.
         batch: B.
-        capacity: the most tokens of a text, S.
+        capacity: the most tokens of a text, its padding included, S.
     """
 
     def __init__(self, model: TokenFormer, batch: int, capacity: int) -> None:
@@ -127,18 +131,20 @@ class Decoder:
         # The mask gives empty slots the weight 0, but 0 times the NaN of fresh memory is NaN.
         self.cache.values.zero_()
         self._table = rotary_table(0, capacity, config.rotary_channels, config.rotary_base, device)
-        self._slots = torch.arange(capacity, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._all_slots = torch.arange(capacity, device=device)
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
         self._token = torch.zeros(batch, dtype=torch.int64, device=device)
         self._kernels = _build_step(model, batch) if takes_kernels(model, batch) else None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor) -> Tensor:
+    def prefill(self, ids: Tensor, start: Tensor | None = None) -> Tensor:
         """Begins new texts with their prompts.
 
         Args:
             ids: [B, T] int64, T >= 1.
+            start: [B] int64, the column in which each prompt starts, behind its padding, which may
+                be any ids; None: there is no padding.
 
         Returns:
             [B, V] logits of the next token.
@@ -147,9 +153,17 @@ class Decoder:
             ValueError: prompts longer than the capacity.
         """
         self.cache.length = 0
+        self._take_start(start)
         logits = self.model(ids, self.cache)[:, -1]
-        self._position.fill_(self.cache.length)
+        self._slot.fill_(self.cache.length)
         return logits
+
+    def _take_start(self, start: Tensor | None) -> None:
+        held = self.cache.start
+        if start is not None and held is not None:
+            held.copy_(start)
+        elif start is not held:  # padding or none, unlike before: another graph
+            self.cache.start, self._graph = None if start is None else start.clone(), None
 
     @torch.no_grad()
     def step(self, token: Tensor) -> Tensor:
@@ -179,31 +193,38 @@ class Decoder:
         return logits
 
     def _compute(self) -> Tensor:
-        """Logits [B, V] behind the token at the position, which then moves on by one."""
+        """Logits [B, V] behind the token in the slot, which then moves on by one."""
         model = self.model
         x = model.embedding(self._token)  # [B, D]
         x = self._through_blocks(x) if self._kernels is None else self._through(self._kernels, x)
         logits = F.linear(model.final_norm(x), model.embedding.weight)
-        self._position.add_(1)
+        self._slot.add_(1)
         return logits
 
     def _through_blocks(self, x: Tensor) -> Tensor:
         """[B, D] behind the last block, in plain PyTorch."""
-        position, (cos, sin) = self._position, self._table
-        table = cos.index_select(0, position), sin.index_select(0, position)
-        place = Place(position, table, self._slots > position)
+        place = self._place()
         for block, keys, values in self._layers():
             x = block_step(block, x, keys, values, place)
         return x
 
+    def _place(self) -> Place:
+        slot, start, (cos, sin) = self._slot, self.cache.start, self._table
+        if start is None:
+            table = cos.index_select(0, slot), sin.index_select(0, slot)
+            return Place(slot, table, self._all_slots > slot)
+        cos, sin = (each[slot - start, None, None] for each in (cos, sin))
+        hidden = (self._all_slots > slot) | (self._all_slots < start[:, None])
+        return Place(slot, (cos, sin), hidden[:, None, None])
+
     def _through(self, kernels: "Step", x: Tensor) -> Tensor:
         """[B, D] behind the last block, by the kernels."""
-        kernels.begin(x)
+        kernels.begin(x, self.cache.start)
         for block, keys, values in self._layers():
             layers = block.attention
             attention = [layer.parts for layer in (layers.query, layers.key, layers.value)]
             output, ffn = layers.output.parts, block.ffn.parts
-            place = self._position, self._table
+            place = self._slot, self._table
             kernels.block(attention, output, ffn, block.eps, keys, values, *place)
         return kernels.end().to(x)
 
@@ -221,7 +242,7 @@ class Decoder:
             for _ in range(2):  # what a capture cannot: compile kernels, set up libraries
                 self._compute()
                 # The token's key and value are where the step itself will write the same ones.
-                self._position.fill_(self.cache.length)
+                self._slot.fill_(self.cache.length)
         torch.cuda.current_stream(device).wait_stream(stream)
         with torch.cuda.graph(graph, stream=stream):
             logits = self._compute()

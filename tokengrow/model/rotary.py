@@ -9,19 +9,28 @@ from torch import Tensor
 
 
 def rotary_table(
-    start: int, length: int, channels: int, base: float, device: torch.device
+    start: int | Tensor, length: int, channels: int, base: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of positions start .. start + length - 1.
 
     Always float32, whatever the model's dtype: a half-precision table moves the logits visibly.
 
+    Args:
+        start: of all texts, or [B] int64 of each.
+        length: T.
+        channels: R.
+        base: of the frequencies.
+        device: where.
+
     Returns:
-        cos and sin, each [T, R] float32.
+        cos and sin float32, each [T, R], or [B, T, R] where each text has a start of its own.
     """
     exponent = torch.arange(0, channels, 2, dtype=torch.float32, device=device) / max(channels, 1)
     frequencies = 1.0 / base**exponent  # [R / 2]
-    positions = torch.arange(start, start + length, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, frequencies).repeat(1, 2)  # [T, R]
+    steps = torch.arange(length, device=device)
+    positions = (start[:, None] if isinstance(start, Tensor) else start) + steps
+    half = positions.to(torch.float32)[..., None] * frequencies
+    angles = torch.cat((half, half), dim=-1)  # [T, R] or [B, T, R]
     return angles.cos(), angles.sin()
 
 

@@ -38,6 +38,9 @@ GELU_POWER = 0.425
 class KVCache:
     """Keys (after rotary) and values of the tokens seen so far.
 
+    Texts of different lengths end together: the shorter ones have padding in front, which only
+    padding sees, and the positions of each are counted from where it starts.
+
     Args:
         config: the model's.
         batch: B.
@@ -58,11 +61,34 @@ class KVCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, H, S, C]
         self.values = torch.empty(shape, dtype=dtype, device=device)  # [L, B, H, S, C]
         self.length = 0
+        self.start: Tensor | None = None
+        """[B] int64, the slot in which each text starts; None: all in the first."""
 
     @property
     def capacity(self) -> int:
         """The most tokens that fit."""
         return self.keys.shape[3]
+
+    @property
+    def position(self) -> int | Tensor:
+        """Of the next token in its text: of all texts, or [B] of each."""
+        return self.length if self.start is None else self.length - self.start
+
+    def visible(self, length: int) -> Tensor | None:
+        """What the next T tokens attend to, before they are written.
+
+        Returns:
+            [T, S] or [B, 1, T, S] bool; None: all of the past, and among themselves what is causal.
+        """
+        if self.start is None and (self.length == 0 or length == 1):
+            return None
+        slots = torch.arange(self.length + length, device=self.keys.device)
+        own = slots[self.length :, None]  # [T, 1]
+        seen = slots <= own
+        if self.start is None:
+            return seen
+        # Padding sees itself: a token that sees nothing would be NaN, and 0 times NaN is NaN.
+        return seen & ((slots >= self.start[:, None, None, None]) | (slots == own))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the [B, H, T, C] of new tokens behind the old; returns all of them, [B, H, S,
@@ -96,20 +122,16 @@ class Attention(nn.Module):
             for projected in project(x, [self.query, self.key, self.value])
         ]  # [B, T, H, C]
         # Rotated as they lie in memory, they and their gradients are never copied to be transposed.
-        positions = table[0].unsqueeze(1), table[1].unsqueeze(1)  # [T, 1, R]
+        positions = table[0].unsqueeze(-2), table[1].unsqueeze(-2)  # [T, 1, R] or [B, T, 1, R]
         query, key = rotate(query, positions), rotate(key, positions)
         query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-        past = 0
+        mask, causal = None, True
         if cache is not None:
-            past = cache.length
+            mask = cache.visible(length)
+            causal = mask is None and cache.length == 0
             key, value = cache.extend(self.layer, key.to(cache.keys), value.to(cache.values))
             query = query.to(key)
-        mask = None
-        if past and length > 1:  # a chunk behind a prefix: causal, aligned to the end
-            mask = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=past == 0
-        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -159,7 +181,7 @@ class TokenFormer(nn.Module):
             [B, T, V]; with targets the scalar mean cross-entropy in nats per token, for which a GPU
             never holds all logits.
         """
-        start = 0 if cache is None else cache.length
+        start = 0 if cache is None else cache.position
         config = self.config
         table = rotary_table(
             start, ids.shape[1], config.rotary_channels, config.rotary_base, ids.device
