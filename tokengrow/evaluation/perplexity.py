@@ -189,7 +189,7 @@ def measure_perplexity(
         tokenizer: the model's.
         scorer: with the model.
         stride: S, at most the model's context length T; None: T.
-        progress: show documents, tokens, tokens/s and the perplexity so far on stderr.
+        progress: show the perplexity so far, tokens and tokens/s on stderr.
 
     Raises:
         UserError: a stride beyond T, which would leave tokens out, or no tokens.
@@ -319,13 +319,10 @@ def _bar(visible: bool) -> Iterator[Callable[[_Run], None]]:
         task = shown.add_task("perplexity", total=None)
 
         def show(run: _Run) -> None:
-            seconds = shown.tasks[0].elapsed or 0.0
-            speed = f", {run.scored * world_size() / seconds:,.0f} tokens/s" if seconds else ""
-            so_far = _digits(_exp(run.nats / max(run.scored, 1)))
-            shown.update(
-                task,
-                description=f"perplexity: {run.documents:,} documents, {run.tokens:,} tokens read"
-                f"{speed}, {so_far} so far",
-            )
+            scored = min(run.scored * world_size(), run.tokens)
+            speed = scored / (shown.tasks[0].elapsed or math.inf)
+            so_far = _digits(_exp(run.nats / run.scored))
+            line = f"perplexity {so_far}, {scored:,} of {run.tokens:,} tokens read"
+            shown.update(task, description=f"{line}, {speed:,.0f} tokens/s")
 
         yield show
