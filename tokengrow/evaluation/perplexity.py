@@ -130,12 +130,10 @@ class Perplexity:
         return _exp(self.nats / self.words)
 
     def to_dict(self) -> dict[str, Any]:
-        """The sums and the ratios, as JSON values; a ratio that is infinite is null."""
+        """The sums and the ratios, as JSON values; what is no finite number is null."""
         names = ("loss", "token_perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")
-        ratios = {name: getattr(self, name) for name in names}
-        return asdict(self) | {
-            name: ratio if math.isfinite(ratio) else None for name, ratio in ratios.items()
-        }
+        values = asdict(self) | {name: getattr(self, name) for name in names}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None) -> Iterator[str]:
@@ -300,7 +298,7 @@ def described(found: Perplexity) -> str:
 
 
 def _digits(number: float) -> str:
-    return f"{number:,.4f}" if number < 1e6 else f"{number:.4e}"
+    return f"{number:,.6g}"
 
 
 def _exp(nats: float) -> float:
@@ -315,7 +313,8 @@ def _exp(nats: float) -> float:
 def _bar(visible: bool) -> Iterator[Callable[[_Run], None]]:
     """A line on stderr; gives what updates it."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not visible) as shown:
+    hidden = not visible or rank() > 0
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as shown:
         task = shown.add_task("perplexity", total=None)
 
         def show(run: _Run) -> None:
