@@ -38,6 +38,7 @@ from tokengrow.evaluation.perplexity import (
 from tokengrow.evaluation.scoring import Scorer, Window
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.typed import typed
 
 PROBABILITIES = {END_OF_TEXT: 1 / 32, "é": 1 / 32, "b": 1 / 16, " ": 1 / 8, "a": 1 / 4, "ab": 1 / 2}
 """Of the tokens of the hand-worked model, whatever comes before: 5, 5, 4, 3, 2 and 1 bits."""
@@ -320,7 +321,8 @@ class TestDocuments:
     def test_those_of_the_split_up_to_a_number_of_bytes(
         self, settings: dict[str, Any], expected: list[str]
     ) -> None:
-        assert [*documents_of(TEXT, PerplexityConfig(**settings))] == expected
+        config = typed(PerplexityConfig, settings, "perplexity")
+        assert [*documents_of(TEXT, config)] == expected
 
     def test_up_to_a_number_of_documents(self) -> None:
         assert [*documents_of(TEXT, PerplexityConfig(split="all"), 3)] == ["one", "two", "drei"]
@@ -337,7 +339,7 @@ class TestRefused:
     def test_a_setting_out_of_range(self, settings: dict[str, Any]) -> None:
         (key,) = settings
         with pytest.raises(UserError, match=rf"perplexity\.{key}"):
-            PerplexityConfig(**settings)
+            typed(PerplexityConfig, settings, "perplexity")
 
     def test_a_stride_that_would_leave_tokens_out(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(UserError, match=r"perplexity\.stride is 5, .* give 4 at most"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -29,12 +29,19 @@ from tokengrow.evaluation.scoring import Scored, Scorer, Window
 TOKENS_AT_ONCE = 2**17
 """Read by the windows that a rank scores at once: memory for ids, and many batches."""
 
+SPLITS: dict[str, tuple[Split, ...]] = {
+    "validation": ("validation",),
+    "train": ("train",),
+    "all": ("train", "validation"),
+}
+"""What `perplexity.split` may say, and the splits of a text that it names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityConfig:
     """How the perplexity of text is measured."""
 
-    split: Literal["validation", "train", "all"] = "validation"
+    split: str = "validation"
     """Documents of the data to measure: those held out, those trained on, or all."""
     stride: int | None = None
     """New tokens that a window predicts, T at most; null: T, so that each token is read once."""
@@ -42,8 +49,8 @@ class PerplexityConfig:
     """Of text, UTF-8; the document that goes beyond is cut there. null: all of it."""
 
     def __post_init__(self) -> None:
-        if self.split not in ("validation", "train", "all"):
-            raise UserError(f"perplexity.split {self.split!r}: valid are validation, train, all")
+        if self.split not in SPLITS:
+            raise UserError(f"perplexity.split {self.split!r}: valid are {', '.join(SPLITS)}")
         for key in ("stride", "max_bytes"):
             if (number := getattr(self, key)) is not None and number < 1:
                 raise UserError(f"perplexity.{key} must be at least 1, not {number}")
@@ -147,10 +154,8 @@ def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None)
     Raises:
         UserError: there is none.
     """
-    splits: tuple[Split, ...] = ("train", "validation")
-    chosen = splits if config.split == "all" else (config.split,)
     left = math.inf if config.max_bytes is None else config.max_bytes
-    documents = chain.from_iterable(text.documents(split) for split in chosen)
+    documents = chain.from_iterable(text.documents(split) for split in SPLITS[config.split])
     any_text = False
     for document in islice(documents, limit):
         any_text = True
