@@ -9,6 +9,9 @@ import pytest
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.text import resolve_text
 from tokengrow.data.corpus import StdlibCorpus, TextCorpus
+from tokengrow.data.mixture import MixedSource, MixtureConfig, build_mixture
+from tokengrow.data.store import TokenStore
+from tokengrow.data.stored import StoredText
 from tokengrow.errors import UserError
 
 SAME = {"source": None}
@@ -37,10 +40,17 @@ def test_the_text_of_the_sources_run(trained: Checkpoint) -> None:
     assert found == StdlibCorpus(validation_fraction=0.25)
 
 
-def test_a_run_on_a_token_store_recorded_no_text(trained: Checkpoint) -> None:
-    assert trained.run["tokens_from"]["store"], "as the fixture was trained"
-    with pytest.raises(UserError, match=r"^data=same: .* store=.*: give a text, .* data=text"):
-        resolve_text(SAME, trained)
+def test_the_text_in_the_store_of_the_sources_run(trained: Checkpoint, store: TokenStore) -> None:
+    assert resolve_text(SAME, trained) == StoredText(store)
+
+
+def test_a_store_of_several_texts_is_refused(
+    trained: Checkpoint, store: TokenStore, tmp_path: Path
+) -> None:
+    sources = {"books": MixedSource(store=str(store.folder))}
+    build_mixture(MixtureConfig(sources=sources), store.tokenizer(), tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"^data=same: .* store=.*mixed, a mixture of several"):
+        resolve_text(SAME, recorded(trained, STDLIB, str(tmp_path / "mixed")))
 
 
 def test_a_model_that_no_run_made_recorded_none_either(trained: Checkpoint) -> None:
