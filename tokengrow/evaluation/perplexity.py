@@ -166,13 +166,14 @@ def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None)
         left -= len(content)
         if left <= 0:
             return
-    if not any_text:
+    if any_text:
+        return
+    if config.split == "validation":
         raise UserError(
             "data: its validation split has no document: raise data.validation_fraction, or set "
             "perplexity.split=all"
-            if config.split == "validation"
-            else "data: there is no document in it: check data"
         )
+    raise UserError("data: there is no document in it: check data")
 
 
 def measure_perplexity(
@@ -281,7 +282,7 @@ def _chunks(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
 
 
 def perplexity_table(found: Perplexity) -> Table:
-    """The ratios, a row for each, and under them what they were measured on."""
+    """The ratios, a row for each."""
     rows = table("Perplexity", "measure", ("value",))
     for name, value in (
         ("loss (nats per token)", f"{found.loss:.5f}"),
