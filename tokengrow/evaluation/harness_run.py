@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partialmethod
+from functools import cache, partialmethod
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def quiet() -> Iterator[None]:
 
 
 def _manager(names: Sequence[str]) -> TaskManager:
-    """The harness's index of tasks, if need be of all: to read its 14,000 files takes seconds."""
+    """The harness's index of the tasks named, if need be of all."""
     root = Path(lm_eval.__file__).parent / "tasks"
     parts = (name.split("_") for name in names)
     beginnings = {"_".join(words[: n + 1]) for words in parts for n in range(len(words))}
@@ -188,6 +188,12 @@ def _manager(names: Sequence[str]) -> TaskManager:
         manager = TaskManager(include_defaults=False, include_path=folders)
         if set(names) <= set(manager.all_subtasks):
             return manager
+    return _all_tasks()
+
+
+@cache
+def _all_tasks() -> TaskManager:
+    """The index of all tasks: to read their 14,000 files takes seconds."""
     return TaskManager()
 
 
