@@ -13,6 +13,7 @@ from lm_eval.api.registry import get_model
 from tokengrow.errors import UserError
 from tokengrow.evaluation.harness import TokengrowLM, batch_rows
 from tokengrow.evaluation.harness_responses import Responses
+from tokengrow.evaluation.harness_run import load_tasks, run_tasks
 from tokengrow.evaluation.scoring import Scorer, Window
 from tokengrow.evaluation.source import Evaluated
 
@@ -237,6 +238,19 @@ def test_what_is_drawn_is_not_kept(placed: Place, tmp_path: Path) -> None:
     with Responses(tmp_path) as kept:
         TokengrowLM(placed(), kept).generate_until(requests)
     assert not list(tmp_path.iterdir())
+
+
+# Ranks
+
+
+@pytest.mark.parametrize(("limit", "questions"), [(2, 2), (0.05, 2), (None, 40)])
+def test_fewer_questions_than_ranks_are_refused(
+    placed: Place, task_files: Path, limit: float | None, questions: int
+) -> None:
+    lm = TokengrowLM(placed())
+    lm._world_size = 41
+    with pytest.raises(UserError, match=rf"piqa asks {questions} questions, fewer than .* \(41\)"):
+        run_tasks(lm, load_tasks(["piqa"], task_files), limit)
 
 
 # Its arguments

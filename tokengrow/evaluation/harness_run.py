@@ -111,7 +111,17 @@ def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list
     Returns:
         A figure for each metric of each task and group, in their order; on other ranks than the
         first none.
+
+    Raises:
+        UserError: fewer questions than ranks, which the harness cannot deal out.
     """
+    for name, task in tasks.loaded["tasks"].items():
+        asked = _asked(len(task.eval_docs), limit)
+        if asked < lm.world_size:
+            raise UserError(
+                f"{name} asks {asked} questions, fewer than there are processes "
+                f"({lm.world_size}): start fewer, or raise limit"
+            )
     with quiet():
         found = lm_eval.evaluate(
             lm=lm,
@@ -237,6 +247,13 @@ def _built(manager: TaskManager, spec: Any, data_dir: Path | None) -> Mapping[st
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _asked(questions: int, limit: float | None) -> int:
+    """How many of a task's questions are asked."""
+    if limit is None:
+        return questions
+    return math.ceil(questions * limit) if limit < 1 else min(int(limit), questions)
 
 
 def _set_shots(task: Task, num_fewshot: int | None) -> None:
