@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tokengrow.checkpoint.store import load_checkpoint, save_checkpoint
+from tokengrow.evaluation import harness_cli
+from tokengrow.evaluation.harness import TokengrowLM
 from tokengrow.evaluation.published import COLUMNS
 from tokengrow.evaluation.scoring import Scorer
 
@@ -214,3 +216,47 @@ def test_without_the_extra_its_name_is_told(
     outcome = command("eval", f"source={source}", "tasks=[piqa]")
     assert outcome.status == 2
     assert "pip install 'tokengrow[eval]'" in outcome.err
+
+
+# The harness's own command line
+
+OWN_TASK = """\
+task: last_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
+doc_to_target: "{{{{' '+text.split(' ')[-1]}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_the_harness_itself_takes_a_checkpoint(
+    program: Callable[..., Any], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (tmp_path / "tasks").mkdir()
+    task = OWN_TASK.format(file=DATA / "lambada_test.jsonl")
+    (tmp_path / "tasks" / "last_words.yaml").write_text(task)
+    outcome = program(
+        *("--model", "tokengrow", "--model_args", f"source={source},batch_size=8"),
+        *("--tasks", "last_words", "--include_path", str(tmp_path / "tasks")),
+        *("--device", "cpu", "--limit", "6", "--output_path", str(tmp_path / "out")),
+        module="tokengrow.evaluation.harness_cli",
+    )
+    assert outcome.status == 0, outcome.err
+    assert "|last_words|" in outcome.out
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(file.read_text())["results"]["last_words"]["acc,none"] <= 1
+
+
+def test_the_harness_itself_is_told_what_is_wrong_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        harness_cli, "cli_evaluate", lambda: TokengrowLM.create_from_arg_string("source=nowhere")
+    )
+    with pytest.raises(SystemExit, match="2"):
+        harness_cli.main()
+    assert capsys.readouterr().err.startswith("tokengrow: nowhere does not exist")

@@ -1,7 +1,9 @@
 """A checkpoint as the lm-evaluation-harness asks it; against its own HF class see
 tests/checkpoint/test_harness_exported.py."""
 
+import tomllib
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,12 @@ def asked_of_the_model(monkeypatch: pytest.MonkeyPatch) -> list[Window]:
 def test_the_harness_knows_it_by_its_name() -> None:
     assert get_model("tokengrow") is TokengrowLM
     assert get_model("hf-auto") is not None, "its own models are still there"
+
+
+def test_installed_it_is_found_by_versions_that_look_for_it() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["entry-points"]["lm_eval.models"]["tokengrow"].partition(":")
+    assert getattr(import_module(module), name) is TokengrowLM
 
 
 # Log-likelihoods
