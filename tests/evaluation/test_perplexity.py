@@ -1,5 +1,6 @@
 """Perplexity: its windows, its counts, and figures worked out by hand."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -329,9 +330,9 @@ class TestDocuments:
 
     def test_a_split_without_documents_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"validation split .* perplexity\.split=all"):
-            next(documents_of(Documents(["one"], []), PerplexityConfig()))
+            documents_of(Documents(["one"], []), PerplexityConfig())
         with pytest.raises(UserError, match="check data"):
-            next(documents_of(Documents([], []), PerplexityConfig(split="all")))
+            documents_of(Documents([], []), PerplexityConfig(split="all"))
 
 
 class TestRefused:
@@ -341,9 +342,10 @@ class TestRefused:
         with pytest.raises(UserError, match=rf"perplexity\.{key}"):
             typed(PerplexityConfig, settings, "perplexity")
 
-    def test_a_stride_that_would_leave_tokens_out(self, tokenizer: Tokenizer) -> None:
+    def test_a_stride_that_would_leave_tokens_out(self) -> None:
+        PerplexityConfig(stride=4).check_stride(4)
         with pytest.raises(UserError, match=r"perplexity\.stride is 5, .* give 4 at most"):
-            measure_perplexity(["a"], tokenizer, Scorer(Watched()), stride=5)
+            PerplexityConfig(stride=5).check_stride(4)
 
     def test_text_without_tokens(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(UserError, match="no tokens"):
@@ -377,3 +379,9 @@ class TestShown:
         assert values["nats"] == 2900.0
         assert values["word_perplexity"] is None, "e to the power of 725"
         assert values["byte_perplexity"] == pytest.approx(math.exp(290))
+
+    @pytest.mark.parametrize("nats", [17.25, math.nan])
+    def test_what_is_read_from_json_is_what_was_written(self, nats: float) -> None:
+        found = replace(self.found, nats=nats)
+        again = Perplexity.from_dict(json.loads(json.dumps(found.to_dict())))
+        assert repr(again) == repr(found)
