@@ -342,10 +342,9 @@ class TestRefused:
         with pytest.raises(UserError, match=rf"perplexity\.{key}"):
             typed(PerplexityConfig, settings, "perplexity")
 
-    def test_a_stride_that_would_leave_tokens_out(self) -> None:
-        PerplexityConfig(stride=4).check_stride(4)
+    def test_a_stride_that_would_leave_tokens_out(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(UserError, match=r"perplexity\.stride is 5, .* give 4 at most"):
-            PerplexityConfig(stride=5).check_stride(4)
+            measure_perplexity(["a"], tokenizer, Scorer(Watched()), stride=5)
 
     def test_text_without_tokens(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(UserError, match="no tokens"):

@@ -55,14 +55,6 @@ class PerplexityConfig:
             if (number := getattr(self, key)) is not None and number < 1:
                 raise UserError(f"perplexity.{key} must be at least 1, not {number}")
 
-    def check_stride(self, context_length: int) -> None:
-        """Refuses a stride that would leave tokens out, as one beyond the context length does."""
-        if self.stride is not None and self.stride > context_length:
-            raise UserError(
-                f"perplexity.stride is {self.stride}, more than the model's context_length of "
-                f"{context_length}: give {context_length} at most"
-            )
-
 
 class Span(NamedTuple):
     """Where in a document a window lies: the model reads positions `start` to `last` - 1."""
@@ -213,9 +205,14 @@ def measure_perplexity(
         progress: show the perplexity so far, tokens and tokens/s on stderr.
 
     Raises:
-        UserError: no tokens.
+        UserError: a stride beyond T, which would leave tokens out, or no tokens.
     """
     context_length = scorer.model.config.context_length
+    if stride is not None and stride > context_length:
+        raise UserError(
+            f"perplexity.stride is {stride}, more than the model's context_length of "
+            f"{context_length}: give {context_length} at most"
+        )
     run = _Run(tokenizer, context_length, stride or context_length)
     share = slice(rank(), None, world_size())
     with _bar(progress) as show:
