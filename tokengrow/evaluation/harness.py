@@ -5,7 +5,7 @@ harness gathers what they found.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import (
     get_rolling_token_windows,
     make_disjoint_window,
@@ -36,7 +32,8 @@ from tokengrow.evaluation.harness_progress import Advance, counted
 from tokengrow.evaluation.harness_responses import Responses
 from tokengrow.evaluation.scoring import Scored, Window
 from tokengrow.evaluation.source import Evaluated
-from tokengrow.model.generate import SamplingConfig, generate
+from tokengrow.model.generate import SamplingConfig
+from tokengrow.model.texts import complete
 from tokengrow.typed import typed
 
 ROWS_AT_ONCE = 16
@@ -288,47 +285,34 @@ class TokengrowLM(TemplateLM):
         return [answers[number] for number in range(len(requests))]
 
     def _generated(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """Texts that follow contexts; those of one length and one wish are written together."""
-        alike: dict[tuple[str, int], list[int]] = defaultdict(list)
-        wishes = [_Wish.of(arguments, self.max_length) for _, arguments in requests]
-        prompts = []
-        for index, ((context, _), wish) in enumerate(zip(requests, wishes, strict=True)):
-            ids = self.tok_encode(context) or [self.prefix_token_id]
-            prompts.append(ids[-(self.max_length - wish.sampling.max_tokens) :])
-            alike[repr(wish), len(prompts[-1])].append(index)
+        """Texts that follow contexts; those of one wish are written together, the longest first."""
+        asked: Counter[str] = Counter()
+        wishes = []
+        for request in requests:
+            # Asked again, what is drawn is drawn anew.
+            wishes.append(_Wish.of(request[1], self.max_length, seed=asked[repr(request)]))
+            asked[repr(request)] += 1
+        prompts = [
+            (self.tok_encode(context) or [self.prefix_token_id])[-wish.room(self.max_length) :]
+            for (context, _), wish in zip(requests, wishes, strict=True)
+        ]
+        alike: dict[_Wish, list[int]] = defaultdict(list)
+        for index in sorted(range(len(prompts)), key=lambda index: -len(prompts[index])):
+            alike[wishes[index]].append(index)
         texts: dict[int, str] = {}
         rows = self._scorer.batch_size or ROWS_AT_ONCE
-        for members in alike.values():
-            for begin in range(0, len(members), rows):
-                batch = members[begin : begin + rows]
-                wish = wishes[batch[0]]
-                written = self._written([prompts[index] for index in batch], wish)
-                for index, text in zip(batch, written, strict=True):
-                    texts[index] = text
+        for wish, members in alike.items():
+            for batch in (members[n : n + rows] for n in range(0, len(members), rows)):
+                ids = [prompts[index] for index in batch]
+                # Greedily, or each with the noise of one seed: the rest of a batch changes no text.
+                written = complete(self._model, ids, self._tokenizer, wish.sampling, wish.until)
+                for index, continuation in zip(batch, written, strict=True):
+                    texts[index] = continuation.text
                     if wish.sampling.temperature == 0:
-                        self._responses.add("generate_until", requests[index], text)
-                        self.cache_hook.add_partial("generate_until", requests[index], text)
-                    self._advance()
+                        self._keep("generate_until", requests[index], continuation.text)
+                    else:
+                        self._advance()
         return [texts[index] for index in range(len(requests))]
-
-    def _written(self, prompts: list[list[int]], wish: "_Wish") -> list[str]:
-        """What follows prompts of one length, up to the first stop string."""
-        ids = torch.tensor(prompts, device=self.device)
-        rows: list[list[int]] = [[] for _ in prompts]
-        end = self._tokenizer.end_of_text
-        stops = handle_stop_sequences(list(wish.until), eos=self._tokenizer.end_of_text_token)
-        stopped = [False] * len(prompts)
-        for token in generate(self._model, ids, wish.sampling, end):
-            for number, drawn in enumerate(token.tolist()):
-                if not stopped[number]:
-                    rows[number].append(drawn)
-                    text = self._tokenizer.decode(rows[number])
-                    stopped[number] = any(stop in text for stop in stops)
-            if all(stopped):
-                break
-        return [
-            postprocess_generated_text(self._tokenizer.decode(row), stops, None) for row in rows
-        ]
 
 
 @dataclass(frozen=True)
@@ -338,19 +322,28 @@ class _Wish:
     sampling: SamplingConfig
     """How tokens are chosen."""
     until: tuple[str, ...]
-    """What ends it."""
+    """What ends it, beside end-of-text."""
+
+    def room(self, context_length: int) -> int:
+        """Tokens of a context that the model takes beside what it is to write."""
+        return context_length - self.sampling.max_tokens
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], context_length: int) -> "_Wish":
+    def of(cls, arguments: Mapping[str, Any], context_length: int, seed: int) -> "_Wish":
         """From the harness's generation arguments.
+
+        Args:
+            arguments: the harness's.
+            context_length: the most tokens that the model takes.
+            seed: of what is drawn; greedily nothing is.
 
         Raises:
             UserError: more tokens than the model takes, or an argument that nothing here knows.
         """
         given = dict(normalize_gen_kwargs(dict(arguments)))
         until, most = given.pop("until", []), given.pop("max_gen_toks")
-        sampled = given.pop("do_sample")
-        temperature = given.pop("temperature", 1.0) if sampled else 0.0
+        temperature = float(given.pop("temperature", 1.0))
+        temperature = temperature if given.pop("do_sample") else 0.0
         known = {key: given.pop(key) for key in ("top_k", "top_p") if key in given}
         if given:
             raise UserError(f"the task asks for {', '.join(given)}, which generation here has not")
@@ -359,5 +352,6 @@ class _Wish:
                 f"the task asks for {most} tokens of text, and the model takes {context_length} "
                 "with the question: leave the task out, or evaluate a model of longer context"
             )
-        sampling = SamplingConfig(max_tokens=most, temperature=temperature, **known)
-        return cls(sampling, (until,) if isinstance(until, str) else tuple(until))
+        seed = seed if temperature else 0
+        sampling = SamplingConfig(max_tokens=most, temperature=temperature, seed=seed, **known)
+        return cls(sampling, tuple(filter(None, [until] if isinstance(until, str) else until)))

@@ -56,7 +56,8 @@ def local_task(config: Mapping[str, Any], folder: Path, shots: int = 0) -> Local
     splits = dict.fromkeys(config[key] for key in DATASET_SPLITS if config.get(key))
     found = {split: path for split in splits if (path := _find(config, folder, split))}
     asked = _asked_split(config)
-    examples = config.get("fewshot_split") or config.get("training_split") or asked
+    before = ("fewshot_split", "training_split", "validation_split", "test_split")
+    examples = next(config[key] for key in before if config.get(key))  # by its rule, too
     for split in [asked, *([examples] if shots else [])]:
         if split not in found:
             raise UserError(

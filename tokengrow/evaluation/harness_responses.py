@@ -14,6 +14,7 @@ class Responses:
 
     Every process writes a file of its own and reads those of all, so it does not matter how many
     there are, nor how many there were before a kill. A line that a kill cut short is passed over.
+    At the end of a `with` its file is closed.
 
     Args:
         folder: for answers of one model; made with the first answer. None keeps nothing.
@@ -30,6 +31,13 @@ class Responses:
                 except ValueError:
                     continue
                 self._known[key] = answer
+
+    def __enter__(self) -> "Responses":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def get(self, kind: str, arguments: Iterable[Any]) -> Any:
         """The answer to a request, with lists for tuples; None: not known.

@@ -1,6 +1,7 @@
 """Tasks of the lm-evaluation-harness, run: from their names to rows of results."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -40,8 +41,8 @@ class Score:
     """The harness's name."""
     metric: str
     """The harness's name, with the filter of the answers where it is not `none`."""
-    value: float
-    """As the harness gives it: an accuracy is a share of 1."""
+    value: float | None
+    """As the harness gives it: an accuracy is a share of 1; None: no finite number."""
     error: float | None
     """Its standard error."""
     samples: int
@@ -136,13 +137,13 @@ def score_table(scores: Sequence[Score], published: Published) -> Table:
         share = in_per_cent(score.metric)
         scale = 100 if share else 1
         figure = None if score.shots else published.figures.get((score.task, score.metric))
-        numbers = score.value * scale, score.error and score.error * scale, figure
+        found = (number and number * scale for number in (score.value, score.error))
         rows.add_row(
             score.task if first else "",
             f"{score.metric} %" if share else score.metric,
             str(score.shots) if first else "",
             f"{score.samples:,}" if first else "",
-            *("-" if number is None else _number(number, share) for number in numbers),
+            *("-" if number is None else _number(number, share) for number in (*found, figure)),
         )
     return rows
 
@@ -250,9 +251,15 @@ def _scores(found: Mapping[str, Any]) -> Iterator[Score]:
             yield Score(
                 task=task,
                 metric=metric if answers == "none" else f"{metric} ({answers})",
-                value=float(value),
-                error=error if isinstance(error, float) else None,
+                value=_finite(value),
+                error=_finite(error),
                 samples=found["n-samples"].get(task, {}).get("effective", 0),
                 shots=found["n-shot"].get(task, 0),
                 version=found["versions"].get(task),
             )
+
+
+def _finite(number: Any) -> float | None:
+    """A number as JSON has it; the harness writes N/A where there is no error."""
+    known = isinstance(number, int | float) and math.isfinite(number)
+    return float(number) if known else None
