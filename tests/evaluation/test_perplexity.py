@@ -368,9 +368,9 @@ class TestShown:
             "word perplexity": "19.0273",
         }
 
-    def test_what_was_measured_is_a_sentence(self) -> None:
+    def test_what_was_measured_is_told_in_two_lines(self) -> None:
         assert described(self.found) == (
-            "2 documents: 10 bytes, 4 words, 7 tokens; windows of 4 tokens, 4 of them new"
+            "2 documents: 10 bytes, 4 words, 7 tokens\nwindows of 4 tokens, 4 of them new"
         )
 
     def test_as_json_a_perplexity_beyond_all_floats_is_null(self) -> None:

@@ -304,10 +304,10 @@ def perplexity_table(found: Perplexity) -> Table:
 
 
 def described(found: Perplexity) -> str:
-    """What was measured, and how, in a sentence for under the table."""
+    """What was measured, and how: two lines for under the table."""
     documents = f"{found.documents:,} document{'s' * (found.documents != 1)}"
     return (
-        f"{documents}: {found.bytes:,} bytes, {found.words:,} words, {found.tokens:,} tokens; "
+        f"{documents}: {found.bytes:,} bytes, {found.words:,} words, {found.tokens:,} tokens\n"
         f"windows of {found.context_length:,} tokens, {found.stride:,} of them new"
     )
 
