@@ -1,5 +1,6 @@
 """Perplexity: its windows, its counts, and figures worked out by hand."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -329,9 +330,9 @@ class TestDocuments:
 
     def test_a_split_without_documents_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"validation split .* perplexity\.split=all"):
-            next(documents_of(Documents(["one"], []), PerplexityConfig()))
+            documents_of(Documents(["one"], []), PerplexityConfig())
         with pytest.raises(UserError, match="check data"):
-            next(documents_of(Documents([], []), PerplexityConfig(split="all")))
+            documents_of(Documents([], []), PerplexityConfig(split="all"))
 
 
 class TestRefused:
@@ -367,9 +368,9 @@ class TestShown:
             "word perplexity": "19.0273",
         }
 
-    def test_what_was_measured_is_a_sentence(self) -> None:
+    def test_what_was_measured_is_told_in_two_lines(self) -> None:
         assert described(self.found) == (
-            "2 documents: 10 bytes, 4 words, 7 tokens; windows of 4 tokens, 4 of them new"
+            "2 documents: 10 bytes, 4 words, 7 tokens\nwindows of 4 tokens, 4 of them new"
         )
 
     def test_as_json_a_perplexity_beyond_all_floats_is_null(self) -> None:
@@ -377,3 +378,9 @@ class TestShown:
         assert values["nats"] == 2900.0
         assert values["word_perplexity"] is None, "e to the power of 725"
         assert values["byte_perplexity"] == pytest.approx(math.exp(290))
+
+    @pytest.mark.parametrize("nats", [17.25, math.nan])
+    def test_what_is_read_from_json_is_what_was_written(self, nats: float) -> None:
+        found = replace(self.found, nats=nats)
+        again = Perplexity.from_dict(json.loads(json.dumps(found.to_dict())))
+        assert repr(again) == repr(found)

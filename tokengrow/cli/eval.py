@@ -2,10 +2,9 @@
 perplexity."""
 
 import json
-import math
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.util import find_spec
@@ -239,9 +238,7 @@ def show(console: Console, results: dict[str, Any], path: Path) -> None:
         console.print(score_table([Score(**score) for score in results["scores"]], near))
         console.print(f"{near.name}: the published model of the nearest size, {SOURCE}\n")
     if PERPLEXITY in results:
-        sums = {item.name: results[PERPLEXITY][item.name] for item in fields(Perplexity)}
-        nats = math.nan if sums["nats"] is None else sums["nats"]
-        measured = Perplexity(**{**sums, "nats": nats})
+        measured = Perplexity.from_dict(results[PERPLEXITY])
         console.print(perplexity_table(measured))
         console.print(f"{described(measured)}\n")
     console.print(f"results  {path}")

@@ -8,9 +8,9 @@ Shapes: `T` context length, `S` stride.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -142,6 +142,12 @@ class Perplexity:
         values = asdict(self) | {name: getattr(self, name) for name in names}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Perplexity":
+        """What `to_dict` wrote."""
+        sums = {item.name: values[item.name] for item in fields(cls)}
+        return cls(**sums | {"nats": math.nan if sums["nats"] is None else sums["nats"]})
+
 
 def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None) -> Iterator[str]:
     """The documents to measure, up to a number of them, or of bytes, whichever comes first.
@@ -154,11 +160,22 @@ def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None)
     Raises:
         UserError: there is none.
     """
-    left = math.inf if config.max_bytes is None else config.max_bytes
-    documents = chain.from_iterable(text.documents(split) for split in SPLITS[config.split])
-    any_text = False
-    for document in islice(documents, limit):
-        any_text = True
+    found = chain.from_iterable(text.documents(split) for split in SPLITS[config.split])
+    first = next(found, None)
+    if first is not None:
+        return _first_bytes(islice(chain([first], found), limit), config.max_bytes)
+    if config.split == "validation":
+        raise UserError(
+            "data: its validation split has no document: raise data.validation_fraction, or set "
+            "perplexity.split=all"
+        )
+    raise UserError("data: there is no document in it: check data")
+
+
+def _first_bytes(documents: Iterable[str], most: int | None) -> Iterator[str]:
+    """The documents up to a number of bytes, the last one cut at the end of a character."""
+    left = math.inf if most is None else most
+    for document in documents:
         content = document.encode()
         part = document if len(content) <= left else content[: int(left)].decode(errors="ignore")
         if part:
@@ -166,14 +183,6 @@ def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None)
         left -= len(content)
         if left <= 0:
             return
-    if any_text:
-        return
-    if config.split == "validation":
-        raise UserError(
-            "data: its validation split has no document: raise data.validation_fraction, or set "
-            "perplexity.split=all"
-        )
-    raise UserError("data: there is no document in it: check data")
 
 
 def measure_perplexity(
@@ -295,11 +304,11 @@ def perplexity_table(found: Perplexity) -> Table:
 
 
 def described(found: Perplexity) -> str:
-    """What was measured, and how, in a sentence for under the table."""
+    """What was measured, and how: two lines for under the table."""
+    documents = f"{found.documents:,} document{'s' * (found.documents != 1)}"
     return (
-        f"{found.documents:,} documents: {found.bytes:,} bytes, {found.words:,} words, "
-        f"{found.tokens:,} tokens; windows of {found.context_length:,} tokens, "
-        f"{found.stride:,} of them new"
+        f"{documents}: {found.bytes:,} bytes, {found.words:,} words, {found.tokens:,} tokens\n"
+        f"windows of {found.context_length:,} tokens, {found.stride:,} of them new"
     )
 
 
