@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.corpus import CORPORA, Corpus
 from tokengrow.data.megatron_source import MegatronConfig
-from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig
+from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import DEFAULT, KEPT, GrowthPlan, does_not_grow, plan_growth
@@ -404,21 +404,6 @@ def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> Tokenize
     if vocab_size is not None:
         given.setdefault("vocab_size", vocab_size)
     return typed(TokenizerConfig, given, "tokenizer")
-
-
-def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer on whose tokens a checkpoint was trained.
-
-    Raises:
-        UserError: a checkpoint that was saved without one.
-    """
-    if checkpoint.tokenizer is None or checkpoint.end_of_text is None:
-        raise UserError(
-            f"{checkpoint.folder} holds no tokenizer, as a bare model does: give it one with "
-            f"`tokengrow convert source={checkpoint.folder} tokenizer.file=FILE to=tokengrow "
-            "out=DIR`"
-        )
-    return Tokenizer.from_json(checkpoint.tokenizer, checkpoint.end_of_text)
 
 
 def without_nulls(values: Values) -> Values:
