@@ -1,7 +1,9 @@
 """A checkpoint as the lm-evaluation-harness asks it; against its own HF class see
 tests/checkpoint/test_harness_exported.py."""
 
+import tomllib
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lm_eval.api.registry import get_model
 from tokengrow.errors import UserError
 from tokengrow.evaluation.harness import TokengrowLM, batch_rows
 from tokengrow.evaluation.harness_responses import Responses
+from tokengrow.evaluation.harness_run import load_tasks, run_tasks
 from tokengrow.evaluation.scoring import Scorer, Window
 from tokengrow.evaluation.source import Evaluated
 
@@ -45,6 +48,12 @@ def asked_of_the_model(monkeypatch: pytest.MonkeyPatch) -> list[Window]:
 def test_the_harness_knows_it_by_its_name() -> None:
     assert get_model("tokengrow") is TokengrowLM
     assert get_model("hf-auto") is not None, "its own models are still there"
+
+
+def test_installed_it_is_found_by_versions_that_look_for_it() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["entry-points"]["lm_eval.models"]["tokengrow"].partition(":")
+    assert getattr(import_module(module), name) is TokengrowLM
 
 
 # Log-likelihoods
@@ -237,6 +246,19 @@ def test_what_is_drawn_is_not_kept(placed: Place, tmp_path: Path) -> None:
     with Responses(tmp_path) as kept:
         TokengrowLM(placed(), kept).generate_until(requests)
     assert not list(tmp_path.iterdir())
+
+
+# Ranks
+
+
+@pytest.mark.parametrize(("limit", "questions"), [(2, 2), (0.05, 2), (None, 40)])
+def test_fewer_questions_than_ranks_are_refused(
+    placed: Place, task_files: Path, limit: float | None, questions: int
+) -> None:
+    lm = TokengrowLM(placed())
+    lm._world_size = 41
+    with pytest.raises(UserError, match=rf"piqa asks {questions} questions, fewer than .* \(41\)"):
+        run_tasks(lm, load_tasks(["piqa"], task_files), limit)
 
 
 # Its arguments

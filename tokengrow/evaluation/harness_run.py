@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partialmethod
+from functools import cache, partialmethod
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,17 @@ def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list
     Returns:
         A figure for each metric of each task and group, in their order; on other ranks than the
         first none.
+
+    Raises:
+        UserError: fewer questions than ranks, which the harness cannot deal out.
     """
+    for name, task in tasks.loaded["tasks"].items():
+        asked = _asked(len(task.eval_docs), limit)
+        if asked < lm.world_size:
+            raise UserError(
+                f"{name} asks {asked} questions, fewer than there are processes "
+                f"({lm.world_size}): start fewer, or raise limit"
+            )
     with quiet():
         found = lm_eval.evaluate(
             lm=lm,
@@ -179,7 +189,7 @@ def quiet() -> Iterator[None]:
 
 
 def _manager(names: Sequence[str]) -> TaskManager:
-    """The harness's index of tasks, if need be of all: to read its 14,000 files takes seconds."""
+    """The harness's index of the tasks named, if need be of all."""
     root = Path(lm_eval.__file__).parent / "tasks"
     parts = (name.split("_") for name in names)
     beginnings = {"_".join(words[: n + 1]) for words in parts for n in range(len(words))}
@@ -188,6 +198,12 @@ def _manager(names: Sequence[str]) -> TaskManager:
         manager = TaskManager(include_defaults=False, include_path=folders)
         if set(names) <= set(manager.all_subtasks):
             return manager
+    return _all_tasks()
+
+
+@cache
+def _all_tasks() -> TaskManager:
+    """The index of all tasks: to read their 14,000 files takes seconds."""
     return TaskManager()
 
 
@@ -231,6 +247,13 @@ def _built(manager: TaskManager, spec: Any, data_dir: Path | None) -> Mapping[st
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _asked(questions: int, limit: float | None) -> int:
+    """How many of a task's questions are asked."""
+    if limit is None:
+        return questions
+    return math.ceil(questions * limit) if limit < 1 else min(int(limit), questions)
 
 
 def _set_shots(task: Task, num_fewshot: int | None) -> None:
