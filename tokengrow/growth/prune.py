@@ -57,6 +57,8 @@ class Pruned:
     """Flat optimizer state, empty if none was given."""
     report: dict[str, Any]
     """What happened: steps, contribution kept, drift; one entry of a lineage."""
+    kept: dict[Layer, Tensor]
+    """Indices of the tokens that stayed in each layer, int64 [N of the pruned model]."""
 
 
 def plan_pruning(source: ModelConfig, requested: ModelConfig) -> ModelConfig:
@@ -123,7 +125,7 @@ def prune(
         "kept_contribution": kept_contribution(activity, kept),
         "drift": asdict(drift),
     }
-    return Pruned(config, smaller, kept_moments(optimizer, rows, weights), report)
+    return Pruned(config, smaller, kept_moments(optimizer, rows, weights), report, kept)
 
 
 def rank(activity: Mapping[Layer, Activity], target: ModelConfig) -> dict[Layer, Tensor]:
