@@ -32,6 +32,10 @@ DEAD = 0.001
 """Contribution over the even share of its layer, up to which a token is dead."""
 
 
+PARTS = ("key", "value")
+"""Of a parameter token."""
+
+
 @dataclass(frozen=True)
 class Part:
     """The tensors of one role, in all layers together."""
@@ -59,7 +63,8 @@ class Generation:
     tokens: int
     """How many there are."""
     updates: int | None
-    """That they have had, as the optimizer counts; None: there is no optimizer state."""
+    """That they have had, as the optimizer counts: to it, what was there before a growth has had
+    one at least. None: there is no optimizer state."""
 
 
 @dataclass(frozen=True)
@@ -186,17 +191,20 @@ def inspect_checkpoint(
     Raises:
         UserError: a lineage that is not this model's.
     """
+    # A model without parameter tokens has sizes and a lineage, and nothing of what follows.
+    counts = generations(checkpoint.config, checkpoint.lineage) if has_tokens(checkpoint) else {}
+    of_tensor = {pattention_name(*at, part): counts[at] for at in counts for part in PARTS}
     shapes: dict[str, list[int]] = {}
-    squares: dict[str, Tensor] = {}  # of the length of every row
+    norms: dict[str, list[float]] = {}
     dtypes: dict[str, None] = {}
     for name in checkpoint.weights:
         tensor = checkpoint.weights[name]
         shapes[name] = list(tensor.shape)
         dtypes[str(tensor.dtype).removeprefix("torch.")] = None
-        if role_and_part(name)[0]:
-            squares[name] = tensor.double().square().sum(1)
-    # A model without parameter tokens has sizes and a lineage, and nothing of what follows.
-    counts = generations(checkpoint.config, checkpoint.lineage) if squares else {}
+        if name in of_tensor:
+            # To plain numbers at once: a small tensor kept between large ones would keep the memory
+            # that those have left from being given back.
+            norms[name] = _norms(tensor, of_tensor[name])
     activity: Mapping[Layer, Activity] = {}
     if counts and ids is not None:
         activity = measure_activity(checkpoint.config, checkpoint.weights, ids, device, watch)
@@ -205,7 +213,7 @@ def inspect_checkpoint(
         dtypes=list(dtypes),
         parts=parts(shapes),
         generations=_generations(checkpoint, counts),
-        layers=[_layer(at, each, squares, activity.get(at)) for at, each in counts.items()],
+        layers=[_layer(at, each, norms, activity.get(at)) for at, each in counts.items()],
         text_tokens=ids.numel() if activity and ids is not None else 0,
         activity=activity,
     )
@@ -271,28 +279,32 @@ def _updates(optimizer: Mapping[str, Tensor], counts: Generations, generation: i
     return None
 
 
+def _norms(tokens: Tensor, counts: Sequence[int]) -> list[float]:
+    """[G] root mean square of the lengths of keys or values [N, D], by generation."""
+    sums = _sums(tokens.double().square().sum(1), counts)
+    return [math.sqrt(total / max(n, 1)) for total, n in zip(sums, counts, strict=True)]
+
+
 def _layer(
-    at: Layer, counts: Sequence[int], squares: Mapping[str, Tensor], activity: Activity | None
+    at: Layer,
+    counts: Sequence[int],
+    norms: Mapping[str, list[float]],
+    activity: Activity | None,
 ) -> LayerTokens:
     """The tokens of one layer, by generation.
 
     Args:
         at: where it is.
         counts: [G] tokens of each generation.
-        squares: by name of the tensor, of the length of every row.
+        norms: of `_norms`, by name of the tensor.
         activity: of the tokens, if it was measured.
     """
-
-    def norms(part: str) -> list[float]:
-        sums = _sums(squares[pattention_name(*at, part)], counts)
-        return [math.sqrt(total / max(n, 1)) for total, n in zip(sums, counts, strict=True)]
-
     return LayerTokens(
         layer=at[0],
         role=at[1],
         tokens=list(counts),
-        key_norm=norms("key"),
-        value_norm=norms("value"),
+        key_norm=norms[pattention_name(*at, "key")],
+        value_norm=norms[pattention_name(*at, "value")],
         activity=summed_up(activity, counts) if activity else None,
     )
 

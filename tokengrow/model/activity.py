@@ -35,6 +35,11 @@ class Activity:
     square: Tensor
     """[N] float64: square of each token's score."""
 
+    def mean_over(self, positions: int) -> "Activity":
+        """Sums over so many positions, on any device, to means on the CPU."""
+        sums = self.contribution, self.share, self.square
+        return Activity(*(each.div_(positions).cpu() for each in sums))
+
 
 @torch.inference_mode()
 def measure_activity(
@@ -59,22 +64,21 @@ def measure_activity(
     device = torch.device(device)
     x = weights["embedding.weight"][ids].to(device, torch.float32)  # [B, T, D]
     table = rotary_table(0, ids.shape[1], config.rotary_channels, config.rotary_base, device)
-    activity: dict[Layer, Activity] = {}
+    # Before the first block: small tensors made between large ones would keep the memory that those
+    # have left from being given back.
+    activity = {
+        (number, role): Activity(*torch.zeros(3, n, dtype=torch.float64, device=device))
+        for number in range(config.layers)
+        for role, n in config.tokens.items()
+    }
     for number in watch(range(config.layers)):
         block = _block(config, weights, number, device)
-        layers = pattention_layers(block)
-        for role, layer in layers:
-            zeros = torch.zeros(3, len(layer.key_param_tokens), dtype=torch.float64, device=device)
-            activity[number, role] = Activity(*zeros)
+        for role, layer in pattention_layers(block):
             layer.register_forward_hook(partial(_add, activity[number, role]))
         with fastest_attention():
             for sequence in x.split(1):
                 sequence.copy_(block(sequence, table))
-        for role, _ in layers:
-            each = activity[number, role]
-            sums = (each.contribution, each.share, each.square)
-            activity[number, role] = Activity(*((each / ids.numel()).cpu() for each in sums))
-    return activity
+    return {layer: each.mean_over(ids.numel()) for layer, each in activity.items()}
 
 
 def _block(
