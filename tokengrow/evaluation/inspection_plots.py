@@ -4,7 +4,7 @@ Shapes: `N` parameter tokens, `L` layers, `G` generations.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,22 +32,25 @@ def plot_tokens(found: Inspection, path: Path) -> Path:
         found: with activity.
         path: of the PNG.
     """
-    layers = found.checkpoint.config.layers
-    figure = _figure(11.0, 5 * (0.75 + 0.11 * layers) + 0.8)
-    grid = figure.subplots(len(ROLES), 2, sharey="row", width_ratios=(3, 1), squeeze=False)
-    for role, (left, right) in zip(ROLES, grid, strict=True):
+    layers, several = found.checkpoint.config.layers, len(shown(found)) > 1
+    figure = _figure(11.0, 5 * (0.75 + min(0.11 * layers, 1.6)) + 0.8)
+    ratios = (3, 1) if several else (1,)
+    grid = figure.subplots(
+        len(ROLES), len(ratios), sharey="row", width_ratios=ratios, squeeze=False
+    )
+    for role, (left, *right) in zip(ROLES, grid, strict=True):
         image = _heat_map(left, found, role)
-        _dots(right, found, role)
         left.set_ylabel(f"{role}\nlayer")
-    least = min(right.get_xlim()[0] for right in grid[:, 1])
-    for right in grid[:, 1]:
-        right.set_xlim(min(least, 1e-2), 2)
+        for axes in right:
+            _dots(axes, found, role)
     grid[0][0].set_title("contribution of each parameter token", fontsize=10)
-    grid[0][1].set_title("by generation", fontsize=10)
     grid[-1][0].set_xlabel("parameter token; white: where the tokens of a growth begin")
-    grid[-1][1].set_xlabel("share of the contribution")
+    if several:
+        _same_scale(grid[:, 1])
+        grid[0][1].set_title("by generation", fontsize=10)
+        grid[-1][1].set_xlabel("share of the contribution")
     figure.colorbar(
-        image, ax=list(grid[:, 0]), location="bottom", aspect=60, extend="both",
+        image, ax=list(grid[:, 0]), location="bottom", aspect=60, pad=0.02, extend="both",
         label=f"contribution over an even share, power of ten; dead: up to {math.log10(DEAD):.0f}",
     )  # fmt: skip
     handles = [_rectangle(generation, found.generations) for generation in shown(found)]
@@ -89,15 +92,24 @@ def _relative(contribution: Tensor) -> Tensor:
 
 def _dots(axes: "Axes", found: Inspection, role: str) -> None:
     """The share of each generation, a dot, in every layer, on a logarithmic axis."""
+    size = 6 if found.checkpoint.config.layers <= 8 else 3
     for layer in found.layers:
         if layer.role != role or layer.activity is None:
             continue
         shares = of_all(layer.activity.contribution)
         for generation in shown(found):
             if share := shares[generation.number]:
-                axes.plot(share, layer.layer, "o", color=_color(generation, found.generations))
+                color = _color(generation, found.generations)
+                axes.plot(share, layer.layer, "o", color=color, markersize=size)
     axes.set_xscale("log")
     axes.grid(alpha=0.3)
+
+
+def _same_scale(column: Iterable["Axes"]) -> None:
+    """Shares of all roles from the least one, or a hundredth, to 1."""
+    least = min(axes.get_xlim()[0] for axes in column)
+    for axes in column:
+        axes.set_xlim(min(least, 1e-2), 2)
 
 
 def plot_history(past: Sequence[Inspection], path: Path) -> Path:
