@@ -1,13 +1,14 @@
 """`tokengrow inspect`: what a checkpoint is, printed, and written where asked."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
@@ -86,6 +87,19 @@ def test_a_pruned_checkpoint_is_told_from_its_source(
     assert ffn == [[16, 4, 0], [16, 4, 0]]
 
 
+def test_a_damaged_checkpoint_is_left_out_of_a_history(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    copy, out = tmp_path / "run", tmp_path / "looked"
+    shutil.copytree(run, copy)
+    (copy / "step_00000004" / "model.safetensors").write_bytes(b"damaged")
+    outcome = command("inspect", f"source={copy}", "history=true", f"out={out}")
+    assert outcome.status == 0, outcome.err
+    assert "left out: " in outcome.out and "step_00000004" in outcome.out
+    figures = json.loads((out / "inspection.json").read_text())
+    assert [row["step"] for row in figures["history"]] == [2, 6, 8]
+
+
 @pytest.fixture
 def bare(tiny_model: Callable[..., ModelConfig], tmp_path: Path) -> Path:
     """A checkpoint that no run made."""
@@ -155,12 +169,12 @@ def test_a_model_is_never_in_memory_as_a_whole(
     tmp_path: Path,
 ) -> None:
     peaks = []
-    for n in (8, 6_000):
-        config = tiny_model(n, layers=16, width=64, head_dim=32)
+    for n in (8, 4_000):
+        config = tiny_model(n, layers=12, width=64, head_dim=32)
         model = TokenFormer(config)
         folder = save_checkpoint(tmp_path / str(n), Checkpoint.of(model))
         peaks.append(peak_memory("inspect", f"source={folder}", f"store={store.folder}"))
         size = (folder / "model.safetensors").stat().st_size
-    assert size > 290e6
-    assert peaks[1] - peaks[0] < 0.5 * size
-    assert load_checkpoint(folder, tensors=False).config.tokens.ffn == 12_000
+    assert size > 140e6
+    print("DIFF", (peaks[1] - peaks[0]) / size)
+    assert peaks[1] - peaks[0] < 0.3 * size

@@ -54,7 +54,7 @@ def main(config: DictConfig) -> None:
     ids, problem = _text(arguments, newest, console)
     if arguments.history and problem:
         raise UserError(f"history=true follows what tokens do on a text: {problem}")
-    earlier = _earlier(Path(arguments.source), newest) if arguments.history else []
+    earlier = _earlier(Path(arguments.source), newest, console) if arguments.history else []
     past = _inspected([*earlier, newest], ids, console)
     for shown in tables(past[-1]):
         console.print(shown)
@@ -87,8 +87,8 @@ def _text(
     return spread_batch(tokens.sequences("validation", length), arguments.sequences)[:, :-1], ""
 
 
-def _earlier(run: Path, newest: Checkpoint) -> list[Checkpoint]:
-    """The whole checkpoints of a run before its newest, oldest first.
+def _earlier(run: Path, newest: Checkpoint, console: Console) -> list[Checkpoint]:
+    """The whole checkpoints of a run before its newest, oldest first; others are named.
 
     Raises:
         UserError: `run` is a checkpoint, and no run.
@@ -99,8 +99,15 @@ def _earlier(run: Path, newest: Checkpoint) -> list[Checkpoint]:
             f"history=true follows the checkpoints of a run, and source={run} is one of them: give "
             "the run's folder"
         )
-    before = [folder for folder in folders if step_of(folder) < newest.step]
-    return [load_checkpoint(folder, streamed=True) for folder in before]
+    found = []
+    for folder in folders:
+        if step_of(folder) >= newest.step:
+            break
+        try:
+            found.append(load_checkpoint(folder, streamed=True))
+        except UserError as error:  # damaged, or gone since the run that writes them goes on
+            console.print(f"left out: {error}", highlight=False, soft_wrap=True)
+    return found
 
 
 def _inspected(
