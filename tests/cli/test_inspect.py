@@ -102,8 +102,9 @@ def test_a_damaged_checkpoint_is_left_out_of_a_history(
 
 @pytest.fixture
 def bare(tiny_model: Callable[..., ModelConfig], tmp_path: Path) -> Path:
-    """A checkpoint that no run made."""
-    return save_checkpoint(tmp_path / "bare", Checkpoint.of(TokenFormer(tiny_model(8))))
+    """A folder of one checkpoint that no run made."""
+    folder = tmp_path / "bare" / "step_00000000"
+    return save_checkpoint(folder, Checkpoint.of(TokenFormer(tiny_model(8)))).parent
 
 
 def test_a_bare_model_shows_its_tokens_lengths_and_says_how_to_give_text(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
@@ -185,13 +184,6 @@ def test_parts_of_a_model_of_linear_layers() -> None:
     assert (query.tokens, query.d_in, query.d_out, query.parameters) == (None, 4, 6, 2 * 30)
     assert (found["embedding"].d_in, found["embedding"].d_out) == (9, 4)
     assert (found["norm"].d_in, found["norm"].d_out, found["norm"].parameters) == (None, 4, 8)
-
-
-def test_a_model_without_parameter_tokens_has_sizes_alone(small: Checkpoint) -> None:
-    linear: dict[str, Tensor] = {"blocks.0.ffn.up.weight": torch.ones(8, 4)}
-    found = inspect_checkpoint(replace(small, weights=linear), TEXT)
-    assert (found.layers, found.generations, found.text_tokens) == ([], [], 0)
-    assert [part.role for part in found.parts] == ["ffn.up"]
 
 
 def test_half_precision_is_told(small: Checkpoint, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from tokengrow.cli.resolve import plain
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
-from tokengrow.evaluation.inspection import Inspection, has_tokens, inspect_checkpoint
+from tokengrow.evaluation.inspection import Inspection, inspect_checkpoint
 from tokengrow.evaluation.inspection_plots import plot_history, plot_tokens
 from tokengrow.evaluation.inspection_tables import RULES, history_table, tables
 from tokengrow.files import whole_folder
+from tokengrow.model.config import ModelConfig
 from tokengrow.typed import typed
 
 
@@ -51,10 +52,10 @@ def main(config: DictConfig) -> None:
     out = new_folder(arguments.out) if arguments.out else None
     newest = load_checkpoint(arguments.source, streamed=True)
     console = Console()
+    earlier = _earlier(Path(arguments.source), newest, console) if arguments.history else []
     ids, problem = _text(arguments, newest, console)
     if arguments.history and problem:
         raise UserError(f"history=true follows what tokens do on a text: {problem}")
-    earlier = _earlier(Path(arguments.source), newest, console) if arguments.history else []
     past = _inspected([*earlier, newest], ids, console)
     for shown in tables(past[-1]):
         console.print(shown)
@@ -75,7 +76,7 @@ def _text(
     Raises:
         UserError: the store that is given is not there, or its tokens are of another tokenizer.
     """
-    if not has_tokens(source):
+    if not isinstance(source.config, ModelConfig):
         return None, "no parameter tokens: it is no TokenFormer, and there is no more to look into"
     try:
         tokens = open_text(arguments.store, source, console)

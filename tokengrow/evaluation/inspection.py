@@ -26,7 +26,7 @@ from tokengrow.growth.generations import Generations, generations
 from tokengrow.growth.moments import COUNT, ROW_AGE
 from tokengrow.growth.tensors import pattention_name, role_and_part
 from tokengrow.model.activity import Activity, Layer, measure_activity
-from tokengrow.model.config import ROLES
+from tokengrow.model.config import ROLES, ModelConfig
 
 DEAD = 0.001
 """Contribution over the even share of its layer, up to which a token is dead."""
@@ -168,11 +168,6 @@ class Inspection:
         }
 
 
-def has_tokens(checkpoint: Checkpoint) -> bool:
-    """Whether a model has parameter tokens at all."""
-    return any(role_and_part(name)[0] for name in checkpoint.weights)
-
-
 def inspect_checkpoint(
     checkpoint: Checkpoint,
     ids: Tensor | None = None,
@@ -191,8 +186,9 @@ def inspect_checkpoint(
     Raises:
         UserError: a lineage that is not this model's.
     """
-    # A model without parameter tokens has sizes and a lineage, and nothing of what follows.
-    counts = generations(checkpoint.config, checkpoint.lineage) if has_tokens(checkpoint) else {}
+    config, counts = checkpoint.config, Generations()
+    if isinstance(config, ModelConfig):  # other models have sizes, and nothing of what follows
+        counts = generations(config, checkpoint.lineage)
     of_tensor = {pattention_name(*at, part): counts[at] for at in counts for part in PARTS}
     shapes: dict[str, list[int]] = {}
     norms: dict[str, list[float]] = {}
@@ -206,8 +202,8 @@ def inspect_checkpoint(
             # that those have left from being given back.
             norms[name] = _norms(tensor, of_tensor[name])
     activity: Mapping[Layer, Activity] = {}
-    if counts and ids is not None:
-        activity = measure_activity(checkpoint.config, checkpoint.weights, ids, device, watch)
+    if isinstance(config, ModelConfig) and ids is not None:
+        activity = measure_activity(config, checkpoint.weights, ids, device, watch)
     return Inspection(
         checkpoint=checkpoint.described(),
         dtypes=list(dtypes),
