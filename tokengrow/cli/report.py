@@ -54,8 +54,8 @@ def show(console: Console, report: Report, page: Path) -> None:
     """Prints a line per run, what to know of them, and where the page is."""
     console.print(report.table())
     for note in report.notes:
-        console.print(note, soft_wrap=True)
-    console.print(f"report      {page}", soft_wrap=True)
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(f"report      {page}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -188,11 +188,22 @@ def show(console: Console, arguments: TrainArguments, result: FitResult) -> None
     console.print(sample, markup=False, highlight=False)
     folder = result.checkpoint.folder
     assert folder is not None
-    page = Report.of([folder.parent]).write(folder.parent / REPORT)
-    paths = {"checkpoint": folder, "report": page, "run": arguments.run.out}
+    paths = {"checkpoint": folder, "report": write_report(folder.parent), "run": folder.parent}
     console.print()
     for what, path in paths.items():
-        console.print(f"{what:<11} {path}", highlight=False, soft_wrap=True)
+        console.print(f"{what:<11} {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_report(run: Path) -> str:
+    """Writes the report of a run into its folder; gives its place, or why there is none: a run
+    that is done does not fail over that."""
+    try:
+        return str(Report.of([run]).write(run / REPORT))
+    except OSError as error:
+        return (
+            f"not written ({error.strerror}): `tokengrow report runs=[{run}] out=DIR` writes it "
+            "elsewhere"
+        )
 
 
 if __name__ == "__main__":

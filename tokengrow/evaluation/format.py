@@ -17,6 +17,14 @@ def power(number: float) -> str:
     return f"{number:.2e}".replace("e+0", "e").replace("e+", "e")
 
 
+def shortened(name: str, length: int) -> str:
+    """A name with at most `length` characters: of a long one the middle is left out."""
+    if len(name) <= length:
+        return name
+    end = length // 2
+    return f"{name[: length - 1 - end]}…{name[-end:]}"
+
+
 def exponent(number: float) -> str:
     """A small quantity by its order: 7.12e-15 is `7.1e-15`, and what is exactly 0 is `0`."""
     return f"{number:.1e}" if number else "0"

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow import __version__
-from tokengrow.evaluation.format import count, power, table
+from tokengrow.evaluation.format import count, power, shortened, table
 from tokengrow.evaluation.report_data import LeftOut, RunRecord, read_runs
 from tokengrow.evaluation.report_facts import config_differences, lineage_tree, notes
 from tokengrow.evaluation.report_page import duration, page
@@ -28,6 +28,9 @@ FIGURES = ("loss-vs-flops", "loss-vs-flops-end", "loss-vs-tokens", "loss-vs-time
 """PNGs, those that there are."""
 NAMES = {PAGE, FACTS, POINTS, *(f"{name}.png" for name in FIGURES)}
 """All files that a report may have."""
+
+LONGEST_NAME = 28
+"""Characters of a run's name in a table of 80 columns."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Report:
         for run in self.runs:
             seconds = run.total_seconds
             made.add_row(
-                run.name,
+                shortened(run.name, LONGEST_NAME),
                 f"{run.lowest.loss:.4f}",
                 f"{run.points[-1].loss:.4f}",
                 count(run.rungs[-1].parameters),

@@ -150,7 +150,7 @@ def _growth(entry: Values) -> str:
     for step in entry["steps"]:
         for key, (before, after) in step["changes"].items():
             section, _, name = key.rpartition(".")
-            same.setdefault((section, f"{before:.4g} → {after:.4g}"), []).append(name)
+            same.setdefault((section, f"{_number(before)} → {_number(after)}"), []).append(name)
     changes = [
         f"{section}{'.' if section else ''}{', '.join(names)} {change}"
         for (section, change), names in same.items()
@@ -158,6 +158,10 @@ def _growth(entry: Values) -> str:
     what = "pruned" if entry.get("operation") == "prune" else "grown"
     moved = exponent(entry["drift"]["max_logit"])
     return f"{what}: {'; '.join(changes)}; largest |Δ logit| {moved}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _parent(run: RunRecord, runs: Sequence[RunRecord]) -> tuple[int, int, int] | None:

@@ -1,11 +1,12 @@
 """The figures of a report: PNGs that are still read when a phone shows them 350 pixels wide."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from tokengrow.evaluation.format import count, power
+from tokengrow.evaluation.format import count, power, shortened
 from tokengrow.evaluation.report_data import Point, RunRecord
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ SIZE, DPI = (5.6, 4.0), 160
 """Inches. Text of 11 points in so small a figure is about as large as a phone's own."""
 FONT, SMALL = 11, 10
 GREY = "#777777"
+ROW = 0.225
+"""Inches of a legend's row, which the figure is higher for."""
 
 DIRECT = 16
 """Characters of the longest name that still stands at the end of its line, and not in a legend."""
@@ -158,9 +161,12 @@ def _power_of_ten(number: float) -> str:
 
 def _label(figure: "Figure", axes: "Axes", ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names the lines where they end; names that are too long for that, in a legend below."""
-    if max((len(label) for *_, label, _ in ends), default=0) > DIRECT:
-        wide = max(len(label) for *_, label, _ in ends) > 28
-        figure.legend(loc="outside lower center", ncols=1 if wide else 2, fontsize=SMALL)
+    longest = max((len(label) for *_, label, _ in ends), default=0)
+    if longest > DIRECT:
+        columns = 1 if longest > 24 else 2
+        legend = figure.legend(loc="outside lower center", ncols=columns, fontsize=SMALL)
+        rows = math.ceil(len(legend.get_texts()) / columns)
+        figure.set_figheight(SIZE[1] + ROW * rows)
         return
     figure.canvas.draw()  # decides where the axes end
     pixels = axes.transData.transform([(x, y) for x, y, *_ in ends])[:, 1]
@@ -209,7 +215,7 @@ def cost_plot(runs: Sequence[RunRecord]) -> Png:
                   fontsize=SMALL)  # fmt: skip
         if (at_once := flops_at_last_size(run)) is not None:
             axes.plot([at_once] * 2, [number - 0.38, number + 0.38], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(runs)), [_short(run.name) for run in runs])
+    axes.set_yticks(range(len(runs)), [shortened(run.name, 24) for run in runs])
     axes.invert_yaxis()
     axes.set_xlim(right=1.28 * max(_reach(runs)))
     axes.set_xlabel("training FLOPs, cumulative")
@@ -235,10 +241,6 @@ def _reach(runs: Sequence[RunRecord]) -> Iterable[float]:
 def _shade(index: int, parts: int) -> float:
     """The later a rung, the darker."""
     return 1.0 if parts == 1 else 0.45 + 0.55 * (index - 1) / (parts - 1)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= DIRECT else f"{name[: DIRECT - 1]}…"
 
 
 def _figure(height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
