@@ -20,9 +20,11 @@ from tokengrow.growth.prune import prune
 from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
+from tokengrow.training.clock import without_validations
 
-KEPT_STATE = ("step", "fingerprint", "next_batch")
-"""What of a run's state a checkpoint outside any run still has: how far it was, in which data."""
+KEPT_STATE = ("step", "fingerprint", "next_batch", "tokens", "flops", "source")
+"""What of a run's state a checkpoint outside any run still has: how far it was, in which data, and
+what it had cost."""
 
 
 NOTHING: Mapping[str, Tensor] = {}
@@ -124,5 +126,6 @@ def _descendant(
         optimizer=optimizer,
         lineage=[*source.lineage, entry],
         train_state={k: v for k, v in source.train_state.items() if k in KEPT_STATE},
+        times=without_validations(source.times),
         folder=None,
     )
