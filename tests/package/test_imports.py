@@ -32,7 +32,7 @@ ARROWS = {
     "growth": {"model"},
     "checkpoint": {"model"},
     "distributed": set(),
-    "evaluation": set(),
+    "evaluation": {"model", "data", "checkpoint", "growth", "distributed"},
     "training": {"model", "data", "checkpoint", "distributed", "growth", "evaluation"},
     "bench": {"kernels", "model", "data", "training", "distributed"},
     "cli": {

@@ -18,6 +18,7 @@ VERBS = {
         "published weights and YAMLs, in and out",
     ),
     "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
+    "inspect": ("source=DIR", "what a checkpoint is, what its parameter tokens do"),
     "bench": ("suite=pattention|step|decode", "how fast it is here, beside its peers"),
 }
 """Verb to (its usual arguments, what it does)."""

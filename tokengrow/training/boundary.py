@@ -13,6 +13,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_descri
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
 from tokengrow.files import whole_folder
 from tokengrow.growth.engine import carry_out, grown_weights, growth_report, verify_growth
+from tokengrow.growth.generations import RECORD, generations, left_of
 from tokengrow.growth.moments import ALL_SLOTS, grown_moments
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.prune import prune
@@ -100,8 +101,10 @@ def prune_checkpoint(
         probe: [B, T + 1] int64 token ids, others than `text`, on which the drift is measured.
     """
     config = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
+    before = generations(config, source.lineage)
     made = prune(config, target, source.weights, source.optimizer, text, probe)
-    return _descendant(source, made.config, made.report, made.weights, made.optimizer)
+    report = made.report | {RECORD: left_of(before, made.kept)}
+    return _descendant(source, made.config, report, made.weights, made.optimizer)
 
 
 def _descendant(
