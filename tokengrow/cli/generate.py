@@ -16,11 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.prompts import read_prompts
-from tokengrow.cli.resolve import checkpoint_tokenizer, plain
+from tokengrow.cli.resolve import plain
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import three_digits
+from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.texts import Continuation, write
 from tokengrow.model.tokenformer import LanguageModel

@@ -17,6 +17,7 @@ VERBS = {
         "source=PATH to=tokengrow|hf|neox out=DIR",
         "published weights and YAMLs, in and out",
     ),
+    "eval": ("source=DIR tasks=[NAME,...]", "tasks of the lm-evaluation-harness"),
     "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
     "inspect": ("source=DIR", "what a checkpoint is, what its parameter tokens do"),
     "bench": ("suite=pattention|step|decode", "how fast it is here, beside its peers"),

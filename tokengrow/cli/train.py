@@ -14,7 +14,6 @@ from tokengrow.cli.generate import sample_text
 from tokengrow.cli.mixture import resolve_mixture
 from tokengrow.cli.resolve import (
     TrainArguments,
-    checkpoint_tokenizer,
     plain,
     resolve_corpus,
     resolve_megatron,
@@ -32,6 +31,7 @@ from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokeniz
 from tokengrow.distributed.launch import fabric_run_options, process_rank
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import rung_table
+from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.paths import cache_dir
 from tokengrow.training.fit import FitResult, fit

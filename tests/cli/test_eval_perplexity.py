@@ -1,0 +1,98 @@
+"""`tokengrow eval tasks=[perplexity]`: a figure of a text, and what is refused."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokengrow.checkpoint.store import load_checkpoint
+from tokengrow.data.corpus import TextCorpus
+from tokengrow.data.store import TokenStore
+from tokengrow.evaluation.perplexity import Perplexity, described, measure_perplexity
+from tokengrow.evaluation.scoring import Scorer
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def measured(command: Call, source: Path, tmp_path: Path) -> Call:
+    """`measured(*arguments)`: what `eval tasks=[perplexity]` does with the source."""
+    own = [f"source={source}", f"out={tmp_path / 'eval'}", "tasks=[perplexity]", "fabric=cpu"]
+    return lambda *arguments: command("eval", *own, *arguments)
+
+
+@pytest.fixture
+def book(corpus: TextCorpus, tmp_path: Path) -> Path:
+    """A file of one document."""
+    path = tmp_path / "book.txt"
+    path.write_text(next(corpus.documents("train"))[:3000])
+    return path
+
+
+def found_in(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+def test_the_held_out_text_of_the_run_is_measured(
+    measured: Call, source: Path, store: TokenStore, corpus: TextCorpus, tmp_path: Path
+) -> None:
+    outcome = measured("limit=2", "perplexity.stride=16")
+    assert outcome.status == 0, outcome.err
+    texts = [*corpus.documents("validation")][:2]
+    scorer = Scorer(load_checkpoint(source).model.float())
+    expected = measure_perplexity(texts, store.tokenizer(), scorer, 16)
+    found = found_in(tmp_path / "eval")["perplexity"]
+    assert found == pytest.approx(expected.to_dict(), rel=1e-6)
+    assert described(Perplexity.from_dict(found)) in outcome.out
+    assert f"{found['bits_per_byte']:.5f}" in outcome.out
+
+
+def test_any_file_is_measured_as_a_whole(measured: Call, book: Path, tmp_path: Path) -> None:
+    outcome = measured("data=text", f"data.files=[{book}]", "perplexity.split=all")
+    assert outcome.status == 0, outcome.err
+    found = found_in(tmp_path / "eval")["perplexity"]
+    assert (found["documents"], found["bytes"]) == (1, len(book.read_bytes()))
+
+
+def test_what_was_measured_before_is_told_again_until_the_text_changes(
+    measured: Call, book: Path, tmp_path: Path
+) -> None:
+    arguments = "data=text", f"data.files=[{book}]", "perplexity.split=all"
+    first, again = measured(*arguments), measured(*arguments)
+    assert "evaluated before" not in first.out
+    assert "evaluated before" in again.out
+    assert again.out.endswith(first.out.lstrip("\n"))
+    book.write_text("another text\n")
+    assert "13 bytes, 3 words" in measured(*arguments).out
+    assert len(list((tmp_path / "eval").glob("*.json"))) == 2
+
+
+def test_it_needs_no_harness(measured: Call, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    outcome = measured("data=text", f"data.files=[{book}]", "perplexity.split=all")
+    assert outcome.status == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["perplexity.stride=33"], "perplexity.stride is 33"),
+        (["perplexity.strid=3"], "perplexity.strid"),
+        (["limit=0.5"], "limit must be a number of documents"),
+        (["data=megatron", "data.prefix=a"], "data=megatron holds token ids"),
+        (["data=text", "data.files=[nowhere.txt]"], "data.files: 'nowhere.txt' names no text"),
+        (["data=stdlib", "data.validation_fraction=0"], "perplexity.split=all"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_writes_nothing(
+    measured: Call, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    outcome = measured(*arguments)
+    assert outcome.status == 2
+    assert sentence in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "eval").exists()

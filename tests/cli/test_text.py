@@ -1,0 +1,69 @@
+"""Which text a verb reads documents of: the one that is named, or that of the source's run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.cli.text import resolve_text
+from tokengrow.data.corpus import StdlibCorpus, TextCorpus
+from tokengrow.data.mixture import MixedSource, MixtureConfig, build_mixture
+from tokengrow.data.store import TokenStore
+from tokengrow.data.stored import StoredText
+from tokengrow.errors import UserError
+
+SAME = {"source": None}
+STDLIB = {"source": "stdlib", "validation_fraction": 0.25}
+MEGATRON = {"source": "megatron", "prefix": "files/books"}
+MIXED = {"source": "mixture", "sources": {"code": {"source": "stdlib"}}}
+
+
+@pytest.fixture(scope="module")
+def trained(source: Path) -> Checkpoint:
+    return load_checkpoint(source, tensors=False)
+
+
+def recorded(trained: Checkpoint, data: dict[str, Any], store: str | None = None) -> Checkpoint:
+    """The checkpoint of a run on other data."""
+    return replace(trained, run={"tokens_from": {"data": data, "tokenizer": {}, "store": store}})
+
+
+def test_the_text_that_is_named(trained: Checkpoint) -> None:
+    values = {"source": "text", "files": ["a.txt"], "text_key": "body"}
+    assert resolve_text(values, trained) == TextCorpus(files=["a.txt"], text_key="body")
+
+
+def test_the_text_of_the_sources_run(trained: Checkpoint) -> None:
+    found = resolve_text(SAME, recorded(trained, STDLIB))
+    assert found == StdlibCorpus(validation_fraction=0.25)
+
+
+def test_the_text_in_the_store_of_the_sources_run(trained: Checkpoint, store: TokenStore) -> None:
+    assert resolve_text(SAME, trained) == StoredText(store)
+
+
+def test_a_store_of_several_texts_is_refused(
+    trained: Checkpoint, store: TokenStore, tmp_path: Path
+) -> None:
+    sources = {"books": MixedSource(store=str(store.folder))}
+    build_mixture(MixtureConfig(sources=sources), store.tokenizer(), tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"^data=same: .* store=.*mixed, a mixture of several"):
+        resolve_text(SAME, recorded(trained, STDLIB, str(tmp_path / "mixed")))
+
+
+def test_a_model_that_no_run_made_recorded_none_either(trained: Checkpoint) -> None:
+    with pytest.raises(UserError, match=r"^data=same: source records no text"):
+        resolve_text(SAME, replace(trained, run={}))
+
+
+def test_token_files_and_mixtures_are_no_text(trained: Checkpoint) -> None:
+    with pytest.raises(UserError, match=r"^data=megatron holds token ids"):
+        resolve_text(MEGATRON, trained)
+    with pytest.raises(UserError, match=r"^data=same is data=megatron, which holds token ids"):
+        resolve_text(SAME, recorded(trained, MEGATRON))
+    with pytest.raises(UserError, match=r"^data=mixture is several texts: give the data= of one"):
+        resolve_text(MIXED, trained)
+    with pytest.raises(UserError, match=r"^data=same is data=mixture, which is several texts"):
+        resolve_text(SAME, recorded(trained, MIXED))

@@ -1,0 +1,142 @@
+"""Task files on disk: the harness's own tasks, without a network.
+
+A task keeps its prompts, metrics and processing; where it would fetch a dataset it gets the rows of
+a file instead, which have the dataset's own columns.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from tokengrow.errors import UserError
+
+GUIDE = "docs/evaluating.md"
+
+SPLIT_NAMES = {"validation": ("validation", "valid", "val", "dev")}
+"""A split's name in a dataset to its names in files."""
+
+STEMS = {"lambada_openai": ("lambada",)}
+"""What a task's files may be called beside the names of the task and of its dataset."""
+
+LABELS = "_labels.lst"
+"""Ending of a file with one number a line, the column `label` of the .jsonl file beside it."""
+
+DATASET_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+"""Keys of a task's config that name a split of its dataset."""
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A task's config with rows of files in place of its dataset."""
+
+    config: dict[str, Any]
+    """For the harness's `TaskManager.load`."""
+    files: tuple[Path, ...]
+    """Of which the rows come."""
+
+
+def local_task(config: Mapping[str, Any], folder: Path, shots: int = 0) -> LocalTask:
+    """Finds and reads a task's files.
+
+    Args:
+        config: the task's own.
+        folder: that holds `NAME_SPLIT.jsonl` or `NAME_SPLIT.parquet`.
+        shots: examples before each question, which come from a split of their own.
+
+    Raises:
+        UserError: a file that is missing, or that cannot be read.
+    """
+    task = config["task"]
+    if "class" in config:
+        raise UserError(f"{task} reads its data by code of its own: leave data_dir out for it")
+    splits = dict.fromkeys(config[key] for key in DATASET_SPLITS if config.get(key))
+    found = {split: path for split in splits if (path := _find(config, folder, split))}
+    asked = _asked_split(config)
+    before = ("fewshot_split", "training_split", "validation_split", "test_split")
+    examples = next(config[key] for key in before if config.get(key))  # by its rule, too
+    for split in [asked, *([examples] if shots else [])]:
+        if split not in found:
+            raise UserError(
+                f"data_dir={folder} has no file of {task}'s {split} split: put "
+                f"{_file_names(config, split)[0]} there, with the columns of "
+                f"{config['dataset_path']} ({GUIDE} says more)"
+            )
+    rows = {split: datasets.Dataset.from_list(_read(path)) for split, path in found.items()}
+    data = datasets.DatasetDict(rows)
+    # A split without a file is one that the task must not look for.
+    gone = {key: None for key in DATASET_SPLITS if config.get(key) not in found}
+    changed = {"custom_dataset": lambda **_: data, "dataset_kwargs": None, **gone}
+    files = [file for path in found.values() for file in (path, _labels(path)) if file.is_file()]
+    return LocalTask({**config, **changed}, tuple(files))
+
+
+def asked_file(config: Mapping[str, Any]) -> str:
+    """What the file with a task's questions may be called."""
+    return _file_names(config, _asked_split(config))[0]
+
+
+def _asked_split(config: Mapping[str, Any]) -> str:
+    """The split that holds a task's questions, by the harness's rule."""
+    return config.get("test_split") or config["validation_split"]
+
+
+def _file_names(config: Mapping[str, Any], split: str) -> list[str]:
+    """What a split's file may be called, the likeliest first."""
+    task, dataset = config["task"], str(config["dataset_path"]).rpartition("/")[2]
+    stems = dict.fromkeys([task, *STEMS.get(task, ()), config.get("dataset_name"), dataset])
+    return [
+        f"{stem}_{name}.{ending}"
+        for stem in stems
+        if stem
+        for name in SPLIT_NAMES.get(split, (split,))
+        for ending in ("jsonl", "parquet")
+    ]
+
+
+def _find(config: Mapping[str, Any], folder: Path, split: str) -> Path | None:
+    paths = (folder / name for name in _file_names(config, split))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _labels(path: Path) -> Path:
+    return path.with_name(f"{path.stem}{LABELS}")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file, with the labels beside it."""
+    if path.suffix == ".parquet":
+        # Streamed, the rows leave no copy in a cache.
+        try:
+            files = datasets.load_dataset(
+                "parquet", data_files=str(path), split="train", streaming=True
+            )
+            return list(files)
+        except Exception as error:  # of pyarrow, which raises several kinds
+            raise UserError(f"data_dir: cannot read {path} as Parquet: {error}") from None
+    rows = list(_lines(path))
+    labels = _labels(path)
+    if not labels.is_file():
+        return rows
+    numbers = labels.read_text().split()
+    if len(numbers) != len(rows):
+        raise UserError(
+            f"data_dir: {labels} has {len(numbers)} labels for {len(rows)} rows of {path.name}: "
+            "give the two files that belong together"
+        )
+    return [{**row, "label": int(number)} for row, number in zip(rows, numbers, strict=True)]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"data_dir: {path}, line {number}: no JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"data_dir: {path}, line {number}: no mapping of columns")
+            yield row

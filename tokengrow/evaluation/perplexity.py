@@ -1,0 +1,343 @@
+"""Perplexity of text: which tokens are predicted from which, and what is made of the sum.
+
+Every document is measured by itself: its n tokens stand at positions 1 to n, the end-of-text token
+that starts a document at position 0. `docs/evaluating.md` has the definitions in full.
+
+Shapes: `T` context length, `S` stride.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tokengrow.data.build import BATCH_CHARACTERS, batches
+from tokengrow.data.corpus import Split, Text
+from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.distributed.exchange import from_every_rank, rank, world_size
+from tokengrow.errors import UserError
+from tokengrow.evaluation.format import table
+from tokengrow.evaluation.scoring import Scored, Scorer, Window
+
+TOKENS_AT_ONCE = 2**17
+"""Read by the windows that a rank scores at once: memory for ids, and many batches."""
+
+SPLITS: dict[str, tuple[Split, ...]] = {
+    "validation": ("validation",),
+    "train": ("train",),
+    "all": ("train", "validation"),
+}
+"""What `perplexity.split` may say, and the splits of a text that it names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityConfig:
+    """How the perplexity of text is measured."""
+
+    split: str = "validation"
+    """Documents of the data to measure: those held out, those trained on, or all."""
+    stride: int | None = None
+    """New tokens that a window predicts, T at most; null: T, so that each token is read once."""
+    max_bytes: int | None = None
+    """Of text, UTF-8; the document that goes beyond is cut there. null: all of it."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise UserError(f"perplexity.split {self.split!r}: valid are {', '.join(SPLITS)}")
+        for key in ("stride", "max_bytes"):
+            if (number := getattr(self, key)) is not None and number < 1:
+                raise UserError(f"perplexity.{key} must be at least 1, not {number}")
+
+
+class Span(NamedTuple):
+    """Where in a document a window lies: the model reads positions `start` to `last` - 1."""
+
+    start: int
+    """Position of the first token that is read."""
+    first: int
+    """Position of the first token that is predicted here, from `start` to `first` - 1."""
+    last: int
+    """Position of the last token that is predicted."""
+
+
+def spans(tokens: int, context_length: int, stride: int) -> Iterator[Span]:
+    """The windows that together predict every token of a document once.
+
+    The first window predicts the first T tokens, each later one the next S, or those that are left.
+    A later one reads the T positions in front of the last that it predicts: so each of its tokens
+    has at least T - S + 1 in front of it.
+
+    Args:
+        tokens: of the document, n.
+        context_length: T.
+        stride: S, from 1 to T.
+    """
+    done = 0
+    while done < tokens:
+        last = min(done + (stride if done else context_length), tokens)
+        yield Span(max(0, last - context_length), done + 1, last)
+        done = last
+
+
+def count_words(text: str) -> int:
+    """The pieces between runs of white space, as the lm-evaluation-harness counts them: white space
+    at the start or the end of a text parts an empty piece, which counts too."""
+    return len(re.split(r"\s+", text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """What a model makes of some text: sums over all documents, and ratios of the sums."""
+
+    documents: int
+    """With text in them."""
+    bytes: int
+    """Of the text in UTF-8, end-of-text tokens not included."""
+    words: int
+    """By `count_words`."""
+    tokens: int
+    """Predicted: those of the documents, end-of-text tokens not included."""
+    nats: float
+    """Negative log-likelihood of all tokens."""
+    context_length: int
+    """The most tokens that a window reads."""
+    stride: int
+    """The most tokens that a window predicts, a document's first one apart."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def token_perplexity(self) -> float:
+        """`exp(nats / tokens)`."""
+        return _exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """`nats / ln 2 / bytes`: comparable between models of different tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def byte_perplexity(self) -> float:
+        """`exp(nats / bytes)`."""
+        return _exp(self.nats / self.bytes)
+
+    @property
+    def word_perplexity(self) -> float:
+        """`exp(nats / words)`; comparable as bits per byte are. Infinite beyond 1.8e308."""
+        return _exp(self.nats / self.words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sums and the ratios, as JSON values; what is no finite number is null."""
+        names = ("loss", "token_perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")
+        values = asdict(self) | {name: getattr(self, name) for name in names}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Perplexity":
+        """What `to_dict` wrote."""
+        sums = {item.name: values[item.name] for item in fields(cls)}
+        return cls(**sums | {"nats": math.nan if sums["nats"] is None else sums["nats"]})
+
+
+def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None) -> Iterator[str]:
+    """The documents to measure, up to a number of them, or of bytes, whichever comes first.
+
+    Args:
+        text: where they come from.
+        config: which of its splits, and the most bytes.
+        limit: the most documents.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = chain.from_iterable(text.documents(split) for split in SPLITS[config.split])
+    first = next(found, None)
+    if first is not None:
+        return _first_bytes(islice(chain([first], found), limit), config.max_bytes)
+    if config.split == "validation":
+        raise UserError(
+            "data: its validation split has no document: raise data.validation_fraction, or set "
+            "perplexity.split=all"
+        )
+    raise UserError("data: there is no document in it: check data")
+
+
+def _first_bytes(documents: Iterable[str], most: int | None) -> Iterator[str]:
+    """The documents up to a number of bytes, the last one cut at the end of a character."""
+    left = math.inf if most is None else most
+    for document in documents:
+        content = document.encode()
+        part = document if len(content) <= left else content[: int(left)].decode(errors="ignore")
+        if part:
+            yield part
+        left -= len(content)
+        if left <= 0:
+            return
+
+
+def measure_perplexity(
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    scorer: Scorer,
+    stride: int | None = None,
+    progress: bool = False,
+) -> Perplexity:
+    """Measures a model on documents, which are read and forgotten one after another.
+
+    With several ranks all read the same documents, each scores its share of the windows, and all
+    give the same result.
+
+    Args:
+        documents: none of them empty.
+        tokenizer: the model's.
+        scorer: with the model.
+        stride: S, at most the model's context length T; None: T.
+        progress: show the perplexity so far, tokens and tokens/s on stderr.
+
+    Raises:
+        UserError: a stride beyond T, which would leave tokens out, or no tokens.
+    """
+    context_length = scorer.model.config.context_length
+    if stride is not None and stride > context_length:
+        raise UserError(
+            f"perplexity.stride is {stride}, more than the model's context_length of "
+            f"{context_length}: give {context_length} at most"
+        )
+    run = _Run(tokenizer, context_length, stride or context_length)
+    share = slice(rank(), None, world_size())
+    with _bar(progress) as show:
+        for chunk in _chunks(run.windows(documents), TOKENS_AT_ONCE * world_size()):
+            mine = chunk[share]
+
+            def done(index: int, scored: Scored) -> None:
+                run.add(scored)
+                of_all_ranks = min(run.scored * world_size(), run.tokens)
+                show(run.nats / run.scored, of_all_ranks, run.tokens)
+
+            scorer.score(mine, done)
+        found = run.result()
+        show(found.loss, found.tokens, found.tokens)
+    return found
+
+
+class _Run:
+    """A measurement as it goes on.
+
+    Attributes:
+        documents: read so far, as are `bytes`, `words` and `tokens`.
+        scored: tokens that this rank has scored.
+        nats: what they sum up to.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int, stride: int) -> None:
+        self.documents = self.bytes = self.words = self.tokens = self.scored = 0
+        self.nats = 0.0
+        self._tokenizer = tokenizer
+        self._context_length, self._stride = context_length, stride
+
+    def windows(self, documents: Iterable[str]) -> Iterator[Window]:
+        """What is to be scored, counting what is read."""
+        for texts, _ in batches(((text, None) for text in documents), BATCH_CHARACTERS):
+            for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+                self.documents += 1
+                self.bytes += len(text.encode())
+                self.words += count_words(text)
+                self.tokens += len(ids)
+                at = [self._tokenizer.end_of_text, *ids]
+                for start, first, last in spans(len(ids), self._context_length, self._stride):
+                    yield Window(at[start:first], at[first : last + 1])
+
+    def add(self, scored: Scored) -> None:
+        """Counts a window's tokens."""
+        self.scored += len(scored.log_probabilities)
+        self.nats -= scored.log_likelihood
+
+    def result(self) -> Perplexity:
+        """The sums, those of all ranks together."""
+        parts = from_every_rank((self.scored, self.nats))
+        assert sum(scored for scored, _ in parts) == self.tokens
+        if not self.tokens:
+            raise UserError("data: the text has no tokens: check data and the source's tokenizer")
+        return Perplexity(
+            documents=self.documents,
+            bytes=self.bytes,
+            words=self.words,
+            tokens=self.tokens,
+            nats=sum(nats for _, nats in parts),
+            context_length=self._context_length,
+            stride=self._stride,
+        )
+
+
+def _chunks(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
+    """Lists of windows that together hold so many tokens, or a few more."""
+    chunk: list[Window] = []
+    held = 0
+    for window in windows:
+        chunk.append(window)
+        held += len(window.context) + len(window.continuation)
+        if held >= tokens:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def perplexity_table(found: Perplexity) -> Table:
+    """The ratios, a row for each."""
+    rows = table("Perplexity", "measure", ("value",))
+    for name, value in (
+        ("loss (nats per token)", f"{found.loss:.5f}"),
+        ("token perplexity", _digits(found.token_perplexity)),
+        ("bits per byte", f"{found.bits_per_byte:.5f}"),
+        ("word perplexity", _digits(found.word_perplexity)),
+    ):
+        rows.add_row(name, value)
+    return rows
+
+
+def described(found: Perplexity) -> str:
+    """What was measured, and how: two lines for under the table."""
+    documents = f"{found.documents:,} document{'s' * (found.documents != 1)}"
+    return (
+        f"{documents}: {found.bytes:,} bytes, {found.words:,} words, {found.tokens:,} tokens\n"
+        f"windows of {found.context_length:,} tokens, {found.stride:,} of them new"
+    )
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.6g}"
+
+
+def _exp(nats: float) -> float:
+    """e to the power of nats; infinite where no float is large enough."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+@contextmanager
+def _bar(visible: bool) -> Iterator[Callable[[float, int, int], None]]:
+    """A line on stderr; gives what updates it, from nats per token and tokens scored and read."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    hidden = not visible or rank() > 0
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as shown:
+        task = shown.add_task("perplexity", total=None)
+
+        def show(loss: float, scored: int, read: int) -> None:
+            speed = scored / (shown.tasks[0].elapsed or math.inf)
+            line = f"perplexity {_digits(_exp(loss))}, {scored:,} of {read:,} tokens read"
+            shown.update(task, description=f"{line}, {speed:,.0f} tokens/s")
+
+        yield show

@@ -1,0 +1,57 @@
+"""What the paper reports of the published models, to hold a model's own results against.
+
+TokenFormer, arXiv 2410.23168, Table 1 (zero-shot; perplexity for LAMBADA, else accuracy in per
+cent). The models were evaluated "on standard zero-shot benchmark described by mamba" (the README of
+github.com/Haiyang-W/TokenFormer), and Mamba's paper (arXiv 2312.00752, appendix E.2) reports
+accuracy normalised by length for HellaSwag and ARC-challenge: so `acc_norm` stands there.
+"""
+
+import math
+from dataclasses import dataclass
+
+from tokengrow.model.config import ModelConfig
+
+SOURCE = "arXiv 2410.23168, Table 1"
+
+COLUMNS = (
+    ("lambada_openai", "perplexity"),
+    ("lambada_openai", "acc"),
+    ("hellaswag", "acc_norm"),
+    ("piqa", "acc"),
+    ("arc_easy", "acc"),
+    ("arc_challenge", "acc_norm"),
+    ("winogrande", "acc"),
+)
+"""Task and metric of each figure of a row."""
+
+ROWS = {
+    "150m": ("TokenFormer-150M", (16.38, 45.0, 35.5, 64.9, 47.3, 24.9, 50.4)),
+    "450m": ("TokenFormer-450M", (7.69, 57.3, 47.5, 69.5, 56.2, 26.7, 54.6)),
+    "900m": ("TokenFormer-900M", (5.46, 64.0, 55.3, 72.4, 59.9, 30.6, 56.4)),
+    "1.5b": ("TokenFormer-1.5B", (5.24, 64.7, 60.0, 74.8, 64.8, 32.0, 59.7)),
+}
+"""Preset to the model's name and its figures, by `COLUMNS`."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model's figures."""
+
+    name: str
+    """As the paper calls it."""
+    figures: dict[tuple[str, str], float]
+    """(task, metric) to perplexity, or accuracy in per cent."""
+
+
+def nearest_published(parameters: int) -> Published:
+    """The published model whose number of parameters has the smallest ratio to another one.
+
+    Args:
+        parameters: that one.
+    """
+
+    def distance(preset: str) -> float:
+        return abs(math.log(ModelConfig.preset(preset).num_parameters() / parameters))
+
+    name, figures = ROWS[min(ROWS, key=distance)]
+    return Published(name, dict(zip(COLUMNS, figures, strict=True)))

@@ -1,0 +1,67 @@
+"""What an evaluation found, as a file of JSON that says what was asked of what, and where."""
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tokengrow import __version__
+from tokengrow.checkpoint.layout import step_folders
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.errors import UserError
+from tokengrow.files import write_atomically
+
+RESPONSES = "responses"
+"""Folder beside the results in which answers are kept as they come."""
+
+
+def default_folder(checkpoint: Path) -> Path:
+    """Where the results of a checkpoint go: `eval` in its run, or beside a bare checkpoint."""
+    if checkpoint in step_folders(checkpoint.parent):
+        return checkpoint.parent / "eval"
+    return checkpoint.with_name(f"{checkpoint.name}-eval")
+
+
+def results_file(folder: Path, checkpoint: Path, key: str, settings: Mapping[str, Any]) -> Path:
+    """The file of an evaluation: another one for other weights or settings.
+
+    Args:
+        folder: of the results.
+        checkpoint: that is evaluated.
+        key: of its answers, as `answer_key` gives it.
+        settings: what is asked, as JSON values.
+    """
+    digest = sha256(json.dumps([key, settings], sort_keys=True).encode()).hexdigest()
+    return folder / f"{checkpoint.name}-{digest[:8]}.json"
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which checkpoint it is."""
+    ancestor = checkpoint.ancestor()
+    named = {key: ancestor[key] for key in ("parameters", "step", "weights_sha256")}
+    return {"folder": str(checkpoint.folder)} | named
+
+
+def versions(libraries: Sequence[str]) -> dict[str, str]:
+    """Our own version and those of other libraries."""
+    return {"tokengrow": __version__} | {name: version(name) for name in libraries}
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes results; their folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(results, indent=1, ensure_ascii=False).encode())
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads what `write_results` wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, or choose another out=") from None

@@ -1,0 +1,89 @@
+"""What is evaluated: a checkpoint's model on a device, and the tokenizer of its training."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.errors import UserError
+from tokengrow.evaluation.scoring import Scorer
+from tokengrow.model.tokenformer import LanguageModel
+
+
+def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer on whose tokens a checkpoint was trained.
+
+    Raises:
+        UserError: a checkpoint that was saved without one.
+    """
+    if checkpoint.tokenizer is None or checkpoint.end_of_text is None:
+        raise UserError(
+            f"{checkpoint.folder} holds no tokenizer, as a bare model does: give it one with "
+            f"`tokengrow convert source={checkpoint.folder} tokenizer.file=FILE to=tokengrow "
+            "out=DIR`"
+        )
+    return Tokenizer.from_json(checkpoint.tokenizer, checkpoint.end_of_text)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model that is ready to be asked."""
+
+    checkpoint: Checkpoint
+    """Where it comes from."""
+    tokenizer: Tokenizer
+    """Of the checkpoint."""
+    model: LanguageModel
+    """In eval mode, on its device."""
+    scorer: Scorer
+    """With that model."""
+
+    @classmethod
+    def place(
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        precision: str,
+        autocast: Callable[[], AbstractContextManager[object]],
+        batch_size: int | None = None,
+    ) -> "Evaluated":
+        """Puts a checkpoint's model on a device.
+
+        Args:
+            checkpoint: with weights and a tokenizer.
+            device: where it computes.
+            precision: as `FabricConfig.chosen_precision` gives it; weights become float32, but for
+                bf16-true.
+            autocast: of that precision; Fabric's.
+            batch_size: rows of a batch; None: automatic.
+
+        Raises:
+            UserError: a checkpoint without a tokenizer.
+        """
+        tokenizer = checkpoint_tokenizer(checkpoint)
+        dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        model = checkpoint.model.to(device, dtype).eval()
+        return cls(
+            checkpoint=checkpoint.described(),
+            tokenizer=tokenizer,
+            model=model,
+            scorer=Scorer(model, batch_size, autocast),
+        )
+
+
+def answer_key(checkpoint: Checkpoint, precision: str) -> str:
+    """A hash of all that a model's answers depend on, but for rounding: weights, sizes, tokenizer
+    and precision.
+
+    Args:
+        checkpoint: from the disk, with a tokenizer.
+        precision: as `FabricConfig.chosen_precision` gives it.
+    """
+    assert checkpoint.folder is not None, "weights are known by their hash on the disk"
+    identity = [checkpoint.ancestor(), checkpoint_tokenizer(checkpoint).fingerprint, precision]
+    return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
