@@ -384,3 +384,10 @@ class TestShown:
         found = replace(self.found, nats=nats)
         again = Perplexity.from_dict(json.loads(json.dumps(found.to_dict())))
         assert repr(again) == repr(found)
+
+    def test_the_progress_ends_with_the_perplexity_of_the_whole(
+        self, unigram: TokenFormer, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        texts = ["abab a", "é a"]
+        measure_perplexity(texts, tokenizer, Scorer(unigram, batch_size=1), progress=True)
+        assert "perplexity 5.3836, 7 of 7 tokens read" in capsys.readouterr().err

@@ -221,10 +221,13 @@ def measure_perplexity(
 
             def done(index: int, scored: Scored) -> None:
                 run.add(scored)
-                show(run)
+                of_all_ranks = min(run.scored * world_size(), run.tokens)
+                show(run.nats / run.scored, of_all_ranks, run.tokens)
 
             scorer.score(mine, done)
-    return run.result()
+        found = run.result()
+        show(found.loss, found.tokens, found.tokens)
+    return found
 
 
 class _Run:
@@ -325,18 +328,16 @@ def _exp(nats: float) -> float:
 
 
 @contextmanager
-def _bar(visible: bool) -> Iterator[Callable[[_Run], None]]:
-    """A line on stderr; gives what updates it."""
+def _bar(visible: bool) -> Iterator[Callable[[float, int, int], None]]:
+    """A line on stderr; gives what updates it, from nats per token and tokens scored and read."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     hidden = not visible or rank() > 0
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as shown:
         task = shown.add_task("perplexity", total=None)
 
-        def show(run: _Run) -> None:
-            scored = min(run.scored * world_size(), run.tokens)
+        def show(loss: float, scored: int, read: int) -> None:
             speed = scored / (shown.tasks[0].elapsed or math.inf)
-            so_far = _digits(_exp(run.nats / run.scored))
-            line = f"perplexity {so_far}, {scored:,} of {run.tokens:,} tokens read"
+            line = f"perplexity {_digits(_exp(loss))}, {scored:,} of {read:,} tokens read"
             shown.update(task, description=f"{line}, {speed:,.0f} tokens/s")
 
         yield show
