@@ -119,6 +119,15 @@ class TestGenerate:
         greedy = list(generate(ours, ids, SamplingConfig(max_tokens=10, temperature=0)))
         assert torch.equal(found, torch.cat([ids, torch.stack(greedy, dim=1)], dim=1))
 
+    def test_under_a_repetition_penalty(self, theirs: nn.Module, ours: TokenFormer) -> None:
+        ids, penalty = random_ids(3, 12), 1.7
+        found = theirs.generate(ids, max_new_tokens=20, repetition_penalty=penalty)
+        config = SamplingConfig(max_tokens=20, temperature=0, repetition_penalty=penalty)
+        greedy = torch.stack(list(generate(ours, ids, config)), dim=1)
+        assert torch.equal(found[:, 12:], greedy)
+        free = torch.stack(list(generate(ours, ids, replace(config, repetition_penalty=1.0))), 1)
+        assert (free != greedy).any()
+
     def test_chunks_behind_a_prefix_are_causal(self, theirs: nn.Module) -> None:
         ids, cache, logits = random_ids(3, 12), None, []
         for chunk in ids.split([5, 4, 1, 2], dim=1):

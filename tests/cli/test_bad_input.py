@@ -352,6 +352,9 @@ def test_a_checkpoint_without_a_tokenizer_cannot_generate(
         ("sampling.temperature=-1", "sampling.temperature"),
         ("sampling.top_p=0", "sampling.top_p"),
         ("sampling.max_tokens=0", "sampling.max_tokens"),
+        ("sampling.top_k=-1", "sampling.top_k"),
+        ("sampling.seed=-1", "sampling.seed"),
+        ("sampling.repetition_penalty=0", "sampling.repetition_penalty"),
         ("sampling.tempreature=1", "sampling.temperature"),
     ],
 )
@@ -359,6 +362,78 @@ def test_a_refused_sampling_setting_is_named(
     refused: Command, source: Path, override: str, key: str
 ) -> None:
     assert key in refused("generate", f"source={source}", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["prompt=a", "prompts=a.txt"],
+            "prompt and prompts are both given: leave one of them out",
+        ),
+        (
+            ["interactive=true", "prompts=a.txt"],
+            "prompts is given, but with interactive=true prompts are typed and texts are printed: "
+            "leave out prompts or interactive",
+        ),
+        (
+            ["interactive=true", "out=a.jsonl"],
+            "out is given, but with interactive=true prompts are typed and texts are printed: "
+            "leave out out or interactive",
+        ),
+        (["batch_size=0"], "batch_size must be at least 1: 0"),
+        (["stop=['a', '']"], "stop has an empty string, which would end every text: leave it out"),
+        (["stop=a"], "stop must be a list, not 'a'"),
+        (["prompts=none.txt"], "prompts: none.txt does not exist: give a .txt or .jsonl file"),
+    ],
+)
+def test_what_generate_cannot_do_is_named(
+    refused: Command, source: Path, overrides: list[str], sentence: str
+) -> None:
+    assert refused("generate", f"source={source}", *overrides) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", b"prompt\na\n", "must end in .txt (a prompt a line) or .jsonl"),
+        ("a.txt", b"\n  \n", "has no line with a prompt: give at least one"),
+        ("a.txt", b"ab\xff\n", "byte 2: this is no UTF-8: save it as UTF-8"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n\n{"prompt": }\n',
+            "line 3: this is no JSON (Expecting value): write an object a line",
+        ),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n{"text": "a"}\n',
+            'line 2: write an object with a text, {"prompt": "..."}',
+        ),
+        ("a.jsonl", b'["a"]\n', 'line 1: write an object with a text, {"prompt": "..."}'),
+        ("a.jsonl", b'{"prompt": 3}\n', 'line 1: write an object with a text, {"prompt": "..."}'),
+    ],
+    ids=["another_kind", "no_prompt", "no_utf8", "no_json", "no_key", "no_object", "no_text"],
+)
+def test_a_file_of_prompts_that_is_none_is_named_with_the_place(
+    refused: Command, source: Path, somewhere: Path, name: str, content: bytes, sentence: str
+) -> None:
+    (somewhere / name).write_bytes(content)
+    said = refused("generate", f"source={source}", f"prompts={name}", "out=texts.jsonl")
+    assert said.startswith(f"prompts: {name}")
+    assert said.endswith(sentence)
+
+
+def test_texts_do_not_overwrite_a_file(refused: Command, source: Path, somewhere: Path) -> None:
+    (somewhere / "texts.jsonl").write_text("mine")
+    said = refused("generate", f"source={source}", "out=texts.jsonl")
+    assert said == ("out=texts.jsonl exists already: choose another out=; nothing is overwritten")
+    assert (somewhere / "texts.jsonl").read_text() == "mine"
+
+
+def test_texts_cannot_lie_below_a_file(refused: Command, source: Path, somewhere: Path) -> None:
+    (somewhere / "file").write_text("mine")
+    said = refused("generate", f"source={source}", "out=file/texts.jsonl")
+    assert "choose another place" in said
 
 
 def test_an_out_below_a_file_is_refused(refused: Command, source: Path, tmp_path: Path) -> None:

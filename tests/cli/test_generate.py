@@ -1,31 +1,109 @@
-"""`tokengrow generate`: text from a checkpoint."""
+"""`tokengrow generate`: text from a checkpoint, printed or in a file, from one prompt or many."""
 
-from collections.abc import Callable
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.generate import stream_text
+from tokengrow.cli.generate import Speed, sample_text
 from tokengrow.model.generate import SamplingConfig
+from tokengrow.model.texts import Continuation
 
 Command = Callable[..., Any]
+Records = list[dict[str, Any]]
+
+PROMPTS = ("import ", "def f(x):", "class A:\n    def __init__(self", "x")
+SPEED = re.compile(r"(\d+) tokens?: the first.* after \d+\.\d\d s(, then [\d,.]+ tokens/s)?\n")
 
 
-def test_it_prints_the_prompt_and_goes_on(command: Command, source: Path) -> None:
-    outcome = command("generate", f"source={source}", "prompt=def f(x):", "sampling.max_tokens=8")
-    assert outcome.status == 0
-    assert outcome.err == ""
-    assert outcome.out.startswith("def f(x):")
-    assert len(outcome.out) > len("def f(x):\n")
+@pytest.fixture
+def generated(command: Command, source: Path) -> Callable[..., str]:
+    """`generated(*arguments)`: what the command prints, the number of tokens set to 8."""
+
+    def run(*arguments: str) -> str:
+        outcome = command("generate", f"source={source}", "sampling.max_tokens=8", *arguments)
+        assert outcome.status == 0, outcome.err
+        return outcome.out
+
+    return run
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    """Four prompts of different lengths."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    return file
+
+
+def records(file: Path) -> Records:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+class TestOnePrompt:
+    def test_it_is_printed_and_gone_on_with(self, generated: Callable[..., str]) -> None:
+        printed = generated("prompt=def f(x):")
+        assert printed.startswith("def f(x):")
+        assert len(printed) > len("def f(x):\n")
+
+    def test_the_speed_is_told_beside_the_text(self, command: Command, source: Path) -> None:
+        outcome = command("generate", f"source={source}", "sampling.max_tokens=8")
+        match = SPEED.fullmatch(outcome.err)
+        assert match is not None, outcome.err
+        assert match[1] == "8" and match[2]
+
+    def test_an_empty_one_begins_a_document(self, generated: Callable[..., str]) -> None:
+        printed = generated()
+        assert printed.strip()
+        assert "<|endoftext|>" not in printed
+
+    @pytest.mark.parametrize("prompt", ["2024", "3.5"])
+    def test_one_that_looks_like_a_number_is_text(
+        self, generated: Callable[..., str], prompt: str
+    ) -> None:
+        assert generated(f"prompt={prompt}").startswith(prompt)
+
+    def test_a_run_stands_for_its_newest_checkpoint(
+        self, generated: Callable[..., str], source: Path
+    ) -> None:
+        assert generated(f"source={source.parent}") == generated()
+
+    def test_a_stop_string_ends_the_text(self, generated: Callable[..., str]) -> None:
+        whole = generated("sampling.temperature=0", "prompt=import ")
+        text = whole.removeprefix("import ").removesuffix("\n")
+        stop = text[3:5]
+        found = generated("sampling.temperature=0", "prompt=import ", f'stop=["~~~~", "{stop}"]')
+        assert found == f"import {text[: text.index(stop)]}\n"
+
+    @pytest.mark.parametrize("stop", [r'stop=["\n"]', 'stop=["\n"]'], ids=["typed", "itself"])
+    def test_a_line_end_can_be_typed(self, generated: Callable[..., str], stop: str) -> None:
+        settings = ["prompt=def f(x):", "sampling.seed=1", "sampling.max_tokens=40"]
+        text, found = generated(*settings), generated(*settings, stop)
+        first, *others = text.rstrip().split("\n")
+        assert others and found == f"{first}\n"
+
+    def test_every_setting_of_sampling_reaches_the_draw(
+        self, generated: Callable[..., str]
+    ) -> None:
+        settings = ["seed=0", "seed=1", "temperature=3", "top_k=3", "top_p=0.05"]
+        settings += ["repetition_penalty=50", "max_tokens=50"]
+        texts = [generated("sampling.max_tokens=60", f"sampling.{each}") for each in settings]
+        assert len(set(texts)) == len(settings)
 
 
 def test_a_seed_decides_the_text(source: Path) -> None:
     checkpoint = load_checkpoint(source)
 
     def text(seed: int) -> str:
-        return "".join(stream_text(checkpoint, "import ", SamplingConfig(max_tokens=16, seed=seed)))
+        return sample_text(checkpoint, "import ", SamplingConfig(max_tokens=16, seed=seed))
 
     assert text(1) == text(1)
     assert text(1) != text(2)
@@ -34,37 +112,187 @@ def test_a_seed_decides_the_text(source: Path) -> None:
 def test_the_likeliest_text_does_not_depend_on_the_seed(source: Path) -> None:
     checkpoint = load_checkpoint(source)
     texts = {
-        "".join(stream_text(checkpoint, "import ", SamplingConfig(temperature=0, seed=seed)))
+        sample_text(checkpoint, "import ", SamplingConfig(temperature=0, seed=seed))
         for seed in (1, 2)
     }
     assert len(texts) == 1
 
 
-def test_an_empty_prompt_begins_a_document(command: Command, source: Path) -> None:
-    outcome = command("generate", f"source={source}", "sampling.max_tokens=8")
-    assert outcome.status == 0
-    assert outcome.out.strip()
-    assert "<|endoftext|>" not in outcome.out
-
-
-def test_a_text_ends_where_the_model_ends_it(source: Path) -> None:
-    checkpoint = load_checkpoint(source)
-    endless = SamplingConfig(max_tokens=3, temperature=0)
-    assert "<|endoftext|>" not in "".join(stream_text(checkpoint, "", endless))
-
-
-@pytest.mark.parametrize("prompt", ["2024", "3.5"])
-def test_a_prompt_that_looks_like_a_number_is_text(
-    command: Command, source: Path, prompt: str
+@pytest.mark.parametrize(
+    "growth",
+    [
+        ["model.tokens.ffn=40"],
+        ["model.layers=3", "model.width=48", "model.heads=3", "model.tokens.query=12"],
+    ],
+    ids=["tokens", "everywhere"],
+)
+def test_a_rung_and_its_successor_write_the_same_text_right_after_growth(
+    command: Command,
+    generated: Callable[..., str],
+    source: Path,
+    tmp_path: Path,
+    growth: list[str],
 ) -> None:
-    outcome = command("generate", f"source={source}", f"prompt={prompt}", "sampling.max_tokens=2")
-    assert outcome.status == 0, outcome.err
-    assert outcome.out.startswith(prompt)
+    arguments = ["prompt=def f(x):", "sampling.max_tokens=60", "sampling.temperature=1"]
+    before = generated(*arguments)
+    out = tmp_path / "grown"
+    assert command("grow", f"source={source}", *growth, f"out={out}").status == 0
+    assert generated(*arguments, f"source={out}") == before
+    assert generated(*arguments, f"source={out}", "sampling.seed=1") != before
 
 
-def test_a_run_stands_for_its_newest_checkpoint(command: Command, source: Path) -> None:
-    texts = [
-        command("generate", f"source={folder}", "sampling.max_tokens=8").out
-        for folder in (source, source.parent)
-    ]
-    assert texts[0] == texts[1]
+class TestManyPrompts:
+    def test_texts_are_printed_in_order_behind_their_prompts(
+        self, generated: Callable[..., str], prompt_file: Path
+    ) -> None:
+        alone = [generated(f"prompt={prompt}") for prompt in PROMPTS]
+        for size in (1, 2, 16):
+            assert generated(f"prompts={prompt_file}", f"batch_size={size}") == "\n".join(alone)
+
+    def test_into_a_file_they_come_a_line_each(
+        self, generated: Callable[..., str], prompt_file: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "new" / "texts.jsonl"
+        assert generated(f"prompts={prompt_file}", f"out={out}", "batch_size=3") == (
+            f"texts  {out}\n"
+        )
+        found = records(out)
+        assert [list(record) for record in found] == [
+            ["prompt", "text", "tokens", "finish_reason"]
+        ] * 4
+        for record, prompt in zip(found, PROMPTS, strict=True):
+            assert record["prompt"] == prompt
+            assert generated(f"prompt={prompt}") == f"{prompt}{record['text']}\n"
+            assert (record["tokens"], record["finish_reason"]) == (8, "max_tokens")
+
+    def test_a_line_of_a_text_file_is_a_prompt(
+        self, generated: Callable[..., str], tmp_path: Path
+    ) -> None:
+        file, out = tmp_path / "prompts.txt", tmp_path / "texts.jsonl"
+        file.write_bytes("\ufeffimport \r\n\n    def é(x):\n".encode())
+        generated(f"prompts={file}", f"out={out}")
+        assert [record["prompt"] for record in records(out)] == ["import ", "    def é(x):"]
+
+    def test_one_prompt_may_go_into_a_file_too(
+        self, generated: Callable[..., str], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "texts.jsonl"
+        generated("prompt=import ", f"out={out}", "stop=[e]")
+        [record] = records(out)
+        assert record["prompt"] == "import "
+
+    def test_the_speed_counts_every_text(
+        self, command: Command, source: Path, prompt_file: Path
+    ) -> None:
+        outcome = command(
+            "generate", f"source={source}", f"prompts={prompt_file}", "sampling.max_tokens=3"
+        )
+        match = SPEED.fullmatch(outcome.err)
+        assert match is not None and match[1] == "12"
+
+
+class TestInteractive:
+    def test_each_line_is_a_prompt(
+        self, generated: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = "import ", "def f(x):"
+        alone = [generated(f"prompt={line}").removeprefix(line) for line in lines]
+        monkeypatch.setattr(sys, "stdin", io.StringIO("import \n\ndef f(x):\n"))
+        assert generated("interactive=true") == "".join(alone) + "\n"
+
+    def test_ctrl_c_ends_a_text_and_where_a_prompt_is_awaited_the_conversation(
+        self, source: Path, terminal: Callable[..., "Terminal"]
+    ) -> None:
+        there = terminal(f"source={source}", "interactive=true", "sampling.max_tokens=20000")
+        there.wait_for("Ctrl-D leaves")
+        there.wait_for("> ")
+        there.type("import \n")
+        there.wait_for("import ")
+        there.wait_for("e")  # the text has begun
+        there.type("\x03")
+        assert "tokens/s" not in there.wait_for("> ")
+        there.type("\x03")
+        assert there.process.wait(60) == 0
+        assert "Traceback" not in there.rest()
+
+
+SPAWN = """
+import os, pty, sys
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+"""
+
+
+class Terminal:
+    """`tokengrow generate` at a terminal, and somebody who types."""
+
+    def __init__(self, arguments: tuple[str, ...]) -> None:
+        command = [sys.executable, "-c", SPAWN, sys.executable, "-m", "tokengrow", "generate"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([*command, *arguments], stdin=pipe, stdout=pipe)
+        self._read = ""
+
+    def type(self, keys: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(keys.encode())
+        self.process.stdin.flush()
+
+    def wait_for(self, words: str) -> str:
+        """What is shown until these words, which are taken away with it."""
+        assert self.process.stdout is not None
+        while words not in self._read:
+            more = os.read(self.process.stdout.fileno(), 4096)
+            assert more, f"it ended without {words!r}: {self._read}"
+            self._read += more.decode(errors="replace")
+        shown, _, self._read = self._read.partition(words)
+        return shown
+
+    def rest(self) -> str:
+        """What is shown until it ends."""
+        assert self.process.stdout is not None
+        return self._read + self.process.stdout.read().decode(errors="replace")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """`terminal(*arguments)`: as somebody at a terminal has it."""
+    opened: list[Terminal] = []
+
+    def open_one(*arguments: str) -> Terminal:
+        opened.append(Terminal(arguments))
+        return opened[-1]
+
+    yield open_one
+    for each in opened:
+        each.process.kill()
+        each.process.communicate()
+
+
+class TestSpeed:
+    """By a clock of its own: loading and the first token of a batch are not in the rate."""
+
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        times = iter([10.0, 12.0, 12.5, 13.0, 20.0, 21.0, 21.0])
+        monkeypatch.setattr("tokengrow.cli.generate.perf_counter", lambda: next(times))
+
+    def watch(self, speed: Speed, *tokens: tuple[int, ...]) -> None:
+        for _ in speed.watch(iter([[Continuation(tokens=n) for n in each] for each in tokens])):
+            pass
+
+    def test_of_one_text(self) -> None:
+        speed = Speed()
+        self.watch(speed, (1,), (2,), (3,))
+        assert str(speed) == "3 tokens: the first after 2.00 s, then 2 tokens/s"
+
+    def test_of_several_batches(self) -> None:
+        speed = Speed()
+        self.watch(speed, (1, 1), (2, 2), (3, 2))  # the second text has ended
+        self.watch(speed, (0, 1))  # one ends with its first token
+        assert str(speed) == (
+            "6 tokens: the first of each of 2 batches after 1.50 s, then 3 tokens/s"
+        )
+
+    def test_of_a_single_token(self) -> None:
+        speed = Speed()
+        self.watch(speed, (1,))
+        assert str(speed) == "1 token: the first after 2.00 s"

@@ -63,9 +63,9 @@ def random_ids(*shape: int) -> Tensor:
     return torch.randint(1000, shape, generator=torch.Generator().manual_seed(1)).cuda()
 
 
-def stepped(decoder: Decoder, ids: Tensor, prompt: int) -> Tensor:
+def stepped(decoder: Decoder, ids: Tensor, prompt: int, start: Tensor | None = None) -> Tensor:
     """Logits of the last token of the prompt and of all tokens behind it, one step each."""
-    logits = [decoder.prefill(ids[:, :prompt])]
+    logits = [decoder.prefill(ids[:, :prompt], start)]
     logits += [decoder.step(token).clone() for token in ids[:, prompt:].unbind(1)]
     return torch.stack(logits, dim=1).float()
 
@@ -123,6 +123,32 @@ def test_a_graph_serves_one_text_after_another(manner: str) -> None:
     first = stepped(decoder, ids, 30)
     stepped(decoder, ids.flip(1), 2)
     assert torch.equal(stepped(decoder, ids, 30), first)
+
+
+def each_alone(run: TokenFormer, ids: Tensor, prompt: int, start: Tensor) -> Tensor:
+    """Of each text by itself, without what is in front of its start."""
+    rows = zip(ids, start.tolist(), strict=True)
+    return torch.cat([whole(run, row[None, begin:], prompt - begin) for row, begin in rows])
+
+
+@MANNERS
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_texts_of_different_lengths(manner: str, dtype: torch.dtype, limit: float) -> None:
+    ids, start = random_ids(3, 300), torch.tensor([9, 0, 134]).cuda()
+    decoder = decoder_of(model(0, dtype), 3, 300, manner)
+    found, wanted = stepped(decoder, ids, 135, start), each_alone(model(0), ids, 135, start)
+    assert (found - wanted).norm() <= limit * wanted.norm()
+
+
+@MANNERS
+def test_a_graph_for_texts_with_padding_and_one_for_those_without(manner: str) -> None:
+    run, ids = model(0), random_ids(2, 40)
+    decoder, none = decoder_of(run, 2, 40, manner), torch.zeros(2, dtype=torch.int64)
+    padded = torch.tensor([7, 0])
+    for start in (none, padded, padded.flip(0), none):
+        given = start.cuda() if start.any() else None
+        found, wanted = stepped(decoder, ids, 10, given), each_alone(run, ids, 10, start)
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 @MANNERS
@@ -188,3 +214,13 @@ def test_an_end_is_seen_at_once() -> None:
     end = free[12]
     found = [int(token) for token in generate(run, ids, SamplingConfig(max_tokens=30), end)]
     assert found == free[: free.index(end) + 1]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"repetition_penalty": 1.2}])
+@pytest.mark.parametrize("copies", [1, 2], ids=["kernels", "plain"])
+def test_prompts_of_different_lengths(settings: dict[str, float], copies: int) -> None:
+    run, config = model(0), SamplingConfig(max_tokens=30, **settings)
+    prompts = [ids[:length] for ids, length in zip(random_ids(3, 20), (20, 3, 11), strict=True)]
+    found = torch.stack(list(generate(run, prompts * copies, config)), dim=1)
+    alone = [torch.stack(list(generate(run, prompt[None], config)), dim=1) for prompt in prompts]
+    assert torch.equal(found, torch.cat(alone * copies))

@@ -45,7 +45,8 @@ def test_a_documented_command_composes(
         key, _, value = word.partition("=")
         if key in values and not isinstance(values[key], dict) and not value.startswith("["):
             given = float(value) if isinstance(values[key], float) else value
-            assert str(values[key]) == str(given)
+            found = str(values[key])
+            assert (found.lower() if isinstance(values[key], bool) else found) == str(given)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.generate import stream_text
+from tokengrow.cli.generate import sample_text
 from tokengrow.cli.mixture import resolve_mixture
 from tokengrow.cli.resolve import (
     TrainArguments,
@@ -179,7 +179,7 @@ def show(console: Console, arguments: TrainArguments, result: FitResult) -> None
     """Prints the ladder's table, a sample of the last model, and where everything is."""
     console.print()
     console.print(rung_table([asdict(rung) for rung in result.state.rungs]))
-    sample = "".join(stream_text(result.checkpoint, arguments.recipe.prompt, SAMPLE))
+    sample = sample_text(result.checkpoint, arguments.recipe.prompt, SAMPLE)
     console.print("\n[bold]sample[/]")
     console.print(sample, markup=False, highlight=False)
     paths = {"checkpoint": result.checkpoint.folder, "plot": result.plot, "run": arguments.run.out}

@@ -92,8 +92,7 @@ def _suits_kernels(model: TokenFormer, batch: int) -> bool:
     config = model.config
     layers = [layer for block in model.blocks for _, layer in pattention_layers(block)]
     return (
-        bool(layers)
-        and batch <= MOST_BATCH
+        batch <= MOST_BATCH
         and max(config.width, config.inner_dim) <= MOST_WIDTH
         and config.head_dim <= MOST_HEAD_DIM
         and all(layer.kernel in ("auto", "triton") for layer in layers)
