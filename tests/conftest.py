@@ -35,6 +35,7 @@ from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.transformer import TransformerConfig
 from tokengrow.paths import data_root
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
@@ -111,6 +112,10 @@ def _tiny_run(
     return TrainConfig(**{**settings, **changes})
 
 
+def _tiny_transformer(**changes: Any) -> TransformerConfig:
+    return TransformerConfig.beside(replace(_tiny_model(), **changes))
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., ModelConfig]:
     """`tiny_model(n, **changes)`: about 25,000 parameters, n parameter tokens per role."""
@@ -121,6 +126,24 @@ def tiny_model() -> Callable[..., ModelConfig]:
 def tiny_run() -> Callable[..., TrainConfig]:
     """`tiny_run(out, rungs, steps, **changes)`: a ladder of tiny models, six updates a stage."""
     return _tiny_run
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer() -> Callable[..., TransformerConfig]:
+    """`tiny_transformer(**changes)`: of the vocabulary, layers, width and heads of a tiny model."""
+    return _tiny_transformer
+
+
+@pytest.fixture(scope="session")
+def transformer_run() -> Callable[..., TrainConfig]:
+    """`transformer_run(out, steps, **changes)`: one stage, which trains a tiny Transformer."""
+
+    def run(out: Path, steps: int = 6, **changes: Any) -> TrainConfig:
+        optim = OptimConfig(lr=3e-3, min_lr=3e-4, warmup_steps=2)
+        stage = StageConfig(name="only", steps=steps, model=_tiny_transformer(), optim=optim)
+        return _tiny_run(out, **{"stages": (stage,), **changes})
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.bench import data, decode, pattention, step
-from tokengrow.bench.gpt import GPT
 from tokengrow.data import build
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore
@@ -19,6 +18,7 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.kernels import op
 from tokengrow.model.config import ModelConfig
+from tokengrow.model.transformer import TransformerConfig
 
 CPU = torch.device("cpu")
 FABRIC = FabricConfig(accelerator="cpu", precision="32-true")
@@ -32,7 +32,11 @@ def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "STEPS", 2)
     for name, value in {"ROUNDS": 2, "RUNS": 2, "MICRO_BATCHES": 2, "CONTEXT": 64}.items():
         monkeypatch.setattr(data, name, value)
-    peers = {"formula": ("naive", False), "tokengrow": ("auto", False), "GPT": (None, False)}
+    peers = {
+        "formula": ("naive", False),
+        "tokengrow": ("auto", False),
+        "Transformer": (None, False),
+    }
     monkeypatch.setattr(step, "PEERS", peers)
 
 
@@ -62,7 +66,7 @@ def test_a_step_is_a_share_of_what_the_device_can_do(
     tiny_model: Callable[..., ModelConfig],
 ) -> None:
     rows = list(step.measure([("tiny", tiny_model(), 2)], FABRIC, list(step.PEERS)))
-    assert [row.peer for row in rows] == ["formula", "tokengrow", "GPT"]
+    assert [row.peer for row in rows] == ["formula", "tokengrow", "Transformer"]
     for row in rows:
         assert row.case == "tiny, 2 x 32 tokens" and row.dtype == "32-true"
         assert 0 < row.against_limit < 1 and row.error < 1e-5
@@ -96,14 +100,18 @@ def test_a_step_that_memory_is_too_small_for_is_a_row_without_a_time(
     assert math.isnan(row.median_ms)
 
 
-def test_the_peer_is_a_gpt_of_the_same_sizes(tiny_model: Callable[..., ModelConfig]) -> None:
-    # Four D x D projections and a feed-forward layer of 4 D in each of 2 layers, D = 32.
-    gpt = GPT(tiny_model())
-    blocks = 2 * (4 * 32 * 32 + 2 * 32 * 128)
-    assert sum(p.numel() for p in gpt.parameters()) == 512 * 32 + blocks + 2 * 32
-    assert gpt.flops_per_token() == 6 * (512 * 32 + blocks + 2 * 32) + 6 * 2 * 32 * 32
-    ids = torch.randint(512, (2, 32))
-    assert gpt(ids, targets=ids).item() == pytest.approx(math.log(512), abs=0.5)
+def test_the_peer_is_a_transformer_of_the_same_sizes(
+    tiny_model: Callable[..., ModelConfig],
+) -> None:
+    model = tiny_model()
+    peer = TransformerConfig.beside(model)
+    # Four D x D projections and a feed-forward layer of 4 D in each of 2 layers, D = 32, all with
+    # biases, and three norms with affine.
+    blocks = 2 * (4 * (32 * 32 + 32) + 2 * 32 * 128 + 128 + 32 + 2 * 2 * 32)
+    assert peer.num_parameters() == 512 * 32 + blocks + 2 * 32
+    assert peer.flops_per_token() == 6 * peer.num_parameters() + 6 * 2 * 32 * 32
+    for key in ("context_length", "heads", "head_dim", "rotary_channels", "norm_eps", "init"):
+        assert getattr(peer, key) == getattr(model, key)
 
 
 def test_decoding_is_a_share_of_reading_the_weights(tiny_model: Callable[..., ModelConfig]) -> None:

@@ -25,6 +25,7 @@ from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.config import GrowthConfig
+from tokengrow.model.architectures import ARCHITECTURES
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.presets import PRESETS
@@ -347,4 +348,5 @@ def test_generate_lists_every_setting_with_its_default(composed: Composed) -> No
 
 def test_a_model_lists_every_size() -> None:
     same = OmegaConf.load(data_root() / "conf" / "model" / "same.yaml")
-    assert set(same) == {"preset", *(field.name for field in fields(ModelConfig))}
+    sizes = {f.name for kind in ARCHITECTURES.values() for f in fields(kind.config)}
+    assert set(same) == {"architecture", "preset", *sizes}

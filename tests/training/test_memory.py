@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from tokengrow.checkpoint.layout import OPTIMIZER, WEIGHTS
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.kernels.naive import ACTIVATIONS
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.architectures import build_model
+from tokengrow.model.config import LanguageModelConfig, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.transformer import TransformerConfig
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.memory import (
@@ -51,9 +54,9 @@ SHAPES = {
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
-def saved_bytes(config: ModelConfig, batch: int, precision: str, kernel: str) -> int:
+def saved_bytes(config: LanguageModelConfig, batch: int, precision: str, kernel: str) -> int:
     """Bytes of all storages, but the parameters', that one forward pass leaves to the backward."""
-    model = TokenFormer(config).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    model = build_model(config).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     model.set_kernel(kernel)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     held: list[Tensor] = []  # alive, or their addresses would be used again
@@ -102,6 +105,18 @@ def test_activations_of_the_fused_kernels_are_estimated_within_2_percent(
 
     (kept, saved), (kept_more, saved_more) = held(1), held(3)
     assert kept_more - kept == pytest.approx(saved_more - saved, rel=0.02)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("changes", [{}, {"tied": False, "mlp_width": 320}], ids=["tied", "untied"])
+@pytest.mark.parametrize(("config", "batch"), SHAPES.values(), ids=SHAPES)
+def test_activations_of_a_transformer_are_estimated_within_2_percent(
+    config: ModelConfig, batch: int, changes: dict[str, Any], precision: str
+) -> None:
+    beside = replace(TransformerConfig.beside(config), **changes)
+    kept = activation_bytes(beside, batch, precision, fused=False)
+    kept += copy_bytes(beside, precision, fused=False)
+    assert kept == pytest.approx(saved_bytes(beside, batch, precision, "auto"), rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A whole training step, AdamW included: share of the device's rate, beside a GPT."""
+"""A whole training step, AdamW included: share of the device's rate, beside a Transformer."""
 
 import gc
 import math
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokengrow.bench.gpt import GPT
 from tokengrow.bench.rows import Measurement
 from tokengrow.bench.timing import (
     Timing,
@@ -22,8 +21,10 @@ from tokengrow.bench.timing import (
 from tokengrow.distributed.fabric import FabricConfig, build_fabric, release
 from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.errors import UserError
+from tokengrow.model.architectures import build_model
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
+from tokengrow.model.transformer import TransformerConfig
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import OptimConfig
 
@@ -37,9 +38,10 @@ PEERS: dict[str, tuple[str | None, bool]] = {
     "formula-compiled": ("naive", True),
     "tokengrow-eager": ("auto", False),
     "tokengrow": ("auto", True),
-    "gpt-compiled": (None, True),
+    "transformer-compiled": (None, True),
 }
-"""Name to (kernel, or None for the GPT; whether its blocks are compiled)."""
+"""Name to (kernel, or None for a Transformer of the same layers, width and heads; whether its
+blocks are compiled)."""
 
 
 def measure(
@@ -122,7 +124,7 @@ class Trained:
     peak_gb: float
     """Of memory."""
     first: First | None
-    """What the first step computed; None of a GPT, or where memory was too small."""
+    """What the first step computed; None of a Transformer, or where memory was too small."""
 
 
 def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First:
@@ -142,18 +144,17 @@ def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First
 
 def _set_up(
     config: ModelConfig, batch: int, fabric: Any, kernel: str | None, compiles: bool
-) -> tuple[nn.Module, Any, torch.Tensor]:
+) -> tuple[LanguageModel, Any, torch.Tensor]:
     """The bare model, its module in Fabric's wrapper, and random token ids [B, T + 1]."""
     gc.collect()  # Fabric's wrappers of the peer before refer to each other
     reset_peak_memory(fabric.device)
     torch.manual_seed(0)
     with fabric.init_module():
-        model: nn.Module = TokenFormer(config) if kernel else GPT(config)
-    if isinstance(model, TokenFormer) and kernel:
-        model.set_kernel(kernel)
+        model = build_model(config if kernel else TransformerConfig.beside(config))
+    model.set_kernel(kernel or "auto")
     if compiles:
-        compile_blocks(model.blocks)  # type: ignore[arg-type]
-    untrained: Any = TokenFormerModule(model, OptimConfig(), updates=1000)  # type: ignore[arg-type]
+        compile_blocks(model.blocks)
+    untrained: Any = TokenFormerModule(model, OptimConfig(), updates=1000)
     shape = batch, config.context_length + 1
     ids = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     return model, fabric.setup_module(untrained), ids.to(fabric.device)
@@ -184,6 +185,6 @@ def _train(config: ModelConfig, batch: int, settings: FabricConfig, peer: str) -
     optimizer.zero_grad(set_to_none=True)
     timing = time_steps(step, fabric.device, REPEATS, STEPS)
     release(fabric, module)
-    flops = (config if kernel else model).flops_per_token()  # type: ignore[operator]
+    flops = model.config.flops_per_token()
     peak = peak_memory(fabric.device)
     return Trained(timing, flops * batch * config.context_length, peak, first)

@@ -29,6 +29,7 @@ from tokengrow.checkpoint.tensors import (
     stream_tensors,
 )
 from tokengrow.errors import UserError
+from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import dtype_of, weight_shapes
 from tokengrow.typed import typed
@@ -75,8 +76,9 @@ def write_hf(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint: what to write; tensors keep their dtype.
 
     Raises:
-        UserError: a tokenizer that cannot be read or lacks the end of text.
+        UserError: a tokenizer that cannot be read or lacks the end of text, or no TokenFormer.
     """
+    as_tokenformer(checkpoint.config, "what is written for transformers are TokenFormers alone")
     ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if checkpoint.tokenizer is not None:
         tokenizer = _tokenizer(checkpoint.tokenizer, "the checkpoint's tokenizer")

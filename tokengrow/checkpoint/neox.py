@@ -25,6 +25,7 @@ from tokengrow.checkpoint.tensors import (
 )
 from tokengrow.errors import UserError
 from tokengrow.files import write_yaml
+from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ROLES, ModelConfig
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import weight_shapes
@@ -151,8 +152,9 @@ def write_neox(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: it cannot; nothing is written then.
     """
-    keys = NeoxConfig.describing(checkpoint.config).to_dict()  # which refuses, so it comes first
-    names = official_names(checkpoint.config)
+    config = as_tokenformer(checkpoint.config, "the published format is of TokenFormers alone")
+    keys = NeoxConfig.describing(config).to_dict()  # which refuses, so it comes first
+    names = official_names(config)
     tensors = {theirs: _alone(checkpoint.weights[ours]) for ours, theirs in names.items()}
     torch.save(tensors, folder / WEIGHTS)
     write_yaml(folder / CONFIG, keys)

@@ -17,9 +17,9 @@ from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.tensors import ENDINGS, TensorFile, stream_tensors
 from tokengrow.errors import UserError
 from tokengrow.files import PARTIAL, read_yaml, whole_folder, write_yaml
-from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.typed import typed
+from tokengrow.model.architectures import architecture_of, read_config
+from tokengrow.model.config import LanguageModelConfig
+from tokengrow.model.tokenformer import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """All that a run needs to go on, and all that a model's reader wants to know."""
 
-    config: ModelConfig
+    config: LanguageModelConfig
     """Of the model."""
     weights: Mapping[str, Tensor]
     """State dict on the CPU."""
@@ -48,14 +48,14 @@ class Checkpoint:
     """Where it was loaded from."""
 
     @classmethod
-    def of(cls, model: TokenFormer) -> "Checkpoint":
+    def of(cls, model: LanguageModel) -> "Checkpoint":
         """A checkpoint of a bare model."""
         return cls(model.config, model.to_weights())
 
     @cached_property
-    def model(self) -> TokenFormer:
+    def model(self) -> LanguageModel:
         """The model, on the CPU, in eval mode."""
-        return TokenFormer.from_weights(self.config, self.weights)
+        return architecture_of(self.config).model.from_weights(self.config, self.weights)
 
     @property
     def step(self) -> int:
@@ -82,7 +82,7 @@ def left_by_a_kill(path: Path) -> bool:
     return path.name.startswith(".step_") and path.name.endswith(PARTIAL)
 
 
-def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Path:
+def save_checkpoint(folder: str | Path, source: LanguageModel | Checkpoint) -> Path:
     """Writes a checkpoint: first beside its place, then, whole and on the disk, into it.
 
     Args:
@@ -96,7 +96,7 @@ def save_checkpoint(folder: str | Path, source: TokenFormer | Checkpoint) -> Pat
         UserError: the folder holds something.
     """
     folder = Path(folder)
-    checkpoint = Checkpoint.of(source) if isinstance(source, TokenFormer) else source
+    checkpoint = Checkpoint.of(source) if isinstance(source, LanguageModel) else source
     with whole_folder(folder, layout.write_marker) as partial:
         files = {layout.WEIGHTS: checkpoint.weights, layout.OPTIMIZER: checkpoint.optimizer}
         for name, tensors in files.items():
@@ -232,9 +232,9 @@ def _read_files(folder: Path, tensors: bool, streamed: bool) -> Checkpoint:
     )
 
 
-def _model_config(folder: Path, values: Any) -> ModelConfig:
+def _model_config(folder: Path, values: Any) -> LanguageModelConfig:
     try:
-        return typed(ModelConfig, values, "model")
+        return read_config(values)
     except UserError as error:
         raise UserError(f"{folder / layout.CONFIG}: {error}") from None
 

@@ -24,7 +24,7 @@ from tokengrow.evaluation.format import three_digits
 from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.texts import Continuation, write
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
 from tokengrow.typed import typed
 
 
@@ -90,7 +90,7 @@ def main(config: DictConfig) -> None:
 class Author:
     """A model that writes, on the device where it does."""
 
-    model: TokenFormer
+    model: LanguageModel
     tokenizer: Tokenizer
     sampling: SamplingConfig
     """How it chooses tokens."""

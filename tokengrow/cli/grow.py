@@ -21,7 +21,7 @@ from tokengrow.evaluation.format import table
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.verify import TOLERANCE
-from tokengrow.model.config import ModelConfig
+from tokengrow.model.architectures import as_tokenformer
 from tokengrow.training.boundary import Stream, grow_on_disk
 from tokengrow.typed import typed
 
@@ -49,12 +49,13 @@ def main(config: DictConfig) -> None:
     source = load_checkpoint(arguments.source, streamed=True)
     plan = resolve_growth(arguments.model, source.config, config=arguments.growth)
     if not plan.steps:
+        size = as_tokenformer(source.config, "that does not grow: train each size from scratch")
         raise UserError(
             "model is the size that source has already: name a larger one, for example "
-            f"model.tokens.ffn={2 * source.config.tokens.ffn}"
+            f"model.tokens.ffn={2 * size.tokens.ffn}"
         )
     console = Console()
-    probe = _probe(arguments.store, source.config)
+    probe = _probe(arguments.store, source.config.context_length)
     with Progress(console=console, transient=True) as progress:
 
         def watch(tensors: Stream, what: str, most: int) -> Stream:
@@ -64,11 +65,11 @@ def main(config: DictConfig) -> None:
     show(console, plan, grown, tokens="validation" if arguments.store else "random")
 
 
-def _probe(store: str | None, config: ModelConfig) -> Tensor | None:
+def _probe(store: str | None, context_length: int) -> Tensor | None:
     """[2, T + 1] real validation tokens of a store, if one is given."""
     if store is None:
         return None
-    return probe_batch(open_store(Path(store)).sequences("validation", config.context_length))
+    return probe_batch(open_store(Path(store)).sequences("validation", context_length))
 
 
 def _number(value: int | float) -> str:

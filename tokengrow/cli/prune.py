@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -19,6 +19,7 @@ from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.growth.plan import KEPT
 from tokengrow.growth.prune import plan_pruning
+from tokengrow.model.architectures import KEY, as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.boundary import prune_checkpoint
 from tokengrow.training.ladder import StageConfig, TrainConfig
@@ -51,7 +52,8 @@ def main(config: DictConfig) -> None:
     arguments = typed(PruneArguments, plain(config))
     out = new_folder(arguments.out)
     source = load_checkpoint(arguments.source)
-    target = resolve_pruning(arguments.model, source.config)
+    whole = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
+    target = resolve_pruning(arguments.model, whole)
     console = Console()
     tokens = open_text(arguments.store, source, console)
     text, probe = (
@@ -63,7 +65,7 @@ def main(config: DictConfig) -> None:
     with console.status("ranking and pruning"):
         pruned = prune_checkpoint(source, target, text, probe)
         folder = save_checkpoint(out / step_folder(source.step), pruned)
-    show(console, source.config, pruned, folder)
+    show(console, whole, target, pruned, folder)
 
 
 def resolve_pruning(changes: dict[str, Any], source: ModelConfig) -> ModelConfig:
@@ -72,10 +74,10 @@ def resolve_pruning(changes: dict[str, Any], source: ModelConfig) -> ModelConfig
     Raises:
         UserError: a key that is no number of tokens, or a target out of reach.
     """
-    for key in KEPT:
+    for key in (*KEPT, KEY):
         if key in without_nulls(changes):
             raise UserError(f"model.{key} cannot be set here: pruning takes it from the source")
-    return plan_pruning(source, resolve_model(changes, source))
+    return plan_pruning(source, cast(ModelConfig, resolve_model(changes, source)))
 
 
 def open_text(store: str | None, source: Checkpoint, console: Console) -> TokenSource:
@@ -130,17 +132,17 @@ def _recorded_text(source: Checkpoint, console: Console) -> TokenSource:
         ) from None
 
 
-def show(console: Console, source: ModelConfig, pruned: Checkpoint, folder: Path) -> None:
+def show(
+    console: Console, source: ModelConfig, target: ModelConfig, pruned: Checkpoint, folder: Path
+) -> None:
     """Prints what was taken away, how far the function moved, and where the result is."""
     entry = pruned.lineage[-1]
     rows = table("Pruning", "key", ("before", "after", "contribution\nkept"))
     for role, kept in entry["kept_contribution"].items():
-        sizes = (getattr(config.tokens, role) for config in (source, pruned.config))
+        sizes = (getattr(config.tokens, role) for config in (source, target))
         rows.add_row(f"tokens.{role}", *(f"{size:,}" for size in sizes), f"{kept:.2%}")
     rows.add_section()
-    rows.add_row(
-        "parameters", *(f"{config.num_parameters():,}" for config in (source, pruned.config)), ""
-    )
+    rows.add_row("parameters", *(f"{c.num_parameters():,}" for c in (source, target)), "")
     console.print(rows)
     drift = entry["drift"]
     console.print(

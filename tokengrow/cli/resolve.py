@@ -14,8 +14,9 @@ from tokengrow.data.megatron_source import MegatronConfig
 from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.plan import DEFAULT, KEPT, GrowthPlan, plan_growth
-from tokengrow.model.config import ModelConfig
+from tokengrow.growth.plan import DEFAULT, KEPT, GrowthPlan, does_not_grow, plan_growth
+from tokengrow.model.architectures import KEY, read_config
+from tokengrow.model.config import LanguageModelConfig, ModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
@@ -173,6 +174,8 @@ def resolve_stages(
         settings = dict(recipe.optim)
         if settings.get("schedule") == "wsd" and len(resolved) < len(recipe.stages) - 1:
             settings["schedule"] = "constant"  # the next stage grows before the decay
+        if not resolved:
+            _check_grows(recipe, target)
         before = resolved[-1] if resolved else source
         resolved.append(
             StageConfig(
@@ -187,7 +190,21 @@ def resolve_stages(
     return tuple(resolved)
 
 
-def resolve_steps(entry: StageEntry, model: ModelConfig, batch_size: int, where: str) -> int:
+def _check_grows(recipe: Recipe, first: LanguageModelConfig) -> None:
+    """Refuses stages that would change a model that does not grow, all of them at once."""
+    later = list(recipe.stages.items())[1:]
+    names = [name for name, stage in later if without_nulls((stage or {}).get("model") or {})]
+    if names and not first.grows:
+        dropped = " ".join(f"'~stages.{name}'" for name in names)
+        raise UserError(
+            f"stages {', '.join(names)} change the model, and a {first.architecture} does not "
+            f"grow: leave them out ({dropped}), and train each size as a run of its own"
+        )
+
+
+def resolve_steps(
+    entry: StageEntry, model: LanguageModelConfig, batch_size: int, where: str
+) -> int:
     """A stage's updates; tokens and FLOPs are rounded up to whole ones.
 
     Args:
@@ -263,8 +280,8 @@ def _rate_of_source(source: Checkpoint) -> float | None:
 
 
 def resolve_model(
-    changes: Values, base: ModelConfig | None = None, where: str = "model"
-) -> ModelConfig:
+    changes: Values, base: LanguageModelConfig | None = None, where: str = "model"
+) -> LanguageModelConfig:
     """A model's sizes: those of the preset or of `base`, with what is not null in `changes`.
 
     Args:
@@ -280,6 +297,8 @@ def resolve_model(
         raise UserError(
             f"{where} says nothing: choose model=NAME, or give source=DIR to start from"
         )
+    if base and given.get(KEY, base.architecture) != base.architecture:
+        base = None  # of another kind there is nothing to take over
     start: Values = base.to_dict() if base else {}
     if base and given.get("tokens"):
         # A preset's tau is sqrt(N) of its own N; of a changed N it is born anew. A source's is
@@ -287,12 +306,12 @@ def resolve_model(
         start["tau"] = {}
     if base and {"width", "heads"} & given.keys():
         start["head_dim"], start["rotary_channels"] = 0, -1
-    return typed(ModelConfig, _overlay(start, given), where)
+    return read_config(_overlay(start, given), where)
 
 
 def resolve_growth(
     changes: Values,
-    source: ModelConfig,
+    source: LanguageModelConfig,
     where: str = "model",
     config: GrowthConfig = DEFAULT,
 ) -> GrowthPlan:
@@ -301,8 +320,13 @@ def resolve_growth(
     Raises:
         UserError: a key that every growth keeps, and would ignore, or a target out of reach.
     """
+    given, there = without_nulls(changes), source.to_dict()
+    same_kind = given.get(KEY, source.architecture) == source.architecture
+    changed = any(there.get(key) != value for key, value in given.items())
+    if not source.grows and same_kind and changed:
+        raise UserError(does_not_grow(source, where))
     for key in KEPT:
-        if key in without_nulls(changes):
+        if key in given:
             raise UserError(f"{where}.{key} cannot be set here: a growth keeps the source's")
     return plan_growth(source, resolve_model(changes, source, where), where, config)
 

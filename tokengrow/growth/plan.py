@@ -5,13 +5,13 @@ A new axis is a line in `AXES`, an operator in `tokengrow.growth.engine.OPERATOR
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.tokens import check_gram
 from tokengrow.growth.width import rescaled_eps
-from tokengrow.model.config import ModelConfig, Taus
+from tokengrow.model.config import LanguageModelConfig, ModelConfig, Taus
 
 AXES: dict[str, tuple[str, ...]] = {
     "width": ("width",),
@@ -64,8 +64,8 @@ class GrowthPlan:
 
 
 def plan_growth(
-    source: ModelConfig,
-    requested: ModelConfig,
+    source: LanguageModelConfig,
+    requested: LanguageModelConfig,
     where: str = "model",
     config: GrowthConfig = DEFAULT,
 ) -> GrowthPlan:
@@ -83,8 +83,11 @@ def plan_growth(
 
     Raises:
         UserError: a target that is smaller somewhere, or differs in a key that growth cannot
-            change, or that `config` has no growth for.
+            change, or that `config` has no growth for; any other than the source, of what does not
+            grow.
     """
+    if not isinstance(source, ModelConfig) or not isinstance(requested, ModelConfig):
+        return _plan_to_stay(source, requested, where, config)
     grows = {name for names in AXES.values() for name in names}
     for key, (before, after) in source.differences(requested).items():
         field = key.partition(".")[0]
@@ -116,6 +119,44 @@ def plan_growth(
     _check_init(steps, config)
     settled = replace(before, tau=Taus()) if config.tau == "anneal" else before
     return GrowthPlan(source, before, tuple(steps), settled, config)
+
+
+def moving_tau(
+    source: LanguageModelConfig, settled: LanguageModelConfig, config: GrowthConfig
+) -> Taus | None:
+    """The tau from which a stage anneals it to that of its own model; None: it stays.
+
+    Args:
+        source: the model that the stage starts with.
+        settled: the model of the stage.
+        config: whether tau is annealed.
+    """
+    if config.tau != "anneal" or source == settled or not isinstance(source, ModelConfig):
+        return None
+    return source.tau
+
+
+def _plan_to_stay(
+    source: LanguageModelConfig, requested: LanguageModelConfig, where: str, config: GrowthConfig
+) -> GrowthPlan:
+    """The plan without steps of a model that does not grow, if it is to stay what it is."""
+    if source.architecture != requested.architecture:
+        raise UserError(
+            f"{where}.architecture: {source.architecture} -> {requested.architecture}: growth "
+            f"cannot change it; train a {requested.architecture} from scratch, as a run of its own"
+        )
+    if source != requested:
+        raise UserError(does_not_grow(source, where))
+    same = cast(ModelConfig, source)  # of a plan without steps nobody asks for more than its size
+    return GrowthPlan(same, same, (), same, config)
+
+
+def does_not_grow(source: LanguageModelConfig, where: str) -> str:
+    """The sentence about a section that asks for another size of what does not grow."""
+    return (
+        f"{where} changes the model, and a {source.architecture} does not grow: leave it as it is, "
+        "or train the other size from scratch, as a run of its own"
+    )
 
 
 def _recomputed(source: ModelConfig, requested: ModelConfig) -> Taus:

@@ -1,4 +1,4 @@
-"""The sizes of a TokenFormer, and what follows from them without building it.
+"""The sizes of a model, and what follows from them without building it.
 
 Shapes: `D` width, `N` parameter tokens, `H` heads, `C` head dim, `L` layers, `V` vocabulary.
 """
@@ -73,15 +73,15 @@ class Taus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What a TokenFormer is. Derived sizes are numbers once the object exists.
+class LanguageModelConfig:
+    """What a TokenFormer and the Transformer beside it have in common.
 
     Raises:
         UserError: sizes that do not fit together, naming the key.
     """
 
     vocab_size: int
-    """V: rows of the tied embedding."""
+    """V: rows of the embedding."""
     context_length: int
     """Tokens in a training sequence (T)."""
     layers: int
@@ -90,14 +90,8 @@ class ModelConfig:
     """D: channels of the residual stream."""
     heads: int
     """H: attention heads."""
-    tokens: Tokens
-    """N: parameter tokens per Pattention role."""
     head_dim: int = 0
     """C: channels of a head; 0 means width / heads."""
-    tau: Taus = field(default_factory=Taus)
-    """Scale after the L2 norm per role: sqrt(N) at birth, kept by growth."""
-    activation: str = "l2_norm_gelu"
-    """What turns scores into weights: l2_norm_gelu, gelu_l2_norm or softmax."""
     rotary_channels: int = -1
     """Rotated channels of each head (even); -1 means the published 25 % of head_dim."""
     rotary_base: float = 10000.0
@@ -112,41 +106,101 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for key in ("vocab_size", "context_length", "layers", "width", "heads"):
             value = getattr(self, key)
-            _require(value >= 1, f"model.{key} must be at least 1, not {value}")
-        for role, n in self.tokens.items():
-            _require(n >= 1, f"model.tokens.{role} must be at least 1, not {n}")
-        _require(
-            self.activation in ACTIVATIONS,
-            f"model.activation {self.activation!r}: valid are {', '.join(ACTIVATIONS)}",
-        )
-        _require(self.init in INITS, f"model.init {self.init!r}: valid are {', '.join(INITS)}")
+            require(value >= 1, f"model.{key} must be at least 1, not {value}")
+        require(self.init in INITS, f"model.init {self.init!r}: valid are {', '.join(INITS)}")
         for key in ("rotary_base", "norm_eps", "final_norm_eps"):
             value = getattr(self, key)
-            _require(value > 0, f"model.{key} must be positive, not {value}")
-        self._derive()
-        _require(
+            require(value > 0, f"model.{key} must be positive, not {value}")
+        self._derive_head()
+        require(
             0 <= self.rotary_channels <= self.head_dim and self.rotary_channels % 2 == 0,
             f"model.rotary_channels must be even and at most head_dim ({self.head_dim}), "
             f"not {self.rotary_channels}",
         )
 
-    def _derive(self) -> None:
+    def _derive_head(self) -> None:
         if self.head_dim == 0:
-            _require(
+            require(
                 self.width % self.heads == 0,
                 f"model.heads ({self.heads}) does not divide model.width ({self.width}): "
                 "change one of them or give model.head_dim",
             )
             object.__setattr__(self, "head_dim", self.width // self.heads)
-        _require(self.head_dim >= 1, f"model.head_dim must be at least 1, not {self.head_dim}")
+        require(self.head_dim >= 1, f"model.head_dim must be at least 1, not {self.head_dim}")
         if self.rotary_channels == -1:
             # An odd quarter (head_dim 12: 3 channels) cannot be split in halves: round down.
             channels = int(self.head_dim * PUBLISHED_ROTARY_FRACTION) // 2 * 2
             object.__setattr__(self, "rotary_channels", channels)
+
+    @property
+    def architecture(self) -> str:
+        """Which model this is: a key of `tokengrow.model.architectures.ARCHITECTURES`."""
+        raise NotImplementedError
+
+    @property
+    def grows(self) -> bool:
+        """Whether a model of this config can be made larger, or smaller, as it is trained."""
+        return False
+
+    @property
+    def inner_dim(self) -> int:
+        """H * C: channels of all heads together."""
+        return self.heads * self.head_dim
+
+    def num_parameters(self) -> int:
+        """All parameters, a tied embedding counted once."""
+        raise NotImplementedError
+
+    def multiplied_parameters(self) -> int:
+        """P, those that every token is multiplied by: all, where the embedding is the head too."""
+        return self.num_parameters()
+
+    def flops_per_token(self, context_length: int | None = None) -> int:
+        """Training FLOPs (forward and backward) of one token: 6 P + 6 L T H C.
+
+        6 P: a multiply and an add per parameter forward, twice that backward (Kaplan et al.,
+        arXiv 2001.08361, section 2.1). A tied embedding counts for the output head; one that is
+        only looked up does not. 6 L T H C: scores and mixing of causal attention, where a token
+        sees T / 2 others on average.
+
+        Args:
+            context_length: T; by default that of the config.
+        """
+        length = self.context_length if context_length is None else context_length
+        return 6 * self.multiplied_parameters() + 6 * self.layers * length * self.inner_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, every derived size included."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(LanguageModelConfig):
+    """What a TokenFormer is. Derived sizes are numbers once the object exists.
+
+    Raises:
+        UserError: sizes that do not fit together, naming the key.
+    """
+
+    tokens: Tokens
+    """N: parameter tokens per Pattention role."""
+    tau: Taus = field(default_factory=Taus)
+    """Scale after the L2 norm per role: sqrt(N) at birth, kept by growth."""
+    activation: str = "l2_norm_gelu"
+    """What turns scores into weights: l2_norm_gelu, gelu_l2_norm or softmax."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for role, n in self.tokens.items():
+            require(n >= 1, f"model.tokens.{role} must be at least 1, not {n}")
+        require(
+            self.activation in ACTIVATIONS,
+            f"model.activation {self.activation!r}: valid are {', '.join(ACTIVATIONS)}",
+        )
         birth = Taus.at_birth(self.tokens)
         taus = {role: getattr(self.tau, role) or getattr(birth, role) for role in ROLES}
         for role, tau in taus.items():
-            _require(tau > 0, f"model.tau.{role} must be positive, not {tau}")
+            require(tau > 0, f"model.tau.{role} must be positive, not {tau}")
         object.__setattr__(self, "tau", Taus(**taus))
 
     @classmethod
@@ -173,9 +227,14 @@ class ModelConfig:
         )
 
     @property
-    def inner_dim(self) -> int:
-        """H * C: channels of all heads together."""
-        return self.heads * self.head_dim
+    def architecture(self) -> str:
+        """A TokenFormer: what a config is that says nothing else."""
+        return "tokenformer"
+
+    @property
+    def grows(self) -> bool:
+        """By parameter tokens, width, heads and layers."""
+        return True
 
     def role_shape(self, role: str) -> tuple[int, int, int]:
         """(N, D_in, D_out) of a Pattention role."""
@@ -190,23 +249,6 @@ class ModelConfig:
             n, d_in, d_out = self.role_shape(role)
             block += n * (d_in + d_out)
         return self.vocab_size * self.width + self.layers * block + 2 * self.width
-
-    def flops_per_token(self, context_length: int | None = None) -> int:
-        """Training FLOPs (forward and backward) of one token: 6 P + 6 L T H C.
-
-        6 P: a multiply and an add per parameter forward, twice that backward (Kaplan et al.,
-        arXiv 2001.08361, section 2.1; the tied embedding counts for the output head). 6 L T H C:
-        scores and mixing of causal attention, where a token sees T / 2 others on average.
-
-        Args:
-            context_length: T; by default that of the config.
-        """
-        length = self.context_length if context_length is None else context_length
-        return 6 * self.num_parameters() + 6 * self.layers * length * self.inner_dim
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, every derived size included."""
-        return asdict(self)
 
     def differences(self, other: "ModelConfig") -> dict[str, tuple[Any, Any]]:
         """Dotted key to (mine, theirs) for every field that differs."""
@@ -223,6 +265,7 @@ class ModelConfig:
         return found
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises a UserError with the message unless the condition holds."""
     if not condition:
         raise UserError(message)

@@ -13,7 +13,7 @@ rotated channels, `L` layers, `V` vocabulary.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from tokengrow.model.tokenformer import (
     Attention,
     Block,
     KVCache,
+    LanguageModel,
+    PattentionBlock,
     TokenFormer,
     pattention_layers,
 )
@@ -57,18 +59,13 @@ def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Pla
     Returns:
         [B, D].
     """
-    normed = F.layer_norm(x, x.shape[-1:], eps=block.eps)
-    x = x + _attend(block.attention, normed, keys, values, place)
-    return x + block.ffn(F.layer_norm(x, x.shape[-1:], eps=block.eps))
+    x = x + _attend(block.attention, block.attention_norm(x), keys, values, place)
+    return x + block.ffn(block.ffn_norm(x))
 
 
 def _attend(attention: Attention, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
-    # Three products with the same x, not one with stacked keys: the stack would be a second copy of
-    # these weights.
     shape = (x.shape[0], attention.heads, 1, attention.head_dim)
-    query, key, value = (
-        layer(x).view(shape) for layer in (attention.query, attention.key, attention.value)
-    )  # [B, H, 1, C]
+    query, key, value = (each.view(shape) for each in attention.project_one(x))  # [B, H, 1, C]
     query, key = rotate(query, place.table), rotate(key, place.table)
     keys.index_copy_(2, place.slot, key.to(keys))
     values.index_copy_(2, place.slot, value.to(values))
@@ -80,10 +77,12 @@ def _attend(attention: Attention, x: Tensor, keys: Tensor, values: Tensor, place
     return attention.output((weights @ values).flatten(1))
 
 
-def takes_kernels(model: TokenFormer, batch: int) -> bool:
+def takes_kernels(model: LanguageModel, batch: int) -> TypeGuard[TokenFormer]:
     """Whether the Triton kernels decode this many texts with this model."""
     weight = model.embedding.weight
-    return weight.is_cuda and weight.dtype in DTYPES and _suits_kernels(model, batch)
+    if not weight.is_cuda or weight.dtype not in DTYPES:
+        return False
+    return isinstance(model, TokenFormer) and _suits_kernels(model, batch)
 
 
 def _suits_kernels(model: TokenFormer, batch: int) -> bool:
@@ -122,7 +121,7 @@ class Decoder:
         capacity: the most tokens of a text, its padding included, S.
     """
 
-    def __init__(self, model: TokenFormer, batch: int, capacity: int) -> None:
+    def __init__(self, model: LanguageModel, batch: int, capacity: int) -> None:
         config, weight = model.config, model.embedding.weight
         device = weight.device
         self.model = model
@@ -196,7 +195,7 @@ class Decoder:
         model = self.model
         x = model.embedding(self._token)  # [B, D]
         x = self._through_blocks(x) if self._kernels is None else self._through(self._kernels, x)
-        logits = F.linear(model.final_norm(x), model.embedding.weight)
+        logits = F.linear(model.final_norm(x), model.head_weight)
         self._slot.add_(1)
         return logits
 
@@ -220,11 +219,12 @@ class Decoder:
         """[B, D] behind the last block, by the kernels."""
         kernels.begin(x, self.cache.start)
         for block, keys, values in self._layers():
+            block = cast(PattentionBlock, block)
             layers = block.attention
             attention = [layer.parts for layer in (layers.query, layers.key, layers.value)]
             output, ffn = layers.output.parts, block.ffn.parts
             place = self._slot, self._table
-            kernels.block(attention, output, ffn, block.eps, keys, values, *place)
+            kernels.block(attention, output, ffn, block.ffn_norm.eps, keys, values, *place)
         return kernels.end().to(x)
 
     def _layers(self) -> Iterator[tuple[Block, Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokengrow.errors import UserError
 from tokengrow.model.decode import Decoder
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class SamplingConfig:
 
 
 def generate(
-    model: TokenFormer,
+    model: LanguageModel,
     prompts: Sequence[Tensor] | Tensor,
     config: SamplingConfig,
     end_of_text: int | None = None,

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from tokengrow.model.generate import SamplingConfig, generate
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
 
 END_OF_TEXT, STOP, MAX_TOKENS = "end_of_text", "stop", "max_tokens"
 """Why a text ended."""
@@ -40,7 +40,7 @@ class Continuation:
 
 
 def complete(
-    model: TokenFormer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     tokenizer: Decodes,
     sampling: SamplingConfig,
@@ -52,7 +52,7 @@ def complete(
 
 
 def write(
-    model: TokenFormer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     tokenizer: Decodes,
     sampling: SamplingConfig,

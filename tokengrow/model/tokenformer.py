@@ -1,5 +1,8 @@
 """TokenFormer: a decoder-only language model whose every projection is Pattention.
 
+Also what it shares with the Transformer beside it (`tokengrow.model.transformer`): all but the
+layers in the blocks and how weights start.
+
 TokenFormer, arXiv 2410.23168. Pre-norm blocks without affine, rotary positions on part of each
 head, a final norm with affine, the embedding tied to the output head, no biases.
 
@@ -8,10 +11,11 @@ layers, `V` vocabulary.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import reduce
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokengrow.kernels.loss import linear_cross_entropy
-from tokengrow.model.config import ModelConfig, Taus
+from tokengrow.model.config import LanguageModelConfig, ModelConfig, Taus
 from tokengrow.model.pattention import Pattention, project
 from tokengrow.model.rotary import rotary_table, rotate
 
@@ -51,7 +55,7 @@ class KVCache:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: LanguageModelConfig,
         batch: int,
         capacity: int,
         dtype: torch.dtype = torch.float32,
@@ -102,15 +106,21 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with Pattention projections."""
+    """Causal self-attention; its projections are a subclass's."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    output: nn.Module
+
+    def __init__(self, config: LanguageModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.heads, self.head_dim = layer, config.heads, config.head_dim
-        self.query = _pattention(config, "query")
-        self.key = _pattention(config, "key")
-        self.value = _pattention(config, "value")
-        self.output = _pattention(config, "output")
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """Query, key and value [B, T, H C] of [B, T, D]."""
+        raise NotImplementedError
+
+    def project_one(self, x: Tensor) -> Sequence[Tensor]:
+        """Likewise [B, H C] of a single token [B, D]."""
+        return self.project(x)
 
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor], cache: KVCache | None = None
@@ -119,7 +129,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         query, key, value = [
             projected.view(batch, length, self.heads, self.head_dim)
-            for projected in project(x, [self.query, self.key, self.value])
+            for projected in self.project(x)
         ]  # [B, T, H, C]
         # Rotated as they lie in memory, they and their gradients are never copied to be transposed.
         positions = table[0].unsqueeze(-2), table[1].unsqueeze(-2)  # [T, 1, R] or [B, T, 1, R]
@@ -135,37 +145,88 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
-class Block(nn.Module):
-    """`x += attention(norm(x)); x += ffn(norm(x))`, the norms without affine."""
+class PattentionAttention(Attention):
+    """With Pattention projections."""
+
+    output: Pattention
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.query = _pattention(config, "query")
+        self.key = _pattention(config, "key")
+        self.value = _pattention(config, "value")
+        self.output = _pattention(config, "output")
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """Query, key and value [B, T, H C] of [B, T, D]."""
+        return project(x, [self.query, self.key, self.value])
+
+    def project_one(self, x: Tensor) -> Sequence[Tensor]:
+        """Likewise [B, H C] of a single token [B, D]."""
+        # Three products with the same x, not one with stacked keys: the stack would be a second
+        # copy of these weights.
+        return [layer(x) for layer in (self.query, self.key, self.value)]
+
+
+class Block(nn.Module):
+    """`x += attention(norm(x)); x += ffn(norm(x))`; what these are is a subclass's."""
+
+    attention: Attention
+    ffn: nn.Module
+    attention_norm: nn.LayerNorm
+    ffn_norm: nn.LayerNorm
+
+    def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
-        self.eps = config.norm_eps
-        self.attention = Attention(config, layer)
-        self.ffn = _pattention(config, "ffn")
 
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor], cache: KVCache | None = None
     ) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        x = x + self.attention(F.layer_norm(x, x.shape[-1:], eps=self.eps), table, cache)
-        return x + self.ffn(F.layer_norm(x, x.shape[-1:], eps=self.eps))
+        x = x + self.attention(self.attention_norm(x), table, cache)
+        return x + self.ffn(self.ffn_norm(x))
 
 
-class TokenFormer(nn.Module):
-    """The language model. `model(ids)` maps [B, T] token ids to [B, T, V] logits.
+class PattentionBlock(Block):
+    """Of a TokenFormer: the norms have no affine."""
+
+    attention: PattentionAttention
+    ffn: Pattention
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.attention = PattentionAttention(config, layer)
+        self.ffn = _pattention(config, "ffn")
+        self.attention_norm, self.ffn_norm = (
+            nn.LayerNorm(config.width, eps=config.norm_eps, elementwise_affine=False)
+            for _ in range(2)
+        )
+
+
+class LanguageModel(nn.Module):
+    """Embedding, blocks, final norm, output head. `model(ids)` maps [B, T] to [B, T, V] logits.
 
     Weights are initialised from torch's global generator; call `init_weights` with a generator of
     your own to choose the seed.
+
+    Args:
+        config: the model's.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    block: ClassVar[type[Block]]
+    """What its layers are."""
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config: LanguageModelConfig = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(self.block(config, layer) for layer in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width, eps=config.final_norm_eps)
-        self.init_weights()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D] of the output head: that of the embedding, where the two are tied."""
+        return self.embedding.weight
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
@@ -194,26 +255,13 @@ class TokenFormer(nn.Module):
             cache.length += ids.shape[1]
         x = self.final_norm(x)
         if targets is None:
-            return F.linear(x, self.embedding.weight)
-        return linear_cross_entropy(x.flatten(0, 1), self.embedding.weight, targets.flatten())
-
-    def set_tau(self, tau: Taus) -> None:
-        """Scales the scores of every layer by these from now on."""
-        self.config = replace(self.config, tau=tau)
-        for block in self.blocks:
-            for role, layer in pattention_layers(block):
-                layer.tau = getattr(tau, role)
-
-    def set_kernel(self, kernel: str) -> None:
-        """Chooses how every Pattention layer is computed, by a name in `KERNELS`."""
-        for block in self.blocks:
-            for _, layer in pattention_layers(block):
-                layer.kernel = kernel
+            return F.linear(x, self.head_weight)
+        return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
 
     @classmethod
     def from_weights(
-        cls, config: ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
-    ) -> "TokenFormer":
+        cls, config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    ) -> Self:
         """A model on the CPU, in eval mode, with a copy of these weights.
 
         Args:
@@ -230,6 +278,37 @@ class TokenFormer(nn.Module):
     def to_weights(self) -> dict[str, Tensor]:
         """The state dict on the CPU, detached: what `from_weights` takes."""
         return {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draws all weights anew, in the way that `config.init` names."""
+        raise NotImplementedError
+
+    def set_kernel(self, kernel: str) -> None:
+        """Chooses how every Pattention layer is computed, by a name in `KERNELS`, if it has any."""
+
+
+class TokenFormer(LanguageModel):
+    """The language model whose every projection is Pattention; the embedding is the head too."""
+
+    config: ModelConfig
+    block = PattentionBlock
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.init_weights()
+
+    def set_tau(self, tau: Taus) -> None:
+        """Scales the scores of every layer by these from now on."""
+        self.config = replace(self.config, tau=tau)
+        for block in self.blocks:
+            for role, layer in pattention_layers(block):
+                layer.tau = getattr(tau, role)
+
+    def set_kernel(self, kernel: str) -> None:
+        """Chooses how every Pattention layer is computed, by a name in `KERNELS`."""
+        for block in self.blocks:
+            for _, layer in pattention_layers(block):
+                layer.kernel = kernel
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

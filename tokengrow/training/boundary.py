@@ -16,6 +16,7 @@ from tokengrow.growth.engine import carry_out, grown_weights, growth_report, ver
 from tokengrow.growth.moments import ALL_SLOTS, grown_moments
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.prune import prune
+from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
 
@@ -98,7 +99,8 @@ def prune_checkpoint(
         text: [B, T + 1] int64 token ids on which tokens are ranked.
         probe: [B, T + 1] int64 token ids, others than `text`, on which the drift is measured.
     """
-    made = prune(source.config, target, source.weights, source.optimizer, text, probe)
+    config = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
+    made = prune(config, target, source.weights, source.optimizer, text, probe)
     return _descendant(source, made.config, made.report, made.weights, made.optimizer)
 
 

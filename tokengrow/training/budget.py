@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokengrow.growth.plan import AXES, GrowthPlan, Step, plan_growth
-from tokengrow.model.config import ModelConfig
+from tokengrow.model.config import LanguageModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.memory import Memory, checkpoint_bytes, training_memory
 
@@ -70,7 +70,7 @@ class RungBudget:
     appended: tuple[Appended, ...]
     """The growth that leads here, axis by axis; empty: none."""
     parameters: int
-    """The tied embedding counted once."""
+    """A tied embedding counted once."""
     flops_per_token: int
     """Forward and backward."""
     scratch_flops: int
@@ -121,7 +121,7 @@ class Budget:
 
 def run_budget(
     run: TrainConfig,
-    source: ModelConfig | None = None,
+    source: LanguageModelConfig | None = None,
     flops_per_second: Mapping[str, float] | None = None,
     device: str | None = None,
 ) -> Budget:
@@ -177,7 +177,7 @@ def growth_budget(growth: GrowthPlan, micro_batch_size: int, precision: str) -> 
     return Budget(precision=precision, micro_batch_size=micro_batch_size, rungs=tuple(rungs))
 
 
-def model_budget(model: ModelConfig, micro_batch_size: int, precision: str) -> Budget:
+def model_budget(model: LanguageModelConfig, micro_batch_size: int, precision: str) -> Budget:
     """The budget of one size; arguments as in `growth_budget`."""
     memory = training_memory(model, micro_batch_size, precision)
     rung = _rung("model", model, precision, memory)
@@ -186,7 +186,7 @@ def model_budget(model: ModelConfig, micro_batch_size: int, precision: str) -> B
 
 def _rung(
     name: str,
-    model: ModelConfig,
+    model: LanguageModelConfig,
     precision: str,
     memory: Memory,
     growth: GrowthPlan | None = None,
@@ -221,5 +221,5 @@ def _stage(
     )
 
 
-def _scratch_flops(model: ModelConfig) -> int:
+def _scratch_flops(model: LanguageModelConfig) -> int:
     return SCRATCH_TOKENS * model.flops_per_token()

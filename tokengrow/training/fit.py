@@ -41,8 +41,9 @@ from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import plot_loss_against_flops
 from tokengrow.files import as_yaml, locked, write_atomically
-from tokengrow.growth.plan import plan_growth
-from tokengrow.model.tokenformer import TokenFormer, fastest_attention
+from tokengrow.growth.plan import moving_tau, plan_growth
+from tokengrow.model.architectures import build_model
+from tokengrow.model.tokenformer import LanguageModel, fastest_attention
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
@@ -229,8 +230,8 @@ def _enter_stage(
     if checkpoint is not None and len(start.lineage) > len(checkpoint.lineage):
         rung.drift = start.lineage[-1]["drift"]["max_logit"]
         _tell_growth(run, checkpoint, rung, state.step)
-    if run.config.growth.tau == "anneal" and start.config.tau != stage.model.tau:
-        rung.tau_start = asdict(start.config.tau)
+    if tau := moving_tau(start.config, stage.model, run.config.growth):
+        rung.tau_start = asdict(tau)
     training = _set_up(run, stage, start, state, done=0)
     state.enter(index, rung)
     rung.loss_start = validate(run, training, state)
@@ -241,7 +242,7 @@ def _start(run: Run, stage: StageConfig, checkpoint: Checkpoint | None) -> Check
     """What a stage starts from: initial weights, or a checkpoint that is grown to its size."""
     if checkpoint is not None:
         return _grow(run, stage, checkpoint)
-    model = TokenFormer(stage.model)
+    model = build_model(stage.model)
     model.init_weights(torch.Generator().manual_seed(run.config.seed))
     return Checkpoint.of(model)
 
@@ -279,7 +280,7 @@ def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     """The checkpoint's model in a TokenFormerModule, in Fabric's wrapper."""
     # Weights are in the precision of Fabric, whatever they were saved in.
     with run.fabric.init_module(empty_init=True):
-        model = TokenFormer(start.config).train()
+        model = build_model(start.config).train()
     model.set_kernel(run.config.kernel)
     recomputed = run.config.fabric.activation_checkpointing
     checkpoint_blocks(model.blocks, recomputed, fastest_attention)
@@ -303,7 +304,7 @@ def _set_up(
     """
     gc.collect()  # Fabric's wrappers refer to each other, and this model needs the room
     module = _to_device(run, stage, start)
-    model: TokenFormer = module.model
+    model: LanguageModel = module.model
     optimizer = module.configure_optimizers()["optimizer"]
     if run.config.fabric.zero1 and run.fabric.world_size > 1:
         optimizer = share_optimizer(optimizer)

@@ -10,8 +10,9 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
-from tokengrow.model.config import ModelConfig
-from tokengrow.model.pattention import KERNELS, unfit_for
+from tokengrow.model.architectures import architecture_of
+from tokengrow.model.config import LanguageModelConfig
+from tokengrow.model.pattention import KERNELS
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
@@ -25,7 +26,7 @@ class StageConfig:
     """Of the stage and its rung."""
     steps: int
     """Optimizer updates; with a plateau, at most."""
-    model: ModelConfig
+    model: LanguageModelConfig
     """The size trained; grown from the stage before, nowhere smaller."""
     optim: OptimConfig
     """AdamW and the learning rate of this stage."""
@@ -134,6 +135,7 @@ class TrainConfig:
         narrow = self.fabric.chosen_precision != "32-true"
         for stage in self.stages:
             dtype = torch.bfloat16 if narrow else torch.float32
+            unfit_for = architecture_of(stage.model).unfit_for
             if problem := unfit_for(self.kernel, stage.model, dtype):
                 raise UserError(f"kernel={self.kernel} in stage {stage.name}: it {problem}")
 

@@ -10,13 +10,13 @@ import lightning
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
 from tokengrow.training.optim import OptimConfig, build_optimizer
 from tokengrow.training.schedule import learning_rate
 
 
 class TokenFormerModule(lightning.LightningModule):
-    """Next-token training of a TokenFormer.
+    """Next-token training of a TokenFormer, or of the Transformer beside it.
 
     Args:
         model: what is trained.
@@ -24,7 +24,7 @@ class TokenFormerModule(lightning.LightningModule):
         updates: how many optimizer updates the schedule spans.
     """
 
-    def __init__(self, model: TokenFormer, optim: OptimConfig, updates: int) -> None:
+    def __init__(self, model: LanguageModel, optim: OptimConfig, updates: int) -> None:
         super().__init__()
         self.model = model
         self.optim = optim

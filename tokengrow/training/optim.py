@@ -15,7 +15,7 @@ from tokengrow.distributed.exchange import (
 )
 from tokengrow.errors import UserError
 from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
 from tokengrow.training.adamw import AgedAdamW, Ages
 
 SCHEDULES = ("cosine", "constant", "wsd", "neox_cosine")
@@ -47,7 +47,7 @@ class OptimConfig:
     eps: float = 1e-8
     """Adam's epsilon."""
     weight_decay: float = 0.1
-    """Decoupled decay of everything but the final norm."""
+    """Decoupled decay of everything but norms and biases."""
     grad_clip: float = 1.0
     """Largest norm of the gradient of a global batch."""
 
@@ -84,28 +84,28 @@ class OptimConfig:
         return self.warmup_steps if self.enter == "rewarm" else 0
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies to a parameter: to all but the final norm, as published."""
-    return not name.startswith("final_norm.")
+def decays(parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices, not to norms and biases, as published."""
+    return parameter.dim() > 1
 
 
-def build_optimizer(model: TokenFormer, config: OptimConfig) -> AgedAdamW:
+def build_optimizer(model: LanguageModel, config: OptimConfig) -> AgedAdamW:
     """AdamW over two groups, decayed and not; fused where the parameters are on a GPU."""
-    named = list(model.named_parameters())
+    parameters = list(model.parameters())
     groups = [
-        {"params": [p for name, p in named if decays(name)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
+        {"params": [p for p in parameters if decays(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
     ]
     return AgedAdamW(
         groups,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
-        fused=named[0][1].is_cuda or None,
+        fused=parameters[0].is_cuda or None,
     )
 
 
-def optimizer_state(model: TokenFormer, optimizer: AgedAdamW) -> dict[str, Tensor]:
+def optimizer_state(model: LanguageModel, optimizer: AgedAdamW) -> dict[str, Tensor]:
     """The optimizer's state as `{slot}.{parameter name}` to a CPU tensor, on rank 0.
 
     Adam's slots are there once there was an update, ages once there was a growth.
@@ -125,7 +125,7 @@ def optimizer_state(model: TokenFormer, optimizer: AgedAdamW) -> dict[str, Tenso
     return state
 
 
-def _moments(model: TokenFormer, optimizer: AgedAdamW) -> Iterator[tuple[str, Tensor]]:
+def _moments(model: LanguageModel, optimizer: AgedAdamW) -> Iterator[tuple[str, Tensor]]:
     """Adam's slots of each parameter that has had an update, brought to rank 0."""
     holders = first_holders(n for n, p in model.named_parameters() if p in optimizer.state)
     for name, parameter in model.named_parameters():
@@ -144,7 +144,7 @@ def _like(parameter: Tensor, slot: str) -> Tensor:
 
 
 def load_optimizer_state(
-    model: TokenFormer, optimizer: AgedAdamW, state: Mapping[str, Tensor]
+    model: LanguageModel, optimizer: AgedAdamW, state: Mapping[str, Tensor]
 ) -> None:
     """Puts back what `optimizer_state` gave.
 
@@ -163,7 +163,7 @@ def load_optimizer_state(
         _load_moments(model, optimizer, state)
 
 
-def _checked_ages(model: TokenFormer, state: Mapping[str, Tensor]) -> dict[str, Ages]:
+def _checked_ages(model: LanguageModel, state: Mapping[str, Tensor]) -> dict[str, Ages]:
     """The ages in a state, by parameter name, if all of the state fits the model."""
     ages: dict[str, Ages] = {}
     has_moments = any(key.startswith(f"{SLOTS[0]}.") for key in state)
@@ -188,7 +188,7 @@ def _checked_ages(model: TokenFormer, state: Mapping[str, Tensor]) -> dict[str, 
     return ages
 
 
-def _load_moments(model: TokenFormer, optimizer: AgedAdamW, state: Mapping[str, Tensor]) -> None:
+def _load_moments(model: LanguageModel, optimizer: AgedAdamW, state: Mapping[str, Tensor]) -> None:
     full = optimizer.state_dict()
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index = {parameter: number for number, parameter in enumerate(order)}

@@ -18,8 +18,8 @@ from rich.console import Console
 from tokengrow.distributed.fabric import build_fabric, release
 from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.errors import UserError
-from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.architectures import build_model
+from tokengrow.model.config import LanguageModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
 
@@ -50,7 +50,7 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
     run.check_kernel()
     fabric = build_fabric(run.fabric.alone())
     device = device_name(fabric.device)
-    found: dict[ModelConfig, float] = {}  # stages of one size are equally fast
+    found: dict[LanguageModelConfig, float] = {}  # stages of one size are equally fast
     for stage in run.stages:
         if stage.model in found:
             continue
@@ -91,7 +91,7 @@ def device_name(device: torch.device) -> str:
 def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> float:
     """FLOP/s of an update: its micro-batches, and what AdamW does once after them."""
     with fabric.init_module():
-        model = TokenFormer(stage.model)
+        model = build_model(stage.model)
     model.set_kernel(run.kernel)
     if run.compiles:
         compile_blocks(model.blocks)

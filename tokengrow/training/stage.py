@@ -21,8 +21,8 @@ from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.exchange import from_rank_zero, on_the_host, whole
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
-from tokengrow.model.config import Taus
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.config import ModelConfig, Taus
+from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.training.adamw import AgedAdamW
 from tokengrow.training.finite import (
     GradientWatch,
@@ -73,7 +73,7 @@ class Training:
     stage: StageConfig
     module: Any
     """The TokenFormerModule, in Fabric's wrapper."""
-    model: TokenFormer
+    model: LanguageModel
     """The bare model inside it."""
     optimizer: Any
     """What takes a step, in Fabric's wrapper too: `adamw`, or on every rank a part of it."""
@@ -230,7 +230,8 @@ def _anneal_tau(run: Run, training: Training, state: TrainState) -> None:
     if state.rung.tau_start is not None:
         start, stage = Taus(**state.rung.tau_start), training.stage
         share = state.stage_step / _anneal_steps(run, stage)
-        training.model.set_tau(start.towards(stage.model.tau, share))
+        model, end = cast(TokenFormer, training.model), cast(ModelConfig, stage.model)
+        model.set_tau(start.towards(end.tau, share))
 
 
 def _anneal_steps(run: Run, stage: StageConfig) -> int:
