@@ -12,7 +12,7 @@ from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.scoring import Scorer
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -38,7 +38,7 @@ class Evaluated:
     """Where it comes from."""
     tokenizer: Tokenizer
     """Of the checkpoint."""
-    model: TokenFormer
+    model: LanguageModel
     """In eval mode, on its device."""
     scorer: Scorer
     """With that model."""
