@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from tokengrow.checkpoint.store import load_checkpoint, save_checkpoint
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.evaluation import harness_cli
 from tokengrow.evaluation.harness import TokengrowLM
 from tokengrow.evaluation.published import COLUMNS
 from tokengrow.evaluation.scoring import Scorer
+from tokengrow.model.architectures import build_model
+from tokengrow.model.transformer import TransformerConfig
 
 Command = Callable[..., Any]
 
@@ -163,6 +165,20 @@ def test_other_weights_are_asked_anew(
     results(command("eval", f"source={other}", *words))
     assert len(batches) == 2 * 4
     assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+def test_a_transformer_is_asked_the_same(
+    command: Command,
+    source: Path,
+    tiny_transformer: Callable[..., TransformerConfig],
+    tmp_path: Path,
+) -> None:
+    model = build_model(tiny_transformer())
+    words = {key: getattr(load_checkpoint(source), key) for key in ("tokenizer", "end_of_text")}
+    folder = save_checkpoint(tmp_path / "transformer", replace(Checkpoint.of(model), **words))
+    found = results(command("eval", f"source={folder}", *LAMBADA, "limit=4"))
+    assert found["checkpoint"]["parameters"] == model.config.num_parameters()
+    assert found["scores"][0]["samples"] == 4
 
 
 def test_perplexity_is_one_of_the_tasks(command: Command, source: Path, tmp_path: Path) -> None:

@@ -10,16 +10,23 @@ from torch import Tensor, nn
 
 from tokengrow.evaluation import scoring
 from tokengrow.evaluation.scoring import Scored, Scorer, Window
+from tokengrow.model.architectures import build_model
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.model.tokenformer import LanguageModel
+from tokengrow.model.transformer import TransformerConfig
 
 CONTEXT_LENGTH = 32
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Callable[..., ModelConfig]) -> TokenFormer:
+@pytest.fixture(scope="module", params=["tokenformer", "transformer"])
+def model(
+    request: pytest.FixtureRequest,
+    tiny_model: Callable[..., ModelConfig],
+    tiny_transformer: Callable[..., TransformerConfig],
+) -> LanguageModel:
     """Random, and far from uniform: its likeliest token is clear."""
-    made = TokenFormer(tiny_model(init="published"))
+    kinds = {"tokenformer": tiny_model, "transformer": tiny_transformer}
+    made = build_model(kinds[request.param](init="published"))
     generator = torch.Generator().manual_seed(0)
     made.init_weights(generator)
     for weight in made.parameters():
@@ -38,7 +45,7 @@ def windows() -> list[Window]:
     return [Window(ids(1 + 7 * n % 23), ids(1 + 5 * n % 9)) for n in range(20)]
 
 
-def one_by_one(model: TokenFormer, window: Window) -> Tensor:
+def one_by_one(model: LanguageModel, window: Window) -> Tensor:
     """Log-probabilities of a continuation, by the definition, in float64."""
     ids = torch.tensor([[*window.context, *window.continuation]])
     with torch.no_grad():
@@ -48,7 +55,7 @@ def one_by_one(model: TokenFormer, window: Window) -> Tensor:
 
 
 def test_the_sum_is_that_of_a_forward_pass_of_each(
-    model: TokenFormer, windows: list[Window]
+    model: LanguageModel, windows: list[Window]
 ) -> None:
     for window, scored in zip(windows, Scorer(model, 8).score(windows), strict=True):
         expected = one_by_one(model, window)
@@ -58,7 +65,7 @@ def test_the_sum_is_that_of_a_forward_pass_of_each(
 
 @pytest.mark.parametrize("batch_size", [16, None])
 def test_one_by_one_and_in_batches_agree(
-    model: TokenFormer, windows: list[Window], batch_size: int | None
+    model: LanguageModel, windows: list[Window], batch_size: int | None
 ) -> None:
     alone, together = (Scorer(model, size).score(windows) for size in (1, batch_size))
     for one, other in zip(alone, together, strict=True):
@@ -67,7 +74,7 @@ def test_one_by_one_and_in_batches_agree(
 
 
 def test_padding_does_not_change_a_bit_whatever_stands_in_it(
-    model: TokenFormer, windows: list[Window], monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, windows: list[Window], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for padding in (0, 17, 511):
@@ -77,7 +84,7 @@ def test_padding_does_not_change_a_bit_whatever_stands_in_it(
 
 
 def test_a_continuation_that_the_model_would_write_is_greedy(
-    model: TokenFormer, windows: list[Window]
+    model: LanguageModel, windows: list[Window]
 ) -> None:
     context = [*windows[0].context, *windows[1].context]
     written = list(context)
@@ -91,7 +98,7 @@ def test_a_continuation_that_the_model_would_write_is_greedy(
 
 
 def test_what_does_not_fit_is_cut_off_on_the_left(
-    model: TokenFormer, windows: list[Window]
+    model: LanguageModel, windows: list[Window]
 ) -> None:
     long = [token for window in windows for token in window.context]
     continuation = windows[0].continuation
@@ -178,7 +185,7 @@ class TestForwardPasses:
     ],
 )
 def test_what_cannot_be_scored_is_refused(
-    model: TokenFormer, context: list[int], continuation: list[int], message: str
+    model: LanguageModel, context: list[int], continuation: list[int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Scorer(model).score([Window([1], [2]), Window(context, continuation)])

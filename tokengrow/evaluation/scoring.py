@@ -7,13 +7,14 @@ padding changes nothing. Windows that give the model the same ids share one row 
 Shapes: `B` rows of a batch, `T` sequence, `V` vocabulary, `M` scored tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from tokengrow.model.tokenformer import LanguageModel
 
 PADDING = 0
 """The id behind a row's end. Any would do."""
@@ -26,26 +27,6 @@ SHARE_OF_MEMORY = 0.8
 
 ROWS_AT_ONCE = 1024
 """Positions whose float32 log-probabilities, [rows, V], are held at once."""
-
-
-class Sizes(Protocol):
-    """What is asked of a model's config."""
-
-    @property
-    def context_length(self) -> int:
-        """The most ids that the model takes."""
-
-
-class LanguageModel(Protocol):
-    """A causal model: logits [B, T, V] of [B, T] ids."""
-
-    @property
-    def config(self) -> Sizes:
-        """Its sizes."""
-
-    def __call__(self, ids: Tensor) -> Tensor: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 @dataclass(frozen=True)
