@@ -112,6 +112,8 @@ def checkout(tmp_path: Path) -> Path:
 def test_the_commit_of_a_checkout_and_whether_its_files_differ(checkout: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")
     assert commit_of(checkout) == (commit, False)
+    (checkout / "notes.txt").write_text("somebody's")
+    assert commit_of(checkout) == (commit, False)
     (checkout / "code.py").write_text("two")
     assert commit_of(checkout) == (commit, True)
 

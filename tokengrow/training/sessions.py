@@ -54,7 +54,7 @@ class Session:
     commit: str | None
     """Of its repository, if it is a checkout."""
     dirty: bool | None
-    """Whether that differs from its commit; null: no checkout."""
+    """Whether files of that differ from it, others than new ones; null: no checkout."""
     python: str
     torch: str
     cuda: str | None
@@ -119,7 +119,8 @@ def recorded(run: Path, session: Session) -> Iterator[None]:
 
 
 def commit_of(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of a checkout, and whether its files differ from it; None where there is none.
+    """The commit of a checkout, and whether one of its files was changed since; None where there is
+    none.
 
     Args:
         root: the repository's own folder. A folder inside of somebody else's is no checkout.
@@ -133,7 +134,7 @@ def commit_of(root: Path) -> tuple[str | None, bool | None]:
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):  # no git, or it does not trust the folder
         return None, None
 
