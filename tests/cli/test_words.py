@@ -45,6 +45,21 @@ def test_a_prompt_is_taken_to_the_letter(prompt: str, composed: Composed) -> Non
     assert composed("generate", "source=x", *words)["prompt"] == prompt
 
 
+@pytest.mark.parametrize(
+    ("word", "read"),
+    [
+        ("source=runs/sweep/optim.lr=0.001", "source='runs/sweep/optim.lr=0.001'"),
+        ("runs=[runs/s/arm=grown,runs/b]", "runs=['runs/s/arm=grown',runs/b]"),
+        ("runs=[runs/b, runs/s/a=1]", "runs=[runs/b, 'runs/s/a=1']"),
+        ("out='runs/s/a=1'", "out='runs/s/a=1'"),
+        ("out=runs/plain", "out=runs/plain"),
+        ("source=runs/s/a=1,runs/b", "source='runs/s/a=1',runs/b"),
+    ],
+)
+def test_a_path_may_hold_an_equals_sign_as_the_folders_of_a_sweep_do(word: str, read: str) -> None:
+    assert as_hydra_reads_it(word) == [read]
+
+
 def test_a_stage_takes_a_key_that_its_recipe_does_not_list(composed: Composed) -> None:
     words = ["stages.large.optim.lr=2e-3", "stages.medium.model.tokens.ffn=600"]
     words += ["stages.medium.plateau.patience=5", "stages.small.steps=null"]

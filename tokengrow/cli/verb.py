@@ -33,6 +33,12 @@ for which launchers try again."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
+FOLDERS = ("source", "out", "store", "runs")
+"""Keys whose values are paths, or a list of them."""
+
+UNQUOTED_PATH = r"[^\s\[\],'\"][^\[\],'\"]*=[^\[\],'\"]*(?=[\],]|$)"
+"""One such path, with an equals sign, which Hydra reads inside of quotes alone."""
+
 STAGE_KEYS = r"((model|optim|plateau)(\.\w+)+|steps|tokens|flops|plateau)"
 """What of a stage the command line may give though its recipe does not."""
 
@@ -110,9 +116,9 @@ def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
 
 
 def as_hydra_reads_it(word: str) -> list[str]:
-    """An argument of the command line in Hydra's grammar, for two keys that are not plain values.
+    """An argument of the command line in Hydra's grammar, for keys that are not plain values.
 
-    A prompt is text, whatever it holds: it is quoted. A stage has keys that the recipe need not
+    A prompt is text, whatever it holds: it is quoted, and so is a path with an equals sign. A stage has keys that the recipe need not
     list, so they are added where they are not there; a change of nothing goes before them, which
     Hydra refuses where the stage itself is not there.
     """
@@ -121,6 +127,12 @@ def as_hydra_reads_it(word: str) -> list[str]:
         # Hydra: a quote is escaped by a backslash, and backslashes before a quote are doubled.
         value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
         return [f"prompt='{value}'".replace("${", "\\${")]
+    if key in FOLDERS:  # those of a sweep are named optim.lr=0.001
+        return [f"{key}{equals}{re.sub(UNQUOTED_PATH, _quoted, value)}"]
     if stage := re.fullmatch(rf"(stages\.[^.]+)\.{STAGE_KEYS}", key):
         return [f"{stage[1]}={{}}", f"++{word}"]
     return [word]
+
+
+def _quoted(path: re.Match[str]) -> str:
+    return f"'{path[0]}'"
