@@ -17,7 +17,7 @@ VERBS = {
         "source=PATH to=tokengrow|hf|neox out=DIR",
         "published weights and YAMLs, in and out",
     ),
-    "eval": ("source=DIR tasks=[NAME,...]", "tasks of the lm-evaluation-harness"),
+    "eval": ("source=DIR tasks=[NAME,...]", "tasks of the lm-evaluation-harness, perplexity"),
     "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
     "bench": ("suite=pattention|step|decode", "how fast it is here, beside its peers"),
 }
