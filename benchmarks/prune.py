@@ -27,10 +27,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.loader import spread_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.growth.prune import (
-    Activity,
-    Layer,
     kept_rows,
-    measure_activity,
     pruning_drift,
     rank,
     rescaled_tau,
@@ -38,6 +35,7 @@ from tokengrow.growth.prune import (
 )
 from tokengrow.growth.tensors import pattention_name
 from tokengrow.growth.verify import Drift
+from tokengrow.model.activity import Activity, Layer, measure_activity
 from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import TokenFormer, pattention_layers
 
@@ -74,7 +72,7 @@ def ranked_by(
             "scores": each.share * value**2,
             "random": torch.rand(len(key), generator=generator),
         }
-        ranked[number, role] = Activity(by[ranking], each.share)
+        ranked[number, role] = replace(each, contribution=by[ranking])
     return ranked
 
 
@@ -109,7 +107,7 @@ def drifts(
 ) -> Iterator[tuple[str, float, str, str, ModelConfig, list[Drift]]]:
     """(roles, share, ranking, tau, config, drift of each seed) of every pruning."""
     model = TokenFormer.from_weights(source.config, source.weights, torch.float32)
-    activity = measure_activity(model, text[:, :-1])
+    activity = measure_activity(source.config, source.weights, text[:, :-1])
     for part, roles in PARTS.items():
         for share in SHARES:
             sizes = asdict(source.config.tokens)

@@ -7,6 +7,9 @@ from typing import NoReturn
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+ARMS = "arm"
+"""Name of the group of a study's recipe that a sweep goes through."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -19,9 +22,10 @@ def data_root() -> Path:
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the recipes that come with the package, without the arms of their studies."""
     folder = data_root() / "recipes"
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+    return sorted(name.as_posix() for name in names if name.parent.name != ARMS)
 
 
 def cache_dir() -> Path:

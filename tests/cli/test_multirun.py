@@ -11,7 +11,7 @@ from hydra.errors import MissingConfigException
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli import train as verb
 from tokengrow.cli.explain import explain
-from tokengrow.cli.sweep_rows import Row, folder_name, sweep_table
+from tokengrow.cli.sweep_rows import Row, folder_name, short_groups, sweep_table
 from tokengrow.data.store import TokenStore
 from tokengrow.training.stop import Stopped
 
@@ -276,6 +276,15 @@ def test_a_folder_is_named_after_what_its_job_sets() -> None:
     name = folder_name(settings)
     assert name.startswith("optim.lr=0.0003,store=_data_a_b,model.tokens=_ffn__8_-")
     assert name != folder_name(settings | {"store": "/data_a b"}), "a hash tells them apart"
+
+
+def test_a_nested_group_goes_by_its_last_word_unless_another_has_the_same() -> None:
+    assert short_groups({"recipes/study/tiny/arm": "grown", "seed": "0"}) == {
+        "arm": "grown",
+        "seed": "0",
+    }
+    same = {"recipes/a/arm": "grown", "recipes/b/arm": "small"}
+    assert short_groups(same) == same
 
 
 def test_long_names_are_cut_and_stay_different() -> None:

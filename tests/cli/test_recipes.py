@@ -30,7 +30,7 @@ from tokengrow.model.config import ModelConfig
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.paths import data_root
+from tokengrow.paths import data_root, recipes
 from tokengrow.training.budget import run_budget
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
@@ -40,10 +40,7 @@ from tokengrow.training.optim import OptimConfig
 Sources = Callable[[str], Path]
 Composed = Callable[..., dict[str, Any]]
 
-RECIPES = sorted(
-    path.relative_to(data_root() / "recipes").with_suffix("").as_posix()
-    for path in (data_root() / "recipes").rglob("*.yaml")
-)
+RECIPES = recipes()
 OPTIONS = sorted(
     path.relative_to(data_root() / "conf").with_suffix("").as_posix()
     for path in (data_root() / "conf").glob("*/**/*.yaml")

@@ -28,7 +28,7 @@ Stages = Callable[..., tuple[StageConfig, ...]]
 def stages(composed: Callable[..., dict[str, Any]]) -> Stages:
     """`stages(a, b, ..., *words)`: of a ladder whose entries are these mappings, named in order."""
 
-    def resolve(*given: dict[str, Any] | str) -> tuple[StageConfig, ...]:
+    def resolve(*given: dict[str, Any] | str | None) -> tuple[StageConfig, ...]:
         entries = [entry for entry in given if not isinstance(entry, str)]
         words = [word for word in given if isinstance(word, str)]
         values = composed("train", "model=tiny", "batch_size=16", *words)
@@ -79,6 +79,35 @@ def test_a_budget_worth_whole_updates_is_not_rounded_up(stages: Stages) -> None:
 def test_the_cap_of_a_dry_run_holds_for_budgets_too(stages: Stages) -> None:
     (stage,) = stages({"tokens": 1e9}, "max_steps_per_stage=2")
     assert stage.steps == 2
+
+
+def test_the_last_stage_gets_what_the_others_leave_of_the_runs_flops(stages: Stages) -> None:
+    grown = {"model": {"tokens": {"ffn": 1024}}}
+    small, large = stages({"steps": 955}, grown, "flops=2e13")
+    # By the figures above: 955 updates of the small size are 1.00008e13.
+    assert (small.steps, large.steps) == (955, 497)
+    (alone,) = stages({}, "flops=2e13")
+    assert alone.steps == 1910  # 2e13 / (2048 x 5,113,344) = 1909.9
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ({"steps": 5}, r"^stages\.b\.steps and flops cannot both be given.*stages\.b\.steps=null"),
+        ({"tokens": 5}, r"^stages\.b\.tokens and flops cannot both be given"),
+        ({}, r"^flops leaves nothing for stages\.b: the stages before it take 4\.71e\+10 more"),
+    ],
+)
+def test_flops_of_a_run_that_the_last_stage_cannot_take_are_refused(
+    stages: Stages, last: dict[str, Any], said: str
+) -> None:
+    # Ten updates of the first stage: 10 x 2048 x 5,113,344 = 1.0472e11.
+    with pytest.raises(UserError, match=said):
+        stages({"steps": 10}, last, "flops=5.76e10")
+
+
+def test_a_stage_that_is_null_is_none(stages: Stages) -> None:
+    assert [stage.name for stage in stages({"steps": 1}, None, {"steps": 1})] == ["a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,14 @@
 
 import pytest
 
-from tokengrow.evaluation.format import bytes_text, count, power, three_digits
+from tokengrow.evaluation.format import (
+    bytes_text,
+    count,
+    exponent,
+    power,
+    shortened,
+    three_digits,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,3 +41,13 @@ def test_a_power_of_ten_has_three_digits_and_no_plus(number: float, text: str) -
 )
 def test_small_and_large_quantities_have_three_digits(number: float, text: str) -> None:
     assert three_digits(number) == text
+
+
+def test_a_small_quantity_has_its_order_and_nothing_is_0() -> None:
+    assert [exponent(number) for number in (7.12e-15, 0.0)] == ["7.1e-15", "0"]
+
+
+def test_of_a_long_name_the_middle_is_left_out() -> None:
+    assert shortened("large-scratch", 13) == "large-scratch"
+    assert shortened("large-scratch", 9) == "larg…atch"
+    assert len(shortened("large-scratch", 8)) == 8

@@ -1,13 +1,11 @@
-"""The table and the plot of a ladder."""
+"""The table of a ladder, as a terminal shows it."""
 
-import struct
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tokengrow.evaluation.report import plot_loss_against_flops, rung_table
+from tokengrow.evaluation.report import rung_table
 
 RUNGS: list[dict[str, Any]] = [
     {
@@ -28,12 +26,6 @@ RUNGS: list[dict[str, Any]] = [
         "loss_end": 4.5,
         "drift": 3.3e-16,
     },
-]
-VALIDATION = [
-    {"stage": 0, "step": 0, "tokens": 0, "flops": 0.0, "loss": 6.25},
-    {"stage": 0, "step": 8, "tokens": 1_000, "flops": 2e8, "loss": 5.123456},
-    {"stage": 1, "step": 8, "tokens": 1_000, "flops": 2e8, "loss": 5.123456},
-    {"stage": 1, "step": 12, "tokens": 1_500, "flops": 4e9, "loss": 4.5},
 ]
 
 
@@ -62,25 +54,3 @@ def test_the_table_says_what_its_columns_are() -> None:
 def test_a_loss_that_is_not_there_yet_is_a_dash() -> None:
     *_, row = lines_of([{**RUNGS[0], "loss_end": None}])
     assert row[-2:] == ["-", "-"]
-
-
-def test_the_plot_is_a_png_of_1200_by_720(tmp_path: Path) -> None:
-    path = plot_loss_against_flops(RUNGS, VALIDATION, tmp_path / "plot.png")
-    content = path.read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", content[16:24]) == (1200, 720)  # 8 x 4.8 inches at 150 dpi
-    assert len(content) > 10_000, "it shows something"
-
-
-def test_the_plot_shows_the_losses(tmp_path: Path) -> None:
-    plot = plot_loss_against_flops(RUNGS, VALIDATION, tmp_path / "plot.png").read_bytes()
-    worse = [{**row, "loss": row["loss"] + row["step"]} for row in VALIDATION]
-    assert plot_loss_against_flops(RUNGS, worse, tmp_path / "worse.png").read_bytes() != plot
-
-
-def test_the_plot_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    before = plt.get_backend(), plt.get_fignums()
-    plot_loss_against_flops(RUNGS, VALIDATION, tmp_path / "plot.png")
-    assert (plt.get_backend(), plt.get_fignums()) == before

@@ -8,16 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tokengrow.errors import UserError
 from tokengrow.growth.engine import carry_out
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import (
-    Activity,
     Pruned,
     kept_moments,
-    measure_activity,
     plan_pruning,
     prune,
     rank,
@@ -25,6 +22,7 @@ from tokengrow.growth.prune import (
     row_indices,
 )
 from tokengrow.growth.tokens import token_tensors
+from tokengrow.model.activity import Activity, measure_activity
 from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 
@@ -88,38 +86,9 @@ def test_what_a_growth_by_zero_keys_appended_goes_and_the_source_is_back_bit_for
     assert set(back.report["kept_contribution"].values()) <= {1.0}
 
 
-@pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm", "softmax"])
-def test_a_contribution_is_the_mean_squared_length_of_what_a_token_adds_to_the_output(
-    random_model: RandomModel, sized: Sized, activation: str
-) -> None:
-    model = random_model(sized(3, activation=activation), dtype=torch.float32)
-    outputs: list[Tensor] = []
-    model.blocks[0].ffn.register_forward_hook(lambda *called: outputs.append(called[2]))
-    found = measure_activity(model, TEXT[:, :-1])[0, "ffn"].contribution
-    outputs.clear()
-    values = model.blocks[0].ffn.value_param_tokens
-    with torch.no_grad():
-        model(TEXT[:, :-1])
-        for token in range(6):
-            held, values[token] = values[token].clone(), 0.0  # it weighs what it did, and adds none
-            model(TEXT[:, :-1])
-            values[token] = held
-    added = torch.stack([(outputs[0] - without).square().sum(-1).mean() for without in outputs[1:]])
-    torch.testing.assert_close(found.float(), added, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm", "softmax"])
-def test_the_shares_of_a_layer_add_up_to_one(
-    random_model: RandomModel, sized: Sized, activation: str
-) -> None:
-    model = random_model(sized(6, activation=activation), dtype=torch.float32)
-    for each in measure_activity(model, TEXT[:, :-1]).values():
-        assert each.share.sum().item() == pytest.approx(1, abs=1e-5)
-        assert bool((each.share >= 0).all())
-
-
 def activity(contribution: list[float], share: list[float]) -> Activity:
-    return Activity(*(torch.tensor(each, dtype=torch.float64) for each in (contribution, share)))
+    columns = (contribution, share, share)  # of the scores themselves pruning knows nothing
+    return Activity(*(torch.tensor(each, dtype=torch.float64) for each in columns))
 
 
 def test_the_largest_contributions_of_each_layer_stay_in_their_order(sized: Sized) -> None:
@@ -169,7 +138,7 @@ def test_rows_and_weights_of_kept_tokens_are_those_of_the_source(
 ) -> None:
     model = random_model(sized(6))
     before, found = model.to_weights(), pruned(model, sized(4))
-    kept = row_indices(rank(measure_activity(model.float(), TEXT[:, :-1]), sized(4)))
+    kept = row_indices(rank(measure_activity(model.config, before, TEXT[:, :-1]), sized(4)))
     assert found.config.tokens == sized(4).tokens
     for name, tensor in before.items():
         if name in token_tensors(model.config):
@@ -184,12 +153,12 @@ def test_dropping_what_contributes_most_would_move_the_model_further(
 ) -> None:
     model = random_model(sized(20), dtype=torch.float32)
     found = pruned(model, sized(15))
+    weights = model.to_weights()
     low = {
-        layer: Activity(-each.contribution, each.share)
-        for layer, each in measure_activity(model, TEXT[:, :-1]).items()
+        layer: replace(each, contribution=-each.contribution)
+        for layer, each in measure_activity(model.config, weights, TEXT[:, :-1]).items()
     }
     worst = rank(low, sized(15))
-    weights = model.to_weights()
     for name, rows in row_indices(worst).items():
         weights[name] = weights[name][rows]
     config = replace(sized(15), tau=rescaled_tau(low, worst, model.config))

@@ -83,6 +83,32 @@ def test_old_entries_go_on_and_new_ones_begin_as_in_optimizers_of_their_own(
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-14)
 
 
+def test_parameters_side_by_side_move_as_each_would_alone() -> None:
+    # What follows from ages is worked out once for those alike, so here are three of two kinds.
+    pasts = [gradients(1, 30), gradients(1, 30), gradients(1, 7)]
+    alone = [aged((0.9, 0.95), past) for past in pasts]
+    beside = [aged((0.9, 0.95), past) for past in pasts]
+    together = AgedAdamW(
+        [{"params": [parameter for parameter, _, _ in beside], "weight_decay": DECAY}],
+        lr=LR,
+        betas=(0.9, 0.95),
+    )
+    for parameter, optimizer, _ in beside:
+        together.state[parameter] = optimizer.state[parameter]
+    together.set_ages(
+        {parameter: optimizer.ages()[parameter] for parameter, optimizer, _ in beside}
+    )
+    together.begin_stage(NO_WARMUP, done=0)
+    for gradient in gradients(2, 12):
+        for parameter, optimizer, _ in alone:
+            run(optimizer, parameter, [gradient])
+        for parameter, _, _ in beside:
+            parameter.grad = gradient.clone()
+        together.step()
+    for (expected, _, _), (found, _, _) in zip(alone, beside, strict=True):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("betas", BETAS)
 def test_with_one_count_for_all_the_first_update_of_a_new_entry_would_be_another(
     betas: tuple[float, float],

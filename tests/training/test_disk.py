@@ -26,7 +26,7 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training import saver
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.resume import CONFIG_FILE
+from tokengrow.training.resume import RECORDS
 
 Runs = Callable[..., TrainConfig]
 
@@ -255,12 +255,13 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_goes_on(
 # What a kill leaves
 
 
-def test_half_a_config_is_overlooked_and_cleared_up(
-    tiny_run: Runs, store: TokenStore, tmp_path: Path
+@pytest.mark.parametrize("name", RECORDS)
+def test_half_a_record_is_overlooked_and_cleared_up(
+    name: str, tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path / "run", rungs=(8,), steps=1, resume="never")
     (tmp_path / "run").mkdir()
-    leftover = tmp_path / "run" / f"{CONFIG_FILE}.123.tmp"
+    leftover = tmp_path / "run" / f"{name}.123.tmp"
     leftover.write_text("out: ru")
     fit(run, store)
     assert not leftover.exists()

@@ -14,7 +14,7 @@ import torch
 from killed import Killed, killed_at, same_bits
 from torch import Tensor
 
-from tokengrow.checkpoint.layout import WEIGHTS, find_checkpoints
+from tokengrow.checkpoint.layout import SESSIONS, WEIGHTS, find_checkpoints
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.megatron import export_store
 from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
@@ -26,7 +26,7 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
 from tokengrow.training import stage
-from tokengrow.training.fit import PLOT_FILE, FitResult, fit
+from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.module import TokenFormerModule
@@ -95,8 +95,6 @@ def test_the_lineage_names_what_each_size_was_grown_from(climbed: FitResult) -> 
 def test_a_run_leaves_a_validation_history(climbed: FitResult) -> None:
     history = [(row["stage"], row["step"]) for row in climbed.state.validation]
     assert history == [(0, 0), (0, 3), (0, 6), (1, 6), (1, 9), (1, 12), (2, 12), (2, 15), (2, 18)]
-    assert climbed.plot == out_of(climbed) / PLOT_FILE
-    assert climbed.plot.is_file()
 
 
 def test_micro_batches_change_the_losses_by_rounding_alone(
@@ -299,7 +297,7 @@ def test_with_one_checkpoint_to_keep_the_stage_ends_remain(
 def test_nothing_temporary_is_left_beside_the_checkpoints(climbed: FitResult) -> None:
     assert sorted(path.name for path in out_of(climbed).iterdir()) == [
         "config.yaml",
-        PLOT_FILE,
+        SESSIONS,
         "step_00000006",
         "step_00000012",
         "step_00000016",

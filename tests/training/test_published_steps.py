@@ -109,7 +109,7 @@ def trained(
 @pytest.fixture(scope="module")
 def logged(trained: FitResult) -> list[dict[str, Any]]:
     """One row per update."""
-    with (trained.plot.parent / "logs" / "version_0" / "metrics.csv").open() as file:
+    with (trained.checkpoint.folder.parent / "logs" / "version_0" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
     return rows

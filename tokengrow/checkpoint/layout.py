@@ -2,7 +2,7 @@
 
     step_00001000/
         model.safetensors  optimizer.safetensors  train_state.json
-        config.yaml  lineage.json  tokenizer.json
+        config.yaml  lineage.json  tokenizer.json  times.json
         COMPLETE
 
 COMPLETE is written last and holds every file's size and SHA-256. Without it there is no
@@ -22,7 +22,11 @@ TRAIN_STATE = "train_state.json"
 CONFIG = "config.yaml"
 LINEAGE = "lineage.json"
 TOKENIZER = "tokenizer.json"
+TIMES = "times.json"
 COMPLETE = "COMPLETE"
+
+RUN_CONFIG, SESSIONS = "config.yaml", "sessions.json"
+"""In a run's folder, beside its checkpoints: the resolved recipe, and where it was trained."""
 
 ALWAYS = {WEIGHTS, TRAIN_STATE, CONFIG, LINEAGE}
 """The files that no checkpoint lacks."""

@@ -40,6 +40,9 @@ class Checkpoint:
     """The resolved recipe that made it."""
     lineage: Sequence[Mapping[str, Any]] = ()
     """One entry per growth or pruning, oldest first."""
+    times: Mapping[str, Any] = field(default_factory=dict)
+    """Wall time behind it; see `tokengrow.training.clock`. Apart from `train_state`, which is the
+    same however often a run was killed."""
     tokenizer: str | None = None
     """The tokenizer's JSON."""
     end_of_text: str | None = None
@@ -207,6 +210,8 @@ def write_description(folder: Path, checkpoint: Checkpoint) -> None:
     write_yaml(folder / layout.CONFIG, config)
     _write_json(folder / layout.TRAIN_STATE, checkpoint.train_state)
     _write_json(folder / layout.LINEAGE, checkpoint.lineage)
+    if checkpoint.times:
+        _write_json(folder / layout.TIMES, checkpoint.times)
     if checkpoint.tokenizer is not None:
         (folder / layout.TOKENIZER).write_bytes(checkpoint.tokenizer.encode())
 
@@ -218,7 +223,7 @@ def _read_files(folder: Path, tensors: bool, streamed: bool) -> Checkpoint:
         return TensorFile(path) if streamed else load_file(path)
 
     config = read_yaml(folder / layout.CONFIG)
-    tokenizer = folder / layout.TOKENIZER
+    tokenizer, times = folder / layout.TOKENIZER, folder / layout.TIMES
     return Checkpoint(
         config=_model_config(folder, config["model"]),
         weights=read(folder / layout.WEIGHTS),
@@ -226,6 +231,7 @@ def _read_files(folder: Path, tensors: bool, streamed: bool) -> Checkpoint:
         train_state=_read_json(folder / layout.TRAIN_STATE),
         run=config["run"],
         lineage=_read_json(folder / layout.LINEAGE),
+        times=_read_json(times) if times.is_file() else {},
         tokenizer=tokenizer.read_bytes().decode() if tokenizer.is_file() else None,
         end_of_text=config["end_of_text"],
         folder=folder,

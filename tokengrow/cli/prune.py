@@ -9,12 +9,10 @@ from rich.console import Console
 
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
-from tokengrow.cli.resolve import Recipe, TrainArguments, plain, resolve_model, without_nulls
-from tokengrow.cli.train import open_tokens
+from tokengrow.cli.recorded import open_text
+from tokengrow.cli.resolve import plain, resolve_model, without_nulls
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
-from tokengrow.data.mixture import open_store
-from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.growth.plan import KEPT
@@ -22,8 +20,6 @@ from tokengrow.growth.prune import plan_pruning
 from tokengrow.model.architectures import KEY, as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.boundary import prune_checkpoint
-from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.optim import OptimConfig
 from tokengrow.typed import typed
 
 
@@ -78,58 +74,6 @@ def resolve_pruning(changes: dict[str, Any], source: ModelConfig) -> ModelConfig
         if key in without_nulls(changes):
             raise UserError(f"model.{key} cannot be set here: pruning takes it from the source")
     return plan_pruning(source, cast(ModelConfig, resolve_model(changes, source)))
-
-
-def open_text(store: str | None, source: Checkpoint, console: Console) -> TokenSource:
-    """The tokens of the store that is given, else those that the source was trained on.
-
-    Raises:
-        UserError: neither can be opened, or its tokens are another tokenizer's.
-    """
-    tokens = open_store(Path(store)) if store else _recorded_text(source, console)
-    place = f"store={store}" if store else "the text of the source's run"
-    theirs = source.tokenizer not in (None, tokens.tokenizer().to_json())
-    if theirs or tokens.vocab_size > source.config.vocab_size:
-        raise UserError(
-            f"{place} holds the tokens of another tokenizer than the source's: give a store= that "
-            "was made with the source's tokenizer.json"
-        )
-    return tokens
-
-
-def _recorded_text(source: Checkpoint, console: Console) -> TokenSource:
-    """The text that the source's run recorded, in the source's own tokens."""
-    recorded = source.run.get("tokens_from")
-    if not recorded:
-        raise UserError("source records no text, as no run made it: give store=DIR")
-    stage = StageConfig(name="prune", steps=1, model=source.config, optim=OptimConfig())
-    run = TrainConfig(
-        out="",
-        stages=(stage,),
-        source=str(source.folder),
-        seed=source.run["seed"],
-        batch_size=source.run["batch_size"],
-        micro_batch_size=source.run["micro_batch_size"],
-    )
-    recipe = Recipe(
-        name=stage.name,
-        source=run.source,
-        stages={},
-        model={},
-        optim={},
-        batch_size=run.batch_size,
-        max_steps_per_stage=None,
-        store=recorded["store"],
-        data=recorded["data"],
-        tokenizer={},  # that of the source
-        prompt="",
-    )
-    try:
-        return open_tokens(TrainArguments(run=run, recipe=recipe), console)
-    except UserError as error:
-        raise UserError(
-            f"the text of the source's run cannot be opened ({error}): give store=DIR"
-        ) from None
 
 
 def show(

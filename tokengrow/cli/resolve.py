@@ -76,13 +76,15 @@ class Recipe:
     source: str | None
     """Checkpoint or run from which the first stage starts."""
     stages: dict[str, Any]
-    """Name to StageEntry, smallest first."""
+    """Name to StageEntry, smallest first; null: no such stage."""
     model: dict[str, Any]
     """Sizes of the first stage."""
     optim: dict[str, Any]
     """Settings of every stage."""
     batch_size: int
     """Sequences in an update."""
+    flops: float | None = None
+    """Of the whole run; the last stage, if it has no length, gets what the others leave."""
     max_steps_per_stage: int | None
     """Cap on every stage's steps."""
     store: str | None
@@ -161,21 +163,27 @@ def resolve_stages(
     resolved: list[StageConfig] = []
     previous = source.config if source else None
     typed(OptimConfig, recipe.optim, "optim")  # its mistakes are its own, not the first stage's
-    for name, stage in recipe.stages.items():
+    entries = {name: entry for name, entry in recipe.stages.items() if entry is not None}
+    left = recipe.flops
+    for name, stage in entries.items():
         where = f"stages.{name}"
-        entry = typed(StageEntry, stage or {}, where)
+        entry = typed(StageEntry, stage, where)
         changes = entry.model if resolved else _overlay(recipe.model, entry.model)
         where_model = f"{where}.model" if resolved else "model"
         if previous is None:
             target = resolve_model(changes, where=where_model)
         else:
             target = resolve_growth(changes, previous, where_model, growth).settled
+        if is_last := len(resolved) == len(entries) - 1:
+            entry = with_what_is_left(entry, left, where)
         steps = resolve_steps(entry, target, recipe.batch_size, where)
+        if left is not None:
+            left -= steps * recipe.batch_size * target.context_length * target.flops_per_token()
         settings = dict(recipe.optim)
-        if settings.get("schedule") == "wsd" and len(resolved) < len(recipe.stages) - 1:
+        if settings.get("schedule") == "wsd" and not is_last:
             settings["schedule"] = "constant"  # the next stage grows before the decay
         if not resolved:
-            _check_grows(recipe, target)
+            _check_grows(entries, target)
         before = resolved[-1] if resolved else source
         resolved.append(
             StageConfig(
@@ -190,10 +198,37 @@ def resolve_stages(
     return tuple(resolved)
 
 
-def _check_grows(recipe: Recipe, first: LanguageModelConfig) -> None:
+def with_what_is_left(entry: StageEntry, left: float | None, where: str) -> StageEntry:
+    """The last stage, with the FLOPs that those before it leave of the run's.
+
+    Args:
+        entry: the stage; its length is its own unless the run has FLOPs.
+        left: of the run's FLOPs; None: the run has none.
+        where: the stage's name in error messages.
+
+    Raises:
+        UserError: the stage has a length besides, or nothing is left for it.
+    """
+    if left is None:
+        return entry
+    for key in LENGTHS:
+        if getattr(entry, key) is not None:
+            raise UserError(
+                f"{where}.{key} and flops cannot both be given: with flops, that of the whole run, "
+                f"the last stage gets what is left; set {where}.{key}=null, or flops=null"
+            )
+    if left <= 0:
+        raise UserError(
+            f"flops leaves nothing for {where}: the stages before it take {-left:.3g} more; raise "
+            "flops, or make them shorter"
+        )
+    return replace(entry, flops=left)
+
+
+def _check_grows(stages: Values, first: LanguageModelConfig) -> None:
     """Refuses stages that would change a model that does not grow, all of them at once."""
-    later = list(recipe.stages.items())[1:]
-    names = [name for name, stage in later if without_nulls((stage or {}).get("model") or {})]
+    later = list(stages.items())[1:]
+    names = [name for name, stage in later if without_nulls(stage.get("model") or {})]
     if names and not first.grows:
         dropped = " ".join(f"'~stages.{name}'" for name in names)
         raise UserError(

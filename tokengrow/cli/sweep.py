@@ -25,7 +25,15 @@ from rich.console import Console
 
 from tokengrow.cli.explain import explain, refuse
 from tokengrow.cli.resolve import TrainArguments, plain, resolve_train
-from tokengrow.cli.sweep_rows import DONE, FAILED, Row, folder_name, sweep_table, write_csv
+from tokengrow.cli.sweep_rows import (
+    DONE,
+    FAILED,
+    Row,
+    folder_name,
+    short_groups,
+    sweep_table,
+    write_csv,
+)
 from tokengrow.distributed.launch import find_launch, process_rank
 from tokengrow.errors import UserError
 from tokengrow.files import write_atomically
@@ -93,7 +101,9 @@ class Sweep(Callback):
             overrides: its own, as Hydra lists them.
         """
         varied = [each for each in _parsed(overrides) if each.key_or_group not in self.fixed]
-        settings = {each.key_or_group: str(each.get_value_element_as_str()) for each in varied}
+        settings = short_groups(
+            {each.key_or_group: str(each.get_value_element_as_str()) for each in varied}
+        )
         name = folder_name(settings) or str(number)
         before = self._row(self._file(name)) if self._file(name).exists() else None
         return Row(

@@ -63,6 +63,15 @@ COLUMNS = ("loss", "parameters", "tokens", "flops", "seconds", "status", "error"
 """Of sweep.csv, behind the job and the keys that were varied."""
 
 
+def short_groups(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings whose groups, `recipes/NAME/arm`, go by their last word, where that is one's own."""
+    last = [key.rpartition("/")[2] for key in settings]
+    return {
+        word if last.count(word) == 1 else key: value
+        for (key, value), word in zip(settings.items(), last, strict=True)
+    }
+
+
 def folder_name(settings: Mapping[str, str]) -> str:
     """A job's folder, after what it sets: the same job is found again in a larger sweep."""
     whole = ",".join(f"{key}={value}" for key, value in settings.items())

@@ -30,12 +30,15 @@ from tokengrow.data.store import prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
 from tokengrow.distributed.launch import fabric_run_options, process_rank
 from tokengrow.errors import UserError
-from tokengrow.evaluation.report import rung_table
+from tokengrow.evaluation.report import Report, rung_table
 from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.paths import cache_dir
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
+
+REPORT = "report"
+"""Folder in that of a run."""
 
 SAMPLE = SamplingConfig(max_tokens=96)
 """How the text at the end of a run is sampled."""
@@ -176,16 +179,31 @@ def _tokenizer_config(arguments: TrainArguments) -> TokenizerConfig:
 
 
 def show(console: Console, arguments: TrainArguments, result: FitResult) -> None:
-    """Prints the ladder's table, a sample of the last model, and where everything is."""
+    """Prints the ladder's table and a sample of the last model, writes the run's report, and says
+    where everything is."""
     console.print()
     console.print(rung_table([asdict(rung) for rung in result.state.rungs]))
     sample = sample_text(result.checkpoint, arguments.recipe.prompt, SAMPLE)
     console.print("\n[bold]sample[/]")
     console.print(sample, markup=False, highlight=False)
-    paths = {"checkpoint": result.checkpoint.folder, "plot": result.plot, "run": arguments.run.out}
+    folder = result.checkpoint.folder
+    assert folder is not None
+    paths = {"checkpoint": folder, "report": write_report(folder.parent), "run": folder.parent}
     console.print()
     for what, path in paths.items():
-        console.print(f"{what:<11} {path}", highlight=False, soft_wrap=True)
+        console.print(f"{what:<11} {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_report(run: Path) -> str:
+    """Writes the report of a run into its folder; gives its place, or why there is none: a run
+    that is done does not fail over that."""
+    try:
+        return str(Report.of([run]).write(run / REPORT))
+    except OSError as error:
+        return (
+            f"not written ({error.strerror}): `tokengrow report runs=[{run}] out=DIR` writes it "
+            "elsewhere"
+        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,19 @@ def power(number: float) -> str:
     return f"{number:.2e}".replace("e+0", "e").replace("e+", "e")
 
 
+def shortened(name: str, length: int) -> str:
+    """A name with at most `length` characters: of a long one the middle is left out."""
+    if len(name) <= length:
+        return name
+    end = length // 2
+    return f"{name[: length - 1 - end]}…{name[-end:]}"
+
+
+def exponent(number: float) -> str:
+    """A small quantity by its order: 7.12e-15 is `7.1e-15`, and what is exactly 0 is `0`."""
+    return f"{number:.1e}" if number else "0"
+
+
 def three_digits(number: float) -> str:
     """A quantity that may be small or large: 0.28661 is `0.287`, 1234.5 is `1,234`."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -1,14 +1,149 @@
-"""Tables and plots of a run, from the plain rows that its checkpoints keep."""
+"""Reports of runs: a page, its figures, a table of points and all facts as JSON; and the tables
+that a terminal shows."""
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from tokengrow.evaluation.format import count, table
+from tokengrow import __version__
+from tokengrow.evaluation.format import count, power, shortened, table
+from tokengrow.evaluation.report_data import LeftOut, RunRecord, read_runs
+from tokengrow.evaluation.report_facts import config_differences, lineage_tree, notes
+from tokengrow.evaluation.report_page import duration, page
+from tokengrow.evaluation.report_plots import cost_plot, flops_at_last_size, loss_plots
+from tokengrow.evaluation.report_ratio import RULE, compute_ratios
+from tokengrow.files import write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
+
+PAGE, FACTS, POINTS = "index.html", "report.json", "points.csv"
+FIGURES = ("loss-vs-flops", "loss-vs-flops-end", "loss-vs-tokens", "loss-vs-time", "cost")
+"""PNGs, those that there are."""
+NAMES = {PAGE, FACTS, POINTS, *(f"{name}.png" for name in FIGURES)}
+"""All files that a report may have."""
+
+LONGEST_NAME = 28
+"""Characters of a run's name in a table of 80 columns."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What several runs show beside each other."""
+
+    title: str
+    """Of the page."""
+    runs: Sequence[RunRecord]
+    """In their order."""
+    left_out: Sequence[LeftOut]
+    """What it says nothing of."""
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> "Report":
+        """Reads runs.
+
+        Args:
+            paths: of runs, of checkpoints, or of folders of runs.
+
+        Raises:
+            UserError: a path that is none of these, or no run that has a checkpoint.
+        """
+        runs, left_out = read_runs(paths)
+        title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs beside each other"
+        return cls(title, runs, left_out)
+
+    @property
+    def notes(self) -> list[str]:
+        """What keeps numbers from being compared, or is missing."""
+        return notes(self.runs, self.left_out)
+
+    def values(self) -> dict[str, Any]:
+        """All facts, as JSON holds them."""
+        return {
+            "tokengrow": __version__,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "title": self.title,
+            "notes": self.notes,
+            "runs": [_facts(run) for run in self.runs],
+            "rule": RULE,
+            "ratios": compute_ratios(self.runs),
+            "differences": [asdict(each) for each in config_differences(self.runs)],
+            "lineage": [asdict(each) for each in lineage_tree(self.runs)],
+        }
+
+    def write(self, folder: Path) -> Path:
+        """Writes every file of the report, each whole or not at all; one of its name gives way.
+
+        Returns:
+            The page.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        values = self.values()
+        figures = {**loss_plots(self.runs), "cost": cost_plot(self.runs)}
+        contents = {f"{name}.png": png for name, png in figures.items()}
+        contents[POINTS] = points_csv(self.runs)
+        contents[FACTS] = json.dumps(values, indent=1).encode()
+        contents[PAGE] = page(values, figures).encode()
+        for name in NAMES - contents.keys():
+            (folder / name).unlink(missing_ok=True)
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+        return folder / PAGE
+
+    def table(self) -> Table:
+        """One line per run."""
+        made = table(
+            "Runs (nats per token; costs with what lies behind a source)",
+            "run",
+            ("lowest\nloss", "last\nloss", "para-\nmeters", "tokens", "FLOPs", "wall\ntime"),
+        )
+        for run in self.runs:
+            seconds = run.total_seconds
+            made.add_row(
+                shortened(run.name, LONGEST_NAME),
+                f"{run.lowest.loss:.4f}",
+                f"{run.points[-1].loss:.4f}",
+                count(run.rungs[-1].parameters),
+                count(run.total_tokens),
+                power(run.total_flops),
+                "-" if seconds is None else duration(seconds),
+            )
+        return made
+
+
+def _facts(run: RunRecord) -> dict[str, Any]:
+    """Of one run: all that is read of it but its recipe, and what follows from it."""
+    values = asdict(run)
+    del values["folder"], values["config"], values["weights"], values["lineage"]
+    return {
+        **values,
+        "parameters": run.rungs[-1].parameters,
+        "total_tokens": run.total_tokens,
+        "total_flops": run.total_flops,
+        "total_seconds": run.total_seconds,
+        "lowest_loss": run.lowest.loss,
+        "last_loss": run.points[-1].loss,
+        "flops_at_last_size": flops_at_last_size(run),
+    }
+
+
+def points_csv(runs: Sequence[RunRecord]) -> bytes:
+    """A row for each validation; costs are cumulative."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("run", "rung", "parameters", "step", "tokens", "flops", "seconds", "loss"))
+    for run in runs:
+        for point in run.points:
+            rung = run.rungs[point.rung]
+            costs = point.step, point.tokens, point.flops, point.seconds
+            writer.writerow((run.name, rung.name, rung.parameters, *costs, point.loss))
+    return text.getvalue().encode()
 
 
 def rung_table(rungs: Rows) -> Table:
@@ -42,39 +177,6 @@ def rung_table(rungs: Rows) -> Table:
             "-" if rung["drift"] is None else f"{rung['drift']:.1e}",
         )
     return rows
-
-
-def plot_loss_against_flops(rungs: Rows, validation: Rows, path: Path) -> Path:
-    """Draws validation loss against training FLOPs, one colour per rung, growths marked.
-
-    Args:
-        rungs: `tokengrow.training.state.Rung` as dicts.
-        validation: `TrainState.validation`.
-        path: of the PNG.
-    """
-    # Imported here: it takes half a second that no other command should pay. The object interface
-    # with its own canvas leaves the user's pyplot state and backend alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, rung in enumerate(rungs):
-        rows = [row for row in validation if row["stage"] == index]
-        flops = [row["flops"] for row in rows]
-        label = f"{rung['name']} ({count(rung['parameters'])} parameters)"
-        axes.plot(flops, [row["loss"] for row in rows], marker="o", markersize=3, label=label)
-        if index and rows:
-            axes.axvline(flops[0], color="grey", linestyle=":", linewidth=1)
-            top = axes.get_xaxis_transform()  # x in FLOPs, y from 0 to 1
-            axes.text(flops[0], 0.98, " grown", transform=top, fontsize=8, color="grey", va="top")
-    axes.set_xlabel("training FLOPs")
-    axes.set_ylabel("validation loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    return path
 
 
 def _loss(value: float | None) -> str:

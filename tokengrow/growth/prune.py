@@ -1,9 +1,8 @@
 """Back along the tokens axis: fewer parameter tokens, those kept that contribute most on a text.
 
-A Pattention layer's output is `out = Σ_n f_n v_n`, f_n being the weight of parameter token n after
-the activation and v_n its value. Taking token n away, the other weights held, moves the output at a
-position by f_n v_n, whose squared length is `f_n² ‖v_n‖²`; its mean over the positions of a text is
-the token's *contribution*. Taking a set S away moves the output by the squared length
+A token's contribution is the mean of `f_n² ‖v_n‖²` over the positions of the text, what its own
+absence would move the layer's output by (`tokengrow.model.activity`). Taking a set S away moves the
+output by the squared length
 
     ‖Σ_S f_n v_n‖² = Σ_S f_n² ‖v_n‖² + 2 Σ_{n<m in S} f_n f_m (v_n · v_m),
 
@@ -25,39 +24,25 @@ is exact: `docs/results/prune.md` has the figures.
 A zero key scores 0: with a GELU it contributes nothing and holds no share, so that growth by zero
 keys is undone bit for bit.
 
-Shapes: `B` batch, `T` sequence, `N` parameter tokens, `D` channels of the layer's input.
+Shapes: `B` batch, `T` sequence, `N` parameter tokens.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokengrow.errors import UserError
 from tokengrow.growth.moments import COLUMN_AGE
 from tokengrow.growth.plan import KEPT
 from tokengrow.growth.tensors import State, pattention_name
 from tokengrow.growth.verify import Drift, measure_drift
+from tokengrow.model.activity import Activity, Layer, measure_activity
 from tokengrow.model.config import ROLES, ModelConfig, Taus
-from tokengrow.model.pattention import Pattention
-from tokengrow.model.tokenformer import TokenFormer, pattention_layers
-
-Layer = tuple[int, str]
-"""A Pattention layer: number of its block, and role."""
-
-
-@dataclass
-class Activity:
-    """What the parameter tokens of one layer did on a text, summed over its positions."""
-
-    contribution: Tensor
-    """[N] float64: squared length of what each token added to the output."""
-    share: Tensor
-    """[N] float64: share of each token in the sum that the activation divides by."""
+from tokengrow.model.tokenformer import TokenFormer
 
 
 @dataclass(frozen=True)
@@ -72,6 +57,8 @@ class Pruned:
     """Flat optimizer state, empty if none was given."""
     report: dict[str, Any]
     """What happened: steps, contribution kept, drift; one entry of a lineage."""
+    kept: dict[Layer, Tensor]
+    """Indices of the tokens that stayed in each layer, int64 [N of the pruned model]."""
 
 
 def plan_pruning(source: ModelConfig, requested: ModelConfig) -> ModelConfig:
@@ -124,13 +111,13 @@ def prune(
         text: [B, T + 1] int64 token ids on which tokens are ranked.
         probe: [B, T + 1] int64 token ids, others than `text`, on which the drift is measured.
     """
-    model = TokenFormer.from_weights(source, weights, torch.float32)
-    activity = measure_activity(model, text[:, :-1])
+    activity = measure_activity(source, weights, text[:, :-1])
     kept = rank(activity, target)
     config = replace(target, tau=rescaled_tau(activity, kept, target))
     rows = row_indices(kept)
     smaller = kept_rows(weights, rows)
-    drift = pruning_drift(model, TokenFormer.from_weights(config, smaller, torch.float32), probe)
+    before = TokenFormer.from_weights(source, weights, torch.float32)
+    drift = pruning_drift(before, TokenFormer.from_weights(config, smaller, torch.float32), probe)
     report = {
         "operation": "prune",
         "steps": [{"axis": "tokens", "changes": source.differences(config)}],
@@ -138,45 +125,7 @@ def prune(
         "kept_contribution": kept_contribution(activity, kept),
         "drift": asdict(drift),
     }
-    return Pruned(config, smaller, kept_moments(optimizer, rows, weights), report)
-
-
-@torch.inference_mode()
-def measure_activity(model: TokenFormer, ids: Tensor) -> dict[Layer, Activity]:
-    """Contribution and share of every parameter token of a model.
-
-    One sequence is computed at a time, and every layer's scores [T, N] are summed where they arise.
-
-    Args:
-        model: on the CPU, in float32.
-        ids: [B, T] int64 token ids.
-    """
-    activity: dict[Layer, Activity] = {}
-    hooks = []
-    for number, block in enumerate(model.blocks):
-        for role, layer in pattention_layers(block):
-            zeros = (torch.zeros(len(layer.key_param_tokens), dtype=torch.float64) for _ in "cs")
-            activity[number, role] = Activity(*zeros)
-            hooks.append(layer.register_forward_hook(partial(_add, activity[number, role])))
-    try:
-        for sequence in ids.split(1):
-            model(sequence)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for each in activity.values():
-        each.contribution /= ids.numel()
-        each.share /= ids.numel()
-    return activity
-
-
-def _add(activity: Activity, layer: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
-    """Forward hook: adds what the layer's tokens did at every position of its input [.., D]."""
-    assert isinstance(layer, Pattention)
-    weights, shares = layer.weights_and_shares(inputs[0].flatten(0, -2))  # [B T, N] each
-    lengths = layer.value_param_tokens.double().square().sum(1)  # [N]
-    activity.contribution += weights.square().sum(0, dtype=torch.float64) * lengths
-    activity.share += shares.sum(0, dtype=torch.float64)
+    return Pruned(config, smaller, kept_moments(optimizer, rows, weights), report, kept)
 
 
 def rank(activity: Mapping[Layer, Activity], target: ModelConfig) -> dict[Layer, Tensor]:

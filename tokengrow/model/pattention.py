@@ -48,25 +48,27 @@ class Pattention(nn.Module):
             self.kernel,
         )
 
-    def weights_and_shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def scores_weights_and_shares(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each parameter token does at each position, for those who look inside.
 
         Args:
             x: [..., D_in].
 
         Returns:
-            [..., N] the weight of each token after the activation, and [..., N] its share in the
-            sum that the activation divides by: squares of the scores in `l2_norm_gelu`, squares of
-            what the GELU gives in `gelu_l2_norm`, exponentials in `softmax`.
+            [..., N] the score of each token, [..., N] its weight after the activation, and [..., N]
+            its share in the sum that the activation divides by: squares of the scores in
+            `l2_norm_gelu`, squares of what the GELU gives in `gelu_l2_norm`, exponentials in
+            `softmax`.
         """
         scores = F.linear(x, self.key_param_tokens)
         weights = ACTIVATIONS[self.activation](scores, self.tau)
         if self.activation == "softmax":
-            return weights, weights / self.tau**2
+            return scores, weights, weights / self.tau**2
         if self.activation == "gelu_l2_norm":
-            return weights, (weights / self.tau).square()
+            return scores, weights, (weights / self.tau).square()
         squares = scores.square()
-        return weights, squares / squares.sum(-1, keepdim=True).clamp_min(MIN_NORM**2)
+        norms = squares.sum(-1, keepdim=True).clamp_min(MIN_NORM**2)
+        return scores, weights, squares / norms
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of this layer."""

@@ -24,6 +24,10 @@ from tokengrow.growth.config import GrowthConfig
 
 FLOAT32_ROUNDING = 2.0**-24
 
+Factors = tuple[Tensor, Tensor, Tensor]
+"""What an update multiplies the entries of a parameter, [N, D] or [N], by: them, the root of their
+second moment, and their first moment."""
+
 
 @dataclass(frozen=True)
 class Ages:
@@ -73,6 +77,7 @@ class AgedAdamW(torch.optim.AdamW):
         self._unknown: Tensor | float = 0.0
         self._growth, self._done = GrowthConfig(), 0
         self._steps: dict[Tensor, float] = {}
+        self._kinds: dict[Tensor, int] = {}
         self._grown = False
         self._skip: Tensor | None = None
 
@@ -108,6 +113,21 @@ class AgedAdamW(torch.optim.AdamW):
             for parameter in self._loaded
         }
         self._grown = any(self._has_new(parameter) for parameter in self._loaded)
+        self._kinds = self._numbered_kinds()
+
+    def _numbered_kinds(self) -> dict[Tensor, int]:
+        """Parameter to a number that it shares with those of the same ages and step count.
+
+        The layers of a model are alike in both, and what follows from them is some fifty small
+        operations, which on a GPU would take longer than the update itself.
+        """
+        numbers: dict[Any, int] = {}
+        kinds = {}
+        for parameter, ages in self._here.items():
+            columns = None if ages.columns is None else tuple(ages.columns.tolist())
+            kind = (self._steps[parameter], tuple(ages.rows.tolist()), columns)
+            kinds[parameter] = numbers.setdefault(kind, len(numbers))
+        return kinds
 
     def drop_frozen_gradients(self) -> None:
         """Sets gradients of frozen entries to zero: clipping must not count what does not move."""
@@ -142,9 +162,10 @@ class AgedAdamW(torch.optim.AdamW):
             for parameter, _, _ in aside:
                 parameter.grad = None
             super().step()
+            factors: dict[tuple[int, int], Factors] = {}
             for parameter, gradient, group in aside:
                 parameter.grad = gradient
-                self._update(parameter, gradient, group)
+                self._update(parameter, gradient, group, factors)
             self._updates += 1
         self._skip = self.found_inf = None  # they were of this update alone
         return loss
@@ -213,9 +234,22 @@ class AgedAdamW(torch.optim.AdamW):
         warmed = (self._stage_updates + 1) / max(growth.new_warmup_steps, 1)
         return growth.new_lr_scale * min(warmed, 1.0)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        group: dict[str, Any],
+        factors: dict[tuple[int, int], Factors],
+    ) -> None:
         """AdamW as in Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, with each entry's
-        count and rate."""
+        count and rate.
+
+        Args:
+            parameter: that is updated.
+            gradient: of it.
+            group: of the parameter, with its settings.
+            factors: of this update, by kind of parameter and group; added to.
+        """
         ages = self._here[parameter]
         state = self._state_of(parameter, group)
         tensors = (local(parameter), local(state["exp_avg"]), local(state["exp_avg_sq"]))
@@ -224,30 +258,26 @@ class AgedAdamW(torch.optim.AdamW):
         state["step"] += 1
         oldest = state["step"] - self._held(parameter)
         before = [tensor.clone() for tensor in tensors] if self._frozen else []
-        self._move(tensors, local(gradient), group, ages, oldest)
+        kind = (self._kinds[parameter], id(group))
+        if kind not in factors:
+            factors[kind] = self._factors(group, ages, oldest, parameter.dtype)
+        _move(tensors, local(gradient), group, factors[kind])
         if self._frozen:
             new = ages.per_entry(self._is_new, torch.bool)
             for tensor, old in zip(tensors, before, strict=True):
                 tensor.copy_(torch.where(new, tensor, old))
 
-    def _move(
-        self,
-        tensors: tuple[Tensor, Tensor, Tensor],
-        gradient: Tensor,
-        group: dict[str, Any],
-        ages: Ages,
-        step: Tensor,
-    ) -> None:
-        """Moves a parameter and its two moments.
+    def _factors(
+        self, group: dict[str, Any], ages: Ages, step: Tensor, dtype: torch.dtype
+    ) -> Factors:
+        """What this update multiplies entries by.
 
         Args:
-            tensors: these three, changed in place.
-            gradient: shaped like each of them.
-            group: of the parameter, with its settings.
-            ages: of its entries, when they were loaded.
+            group: the settings.
+            ages: of the entries, when they were loaded.
             step: scalar; the updates that the moments of old entries hold at most.
+            dtype: of the factors.
         """
-        parameter, mean, square = tensors
         beta1, beta2 = group["betas"]
 
         def count(loaded: Tensor) -> Tensor:
@@ -259,14 +289,13 @@ class AgedAdamW(torch.optim.AdamW):
             return group["lr"] * own.to(loaded)
 
         def each(function: Callable[[Tensor], Tensor]) -> Tensor:
-            return ages.per_entry(function, parameter.dtype)
+            return ages.per_entry(function, dtype)
 
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        parameter.mul_(each(lambda loaded: 1 - rate(loaded) * group["weight_decay"]))
-        spread = square.sqrt().mul_(each(lambda loaded: (1 - beta2 ** count(loaded)) ** -0.5))
-        move = mean * each(lambda loaded: rate(loaded) / (1 - beta1 ** count(loaded)))
-        parameter.addcdiv_(move, spread.add_(group["eps"]), value=-1)
+        return (
+            each(lambda loaded: 1 - rate(loaded) * group["weight_decay"]),
+            each(lambda loaded: (1 - beta2 ** count(loaded)) ** -0.5),
+            each(lambda loaded: rate(loaded) / (1 - beta1 ** count(loaded))),
+        )
 
     def _state_of(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """The parameter's state, as `torch.optim.AdamW` begins it."""
@@ -277,3 +306,27 @@ class AgedAdamW(torch.optim.AdamW):
             for slot in ("exp_avg", "exp_avg_sq"):
                 state[slot] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
+
+
+def _move(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    gradient: Tensor,
+    group: dict[str, Any],
+    factors: Factors,
+) -> None:
+    """Moves a parameter and its two moments, in place.
+
+    Args:
+        tensors: these three.
+        gradient: shaped like each of them.
+        group: of the parameter, with its settings.
+        factors: of its entries.
+    """
+    parameter, mean, square = tensors
+    beta1, beta2 = group["betas"]
+    kept, spread_by, move_by = factors
+    mean.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    parameter.mul_(kept)
+    spread = square.sqrt().mul_(spread_by).add_(group["eps"])
+    parameter.addcdiv_(mean * move_by, spread, value=-1)

@@ -13,15 +13,18 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_descri
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
 from tokengrow.files import whole_folder
 from tokengrow.growth.engine import carry_out, grown_weights, growth_report, verify_growth
+from tokengrow.growth.generations import RECORD, generations, left_of
 from tokengrow.growth.moments import ALL_SLOTS, grown_moments
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.prune import prune
 from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
+from tokengrow.training.clock import without_validations
 
-KEPT_STATE = ("step", "fingerprint", "next_batch")
-"""What of a run's state a checkpoint outside any run still has: how far it was, in which data."""
+KEPT_STATE = ("step", "fingerprint", "next_batch", "tokens", "flops", "source")
+"""What of a run's state a checkpoint outside any run still has: how far it was, in which data, and
+what it had cost."""
 
 
 NOTHING: Mapping[str, Tensor] = {}
@@ -100,8 +103,10 @@ def prune_checkpoint(
         probe: [B, T + 1] int64 token ids, others than `text`, on which the drift is measured.
     """
     config = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
+    before = generations(config, source.lineage)
     made = prune(config, target, source.weights, source.optimizer, text, probe)
-    return _descendant(source, made.config, made.report, made.weights, made.optimizer)
+    report = made.report | {RECORD: left_of(before, made.kept)}
+    return _descendant(source, made.config, report, made.weights, made.optimizer)
 
 
 def _descendant(
@@ -121,5 +126,6 @@ def _descendant(
         optimizer=optimizer,
         lineage=[*source.lineage, entry],
         train_state={k: v for k, v in source.train_state.items() if k in KEPT_STATE},
+        times=without_validations(source.times),
         folder=None,
     )

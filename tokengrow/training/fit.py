@@ -39,12 +39,12 @@ from tokengrow.distributed.fabric import build_fabric, release, started_by
 from tokengrow.distributed.launch import GUIDE
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.errors import UserError
-from tokengrow.evaluation.report import plot_loss_against_flops
 from tokengrow.files import as_yaml, locked, write_atomically
 from tokengrow.growth.plan import moving_tau, plan_growth
 from tokengrow.model.architectures import build_model
 from tokengrow.model.tokenformer import LanguageModel, fastest_attention
 from tokengrow.training.boundary import grow_checkpoint
+from tokengrow.training.clock import Clock
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import LoggerConfig, RunLog
@@ -53,17 +53,17 @@ from tokengrow.training.optim import load_optimizer_state
 from tokengrow.training.resume import (
     CONFIG_FILE,
     find_start,
-    half_a_config,
+    half_a_record,
     what_resumes,
     where_it_stands,
 )
 from tokengrow.training.saver import Saver
+from tokengrow.training.sessions import recorded, session_here
 from tokengrow.training.speed import device_name, fits
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
 from tokengrow.training.stop import Stopped, StopRequest
 
-PLOT_FILE = "loss-vs-flops.png"
 NO_LOGGERS = LoggerConfig(kinds=[])
 """Of every process but the first."""
 
@@ -76,8 +76,6 @@ class FitResult:
     """Counters, rungs and validation losses."""
     checkpoint: Checkpoint
     """The last one, as it lies on the disk."""
-    plot: Path
-    """PNG of validation loss against training FLOPs."""
 
 
 def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None) -> FitResult:
@@ -118,10 +116,12 @@ def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Cons
     state, checkpoint = from_rank_zero(lambda: find_start(config, tokens), _described)
     saver = Saver(out, config.keep_checkpoints, console)
     log = RunLog(config.logger if fabric.is_global_zero else NO_LOGGERS, out)
-    run = Run(config, fabric, tokens, tokens.tokenizer(), console, saver, stop, log)
+    clock = _clock(state, checkpoint)
+    run = Run(config, fabric, tokens, tokens.tokenizer(), console, saver, stop, log, clock)
     try:
         with ExitStack() as held:
             from_rank_zero(lambda: _take(run, held, checkpoint if state.rungs else None))
+            from_rank_zero(lambda: _record_session(run, held, state))
             for each in (log, saver, stop):
                 held.enter_context(each)
             return _climb(run, state, checkpoint)
@@ -146,6 +146,22 @@ def _described(found: tuple[TrainState, Checkpoint | None]) -> tuple[TrainState,
     return state, checkpoint and checkpoint.described()
 
 
+def _record_session(run: Run, held: ExitStack, state: TrainState) -> None:
+    """Keeps what this session is, if it has something to train, until `held` is left."""
+    if len(state.stage_ends) < len(run.config.stages):
+        session = session_here(run.config, run.fabric, state.step)
+        held.enter_context(recorded(run.out, session))
+
+
+def _clock(state: TrainState, checkpoint: Checkpoint | None) -> Clock:
+    """The run's wall time, from where it stands."""
+    if checkpoint is None:
+        return Clock()
+    if state.rungs:
+        return Clock.resumed(checkpoint.times, len(state.validation))
+    return Clock.starting_from(checkpoint.times)
+
+
 def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
     """Trains the stages that are not done yet."""
     if state.rungs:
@@ -159,11 +175,7 @@ def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitRes
             raise Stopped(f"stopped as asked before stage {name}; {what_resumes(run.out)}")
         checkpoint = _stage(run, index, state, checkpoint)
     assert checkpoint is not None, "a finished run has a checkpoint"
-    plot = run.out / PLOT_FILE
-    if run.fabric.is_global_zero:
-        rungs = [asdict(rung) for rung in state.rungs]
-        plot_loss_against_flops(rungs, state.validation, plot)
-    return FitResult(state, checkpoint, plot)
+    return FitResult(state, checkpoint)
 
 
 def _stage(run: Run, index: int, state: TrainState, checkpoint: Checkpoint | None) -> Checkpoint:
@@ -201,7 +213,7 @@ def _take(run: Run, held: ExitStack, newest: Checkpoint | None) -> None:
         for path in list(out.iterdir()):
             if left_by_a_kill(path):
                 shutil.rmtree(path)
-            elif half_a_config(path):
+            elif half_a_record(path):
                 path.unlink()
     except BlockingIOError:
         raise UserError(

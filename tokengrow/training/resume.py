@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tokengrow.checkpoint.layout import find_checkpoints
+from tokengrow.checkpoint.layout import RUN_CONFIG, SESSIONS, find_checkpoints
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
 from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
@@ -16,7 +16,9 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE = RUN_CONFIG
+RECORDS = (CONFIG_FILE, SESSIONS)
+"""What a run writes of itself beside its checkpoints, each whole or not at all."""
 
 SHAPES_THE_RESULT = ("seed", "batch_size", "source", "growth")
 """Top-level keys that a resumed run must share with its checkpoint, besides the stages passed."""
@@ -36,7 +38,7 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
         UserError: `out` holds something else, or a run that this one cannot go on with.
     """
     out = Path(config.out)
-    holds_something = out.is_dir() and any(not half_a_config(path) for path in out.iterdir())
+    holds_something = out.is_dir() and any(not half_a_record(path) for path in out.iterdir())
     if config.resume == "never" and holds_something:
         raise UserError(
             f"out={out} is not empty: choose another out=, or resume=auto to go on there"
@@ -51,6 +53,7 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
     if not config.source:
         return state, None
     source = _load_source(config, tokens)
+    state.source = TrainState.source_of(source)
     if source.train_state.get("fingerprint") == tokens.fingerprint:
         # The data that the source has not seen comes next, as in the stages of one run.
         seen = source.train_state["next_batch"] * source.run.get("batch_size", config.batch_size)
@@ -58,9 +61,9 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
     return state, source
 
 
-def half_a_config(path: Path) -> bool:
-    """Whether this is what remains of writing `CONFIG_FILE` when the process was killed."""
-    return fnmatch(path.name, f"{CONFIG_FILE}.*{TEMPORARY}")
+def half_a_record(path: Path) -> bool:
+    """Whether this is what remains of writing one of `RECORDS` when the process was killed."""
+    return any(fnmatch(path.name, f"{name}.*{TEMPORARY}") for name in RECORDS)
 
 
 def what_resumes(out: Path) -> str:

@@ -24,6 +24,7 @@ from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.model.config import ModelConfig, Taus
 from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.training.adamw import AgedAdamW
+from tokengrow.training.clock import Clock
 from tokengrow.training.finite import (
     GradientWatch,
     check_validation,
@@ -55,6 +56,7 @@ class Run:
     saver: Saver
     stop: StopRequest
     log: RunLog
+    clock: Clock
 
     @property
     def out(self) -> Path:
@@ -270,6 +272,7 @@ def validate(run: Run, training: Training, state: TrainState) -> float:
     mean = mean_loss(run, training.stage, training.module)
     check_validation(mean, training.stage, state)
     state.record_validation(mean)
+    run.clock.note_validation()
     run.log.write({"validation/loss": mean}, state)
     return mean
 
@@ -311,6 +314,7 @@ def save_stage(run: Run, training: Training, state: TrainState, needed: bool = T
         train_state=state.to_dict(),
         run=run.config.to_dict(),
         lineage=training.lineage,
+        times=run.clock.to_dict(),
         tokenizer=run.tokenizer.to_json(),
         end_of_text=run.tokenizer.end_of_text_token,
     )

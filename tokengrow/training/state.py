@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tokengrow.checkpoint.store import Checkpoint
+
 
 @dataclass
 class Rung:
@@ -61,6 +63,9 @@ class TrainState:
     """The step at which each finished stage ended."""
     skipped_in_a_row: int = 0
     """Updates, up to the last one, that were not taken."""
+    source: dict[str, Any] | None = None
+    """The checkpoint that the run started from: weights_sha256, step, and the tokens and flops
+    behind it (null: not recorded); None: initial weights, or not recorded."""
 
     @property
     def rung(self) -> Rung:
@@ -123,8 +128,25 @@ class TrainState:
         """As JSON stores it."""
         return asdict(self)
 
+    @staticmethod
+    def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
+        """What a run that starts from a checkpoint notes of it: a growth outside of any run, too,
+        keeps what its source had cost."""
+        ancestor, spent = checkpoint.ancestor(), checkpoint.train_state
+        before = spent.get("source") or {"tokens": 0, "flops": 0.0}
+        return {
+            "weights_sha256": ancestor["weights_sha256"],
+            "step": checkpoint.step,
+            "tokens": _sum(before["tokens"], spent.get("tokens")),
+            "flops": _sum(before["flops"], spent.get("flops")),
+        }
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainState":
         """The inverse of `to_dict`."""
         rungs = [Rung(**rung) for rung in values["rungs"]]
         return cls(**{**values, "rungs": rungs})
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other

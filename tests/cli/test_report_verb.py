@@ -1,0 +1,132 @@
+"""`tokengrow report`, and the report with which `tokengrow train` ends."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokengrow.data.store import TokenStore
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import TrainConfig
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tiny_run: Callable[..., TrainConfig],
+    store: TokenStore,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with a ladder in `grown`, and its last size alone in `scratch`."""
+    folder = tmp_path_factory.mktemp("runs")
+    fit(tiny_run(folder / "grown", rungs=(8, 12), steps=3), store)
+    fit(tiny_run(folder / "scratch", rungs=(12,), steps=4), store)
+    return folder
+
+
+def test_it_prints_a_line_for_each_run_and_where_the_page_is(
+    command: Command, runs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "report"
+    outcome = command("report", f"runs=[{runs}/grown,{runs}/scratch]", f"out={out}")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert str(out / "index.html") in outcome.out
+    names = [line.split()[0] for line in outcome.out.splitlines() if line.strip()]
+    assert names[-3:] == ["grown", "scratch", "report"]
+    page = (out / "index.html").read_text()
+    assert "2 runs beside each other" in page
+    with (out / "points.csv").open() as file:
+        assert {row["run"] for row in csv.DictReader(file)} == {"grown", "scratch"}
+
+
+def test_the_folder_of_a_sweep_stands_for_its_runs(
+    command: Command, runs: Path, tmp_path: Path
+) -> None:
+    assert command("report", f"runs=[{runs}]", f"out={tmp_path}/report").status == 0
+    facts = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [run["name"] for run in facts["runs"]] == ["grown", "scratch"]
+
+
+def test_a_report_is_written_anew_where_one_is(
+    command: Command, runs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    command("report", f"runs=[{runs}]", f"out={out}")
+    assert command("report", f"runs=[{runs}/grown]", f"out={out}").status == 0
+    assert len(json.loads((out / "report.json").read_text())["runs"]) == 1
+
+
+def test_what_is_no_report_is_not_overwritten(command: Command, runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    outcome = command("report", f"runs=[{runs}]", f"out={out}")
+    assert outcome.status == 2
+    assert f"out={out} exists already: choose another out=" in outcome.err
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("runs=[none]", "runs names none, which does not exist: give folders of runs"),
+        ("runs=[]", "runs is empty: give the folders of runs (runs=[DIR,DIR])"),
+        ("runs=none", "runs must be a list, not 'none'"),
+    ],
+)
+def test_a_wrong_input_is_one_sentence_and_nothing_is_written(
+    given: str,
+    said: str,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = command("report", given, "out=report")
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"tokengrow report: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_run_is_left_out_and_named(command: Command, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    for state in (tmp_path / "runs" / "scratch").glob("*/train_state.json"):
+        state.write_text("{}")
+    outcome = command("report", f"runs=[{tmp_path}/runs]", f"out={tmp_path}/report")
+    assert outcome.status == 0
+    assert f"Left out: {tmp_path}/runs/scratch (" in outcome.out
+
+
+def test_a_run_ends_with_its_report(
+    command: Command, tiny_recipe: Callable[[Path, str], None], store: TokenStore, tmp_path: Path
+) -> None:
+    stages = "stages: {small: {steps: 2}, large: {steps: 2, model: {layers: 3}}}"
+    tiny_recipe(tmp_path, f"micro_batch_size: 4\n{stages}\n")
+    words = ["--config-dir", str(tmp_path), "recipes=climb", f"store={store.folder}", "fabric=cpu"]
+    outcome = command("train", *words, f"out={tmp_path}/run")
+    page = tmp_path / "run" / "report" / "index.html"
+    assert outcome.status == 0
+    assert f"report      {page}" in outcome.out
+    assert "small" in page.read_text() and "grown: layers 2 → 3" in page.read_text()
+    page.write_text("old")
+    command("train", *words, f"out={tmp_path}/run")  # finished: nothing to train
+    assert "grown: layers 2 → 3" in page.read_text()
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(
+    command: Command, tiny_recipe: Callable[[Path, str], None], store: TokenStore, tmp_path: Path
+) -> None:
+    tiny_recipe(tmp_path, "micro_batch_size: 4\nstages: {small: {steps: 1}}\n")
+    words = ["--config-dir", str(tmp_path), "recipes=climb", f"store={store.folder}", "fabric=cpu"]
+    command("train", *words, f"out={tmp_path}/run")
+    shutil.rmtree(tmp_path / "run" / "report")
+    (tmp_path / "run" / "report").write_text("a file of somebody's")
+    outcome = command("train", *words, f"out={tmp_path}/run")
+    assert outcome.status == 0
+    assert "report      not written (File exists): `tokengrow report runs=[" in outcome.out
+    assert (tmp_path / "run" / "report").read_text() == "a file of somebody's"

@@ -1,0 +1,125 @@
+"""Which growth each parameter token came with, read off the lineage."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.errors import UserError
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.generations import RECORD, Generations, generations, left_of
+from tokengrow.growth.plan import plan_growth
+from tokengrow.growth.prune import plan_pruning
+from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.boundary import grow_checkpoint, prune_checkpoint
+
+Sized = Callable[..., ModelConfig]
+TEXT, PROBE = torch.randint(40, (2, 2, 13), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def born(random_model: Callable[..., TokenFormer], sized: Sized) -> Checkpoint:
+    """Two layers, four tokens per role and eight in the FFN."""
+    return Checkpoint.of(random_model(sized(4), dtype=torch.float32))
+
+
+def grown(source: Checkpoint, growth: GrowthConfig | None = None, **changes: Any) -> Checkpoint:
+    target = replace(source.config, **changes)
+    return grow_checkpoint(source, plan_growth(source.config, target, config=growth or DEFAULT))
+
+
+def pruned(source: Checkpoint, target: ModelConfig) -> Checkpoint:
+    return prune_checkpoint(source, plan_pruning(source.config, target), TEXT, PROBE)
+
+
+DEFAULT = GrowthConfig()
+
+
+def tokens(n: int, ffn: int) -> Tokens:
+    return Tokens(query=n, key=n, value=n, output=n, ffn=ffn)
+
+
+def found(checkpoint: Checkpoint) -> Generations:
+    """From the lineage as it comes back from the disk."""
+    return generations(checkpoint.config, json.loads(json.dumps(checkpoint.lineage)))
+
+
+def test_a_model_that_never_grew_is_one_generation(born: Checkpoint) -> None:
+    counts = found(born)
+    assert counts[0, "query"] == [4] and counts[1, "ffn"] == [8]
+    assert len(counts) == 2 * 5
+
+
+def test_each_growth_appends_a_generation_of_its_own(born: Checkpoint) -> None:
+    twice = grown(grown(born, tokens=tokens(6, 8)), tokens=tokens(7, 12))
+    counts = found(twice)
+    assert counts[0, "query"] == counts[1, "output"] == [4, 2, 1]
+    assert counts[1, "ffn"] == [8, 0, 4], "the first growth left the FFN alone"
+
+
+def test_a_new_layer_is_of_its_growth_from_the_first_token_on(born: Checkpoint) -> None:
+    counts = found(grown(born, layers=3))
+    assert [counts[layer, "ffn"] for layer in range(3)] == [[8, 0], [0, 8], [8, 0]]
+    on_top = found(grown(born, GrowthConfig(new_block_place="top"), layers=3))
+    assert [on_top[layer, "key"] for layer in range(3)] == [[4, 0], [4, 0], [0, 4]]
+
+
+def test_tokens_and_layers_of_one_growth_are_one_generation(born: Checkpoint) -> None:
+    counts = found(grown(grown(born, tokens=tokens(5, 8)), tokens=tokens(7, 8), layers=3))
+    assert [counts[layer, "query"] for layer in range(3)] == [[4, 1, 2], [0, 0, 7], [4, 1, 2]]
+
+
+def test_width_and_heads_bring_no_tokens(born: Checkpoint) -> None:
+    counts = found(grown(born, width=20, heads=4, head_dim=10))
+    assert set(map(tuple, counts.values())) == {(4, 0), (8, 0)}
+
+
+def test_a_pruning_leaves_of_each_generation_what_it_kept(born: Checkpoint) -> None:
+    counts = {(0, role): [3, 2] for role in ("query", "key", "value", "output", "ffn")}
+    kept = dict.fromkeys(counts, torch.tensor([0, 2, 4]))
+    assert left_of(counts, kept)["ffn"] == [[2, 1]]
+
+
+def test_a_growth_that_was_pruned_away_has_no_tokens_left(born: Checkpoint) -> None:
+    back = pruned(grown(born, tokens=tokens(6, 9)), born.config)
+    assert found(back)[0, "query"] == [4, 0, 0]
+    assert found(grown(back, tokens=tokens(4, 11)))[1, "ffn"] == [8, 0, 0, 3]
+
+
+def test_tokens_of_a_pruned_model_are_those_that_stayed(born: Checkpoint) -> None:
+    both = grown(born, tokens=tokens(4, 12))
+    keys = both.weights["blocks.0.ffn.key_param_tokens"]
+    keys[8:] = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))  # they wake up
+    left = pruned(both, replace(both.config, tokens=tokens(4, 6)))
+    rows = left.weights["blocks.0.ffn.key_param_tokens"]
+    old = int((rows[:, None] == keys[:8]).all(-1).any(1).sum())
+    assert 0 < old < 6, "some of both"
+    assert found(left)[0, "ffn"] == [old, 6 - old, 0]
+
+
+def test_a_pruning_that_recorded_nothing_begins_anew(born: Checkpoint) -> None:
+    back = pruned(grown(born, tokens=tokens(6, 8)), born.config)
+    lineage = [dict(entry) for entry in back.lineage]
+    del lineage[-1][RECORD]
+    assert generations(back.config, lineage)[0, "query"] == [4, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokens": tokens(4, 8)}, "leads to 5 parameter tokens of role query in layer 0"),
+        ({"tokens": tokens(5, 8), "layers": 1}, "leads to 2 layers, where the model has 1"),
+    ],
+    ids=str,
+)
+def test_a_lineage_of_another_model_is_refused(
+    born: Checkpoint, changes: dict[str, Any], said: str
+) -> None:
+    lineage = grown(born, tokens=tokens(5, 8)).lineage
+    with pytest.raises(UserError, match=said):
+        generations(replace(born.config, **changes), lineage)

@@ -1,0 +1,118 @@
+"""How much wall time lies behind a model, over sessions, kills and growths."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from killed import killed_at
+
+from tokengrow.checkpoint.layout import COMPLETE, TIMES, write_marker
+from tokengrow.checkpoint.store import load_checkpoint
+from tokengrow.data.store import TokenStore
+from tokengrow.growth.plan import plan_growth
+from tokengrow.training.boundary import grow_checkpoint
+from tokengrow.training.clock import Clock
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import TrainConfig
+
+Runs = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def hands(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What `time.monotonic` says: its one entry, which a test may set."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def forget_times(checkpoint: Path) -> None:
+    """Makes a checkpoint one of before times were kept."""
+    (checkpoint / TIMES).unlink()
+    (checkpoint / COMPLETE).unlink()
+    write_marker(checkpoint)
+
+
+def test_a_session_goes_on_from_the_seconds_of_the_checkpoint(hands: list[float]) -> None:
+    first = Clock()
+    hands[0] += 3
+    first.note_validation()
+    hands[0] += 4
+    saved = first.to_dict()
+    assert saved == {"seconds": 7.0, "before": 0.0, "validation": [3.0]}
+    hands[0] += 1000  # lost by a kill, and the time until somebody starts it again
+    second = Clock.resumed(saved, validations=1)
+    hands[0] += 2
+    second.note_validation()
+    assert second.to_dict() == {"seconds": 9.0, "before": 0.0, "validation": [3.0, 9.0]}
+
+
+def test_what_lies_behind_the_source_is_kept_apart(hands: list[float]) -> None:
+    clock = Clock.starting_from({"seconds": 7.0, "before": 5.0, "validation": [3.0]})
+    hands[0] += 2
+    clock.note_validation()
+    assert clock.to_dict() == {"seconds": 2.0, "before": 12.0, "validation": [2.0]}
+
+
+def test_a_source_without_times_leaves_the_time_before_unknown(hands: list[float]) -> None:
+    assert Clock.starting_from({}).to_dict() == {"seconds": 0.0, "before": None, "validation": []}
+
+
+def test_a_run_of_before_times_were_kept_goes_on_without_them(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8,))
+    with killed_at(4):
+        fit(run, store)
+    forget_times(tmp_path / "run" / "step_00000004")
+    times = fit(run, store).checkpoint.times
+    assert times == {"seconds": None, "before": None, "validation": [None] * 3}
+
+
+def test_a_checkpoint_has_the_time_of_each_of_its_validations(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path / "run", rungs=(8, 12))
+    with killed_at(10):
+        fit(run, store)
+    done = fit(run, store)
+    times = done.checkpoint.times
+    assert len(times["validation"]) == len(done.state.validation)
+    assert times["validation"] == sorted(times["validation"])
+    assert 0 < times["validation"][0] < times["validation"][-1] < times["seconds"] < 60
+    assert times["before"] == 0
+
+
+def test_a_growth_outside_of_a_run_keeps_what_its_source_had_cost(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    source = fit(tiny_run(tmp_path / "run", rungs=(8,), steps=2), store).checkpoint
+    target = tiny_run(tmp_path, rungs=(8, 12)).stages[1].model
+    grown = grow_checkpoint(source, plan_growth(source.config, target))
+    assert grown.times == {"seconds": source.times["seconds"], "before": 0.0}
+    state = grown.train_state
+    assert (state["tokens"], state["flops"]) == (2 * 4 * 32, source.train_state["flops"])
+
+
+def test_a_run_notes_what_it_starts_from_and_what_that_had_cost(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path
+) -> None:
+    first = fit(tiny_run(tmp_path / "first", rungs=(8,), steps=2), store)
+    folder = first.checkpoint.folder
+    assert folder is not None
+    second = fit(tiny_run(tmp_path / "second", rungs=(12,), steps=2, source=str(folder)), store)
+    marker = json.loads((folder / COMPLETE).read_text())
+    assert second.state.source == {
+        "weights_sha256": marker["model.safetensors"]["sha256"],
+        "step": 2,
+        "tokens": 2 * 4 * 32,
+        "flops": first.state.flops,
+    }
+    third_run = tiny_run(tmp_path / "third", rungs=(12,), steps=1, source=str(tmp_path / "second"))
+    third = fit(third_run, store)
+    assert third.state.source is not None
+    assert third.state.source["flops"] == first.state.flops + second.state.flops
+    seconds = [each.checkpoint.times["seconds"] for each in (first, second)]
+    assert load_checkpoint(tmp_path / "third").times["before"] == pytest.approx(sum(seconds))

@@ -1,0 +1,145 @@
+"""tokengrow inspect: what a checkpoint is, and what its parameter tokens do."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from tokengrow.checkpoint.layout import find_checkpoints, step_of
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.cli.recorded import open_text
+from tokengrow.cli.resolve import plain
+from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.data.loader import spread_batch
+from tokengrow.errors import UserError
+from tokengrow.evaluation.inspection import Inspection, inspect_checkpoint
+from tokengrow.evaluation.inspection_plots import plot_history, plot_tokens
+from tokengrow.evaluation.inspection_tables import RULES, history_table, tables
+from tokengrow.files import whole_folder
+from tokengrow.model.config import ModelConfig
+from tokengrow.typed import typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectArguments:
+    """The keys of inspect.yaml."""
+
+    source: str
+    """Checkpoint, or run whose newest checkpoint is taken."""
+    out: str | None
+    """Folder for inspection.json and the plots; null: nothing is written."""
+    store: str | None
+    """Token store of the text; null: the one that the source's run recorded."""
+    sequences: int
+    """Validation sequences on which contributions are measured."""
+    history: bool
+    """Whether to follow all checkpoints that the run has kept."""
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1:
+            raise UserError(f"sequences must be at least 1, not {self.sequences}")
+
+
+def main(config: DictConfig) -> None:
+    """Prints what `source` is; with `out`, writes it there too."""
+    arguments = typed(InspectArguments, plain(config))
+    out = new_folder(arguments.out) if arguments.out else None
+    newest = load_checkpoint(arguments.source, streamed=True)
+    console = Console()
+    earlier = _earlier(Path(arguments.source), newest, console) if arguments.history else []
+    ids, problem = _text(arguments, newest, console)
+    if arguments.history and problem:
+        raise UserError(f"history=true follows what tokens do on a text: {problem}")
+    past = _inspected([*earlier, newest], ids, console)
+    for shown in tables(past[-1]):
+        console.print(shown)
+    if arguments.history:
+        console.print(history_table(past))
+    for line in RULES if ids is not None else [problem]:
+        console.print(line, highlight=False, soft_wrap=True)
+    if out:
+        for path in _write(out, past, arguments.history):
+            console.print(f"written     {path}", highlight=False, soft_wrap=True)
+
+
+def _text(
+    arguments: InspectArguments, source: Checkpoint, console: Console
+) -> tuple[Tensor | None, str]:
+    """[B, T] validation tokens; or None, and why there are none.
+
+    Raises:
+        UserError: the store that is given is not there, or its tokens are of another tokenizer.
+    """
+    if not isinstance(source.config, ModelConfig):
+        return None, "no parameter tokens: it is no TokenFormer, and there is no more to look into"
+    try:
+        tokens = open_text(arguments.store, source, console)
+    except UserError as error:
+        if arguments.store:
+            raise
+        return None, f"what its tokens do shows on text alone: {error}"
+    length = source.config.context_length
+    return spread_batch(tokens.sequences("validation", length), arguments.sequences)[:, :-1], ""
+
+
+def _earlier(run: Path, newest: Checkpoint, console: Console) -> list[Checkpoint]:
+    """The whole checkpoints of a run before its newest, oldest first; others are named.
+
+    Raises:
+        UserError: `run` is a checkpoint, and no run.
+    """
+    folders = find_checkpoints(run)
+    if not folders:
+        raise UserError(
+            f"history=true follows the checkpoints of a run, and source={run} is one of them: give "
+            "the run's folder"
+        )
+    found = []
+    for folder in folders:
+        if step_of(folder) >= newest.step:
+            break
+        try:
+            found.append(load_checkpoint(folder, streamed=True))
+        except UserError as error:  # damaged, or gone since the run that writes them goes on
+            console.print(f"left out: {error}", highlight=False, soft_wrap=True)
+    return found
+
+
+def _inspected(
+    checkpoints: Sequence[Checkpoint], ids: Tensor | None, console: Console
+) -> list[Inspection]:
+    """What each of them is, block by block."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("blocks", total=sum(each.config.layers for each in checkpoints))
+
+        def watch(blocks: Iterable[int]) -> Iterator[int]:
+            for block in blocks:
+                yield block
+                progress.advance(task)
+
+        return [inspect_checkpoint(each, ids, device, watch) for each in checkpoints]
+
+
+def _write(out: Path, past: Sequence[Inspection], history: bool) -> list[Path]:
+    """Writes the figures, and plots where there is something to draw; all or nothing."""
+    newest = past[-1]
+    with whole_folder(out) as folder:
+        figures = newest.to_dict()
+        if history:
+            figures["history"] = [each.summary() for each in past]
+            plot_history(past, folder / "history.png")
+        if newest.text_tokens:
+            plot_tokens(newest, folder / "tokens.png")
+        (folder / "inspection.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return sorted(out.iterdir())
+
+
+if __name__ == "__main__":
+    run_verb("inspect", main)

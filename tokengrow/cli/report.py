@@ -1,0 +1,62 @@
+"""tokengrow report: runs beside each other, as a page to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tokengrow.cli.resolve import plain
+from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.errors import UserError
+from tokengrow.evaluation.report import NAMES, Report
+from tokengrow.typed import typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """The keys of report.yaml."""
+
+    runs: list[str]
+    """Folders of runs, of checkpoints, or of folders that hold runs."""
+    out: str
+    """Folder of the report."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("runs is empty: give the folders of runs (runs=[DIR,DIR])")
+
+
+def main(config: DictConfig) -> None:
+    """Writes the report of `runs` into `out`."""
+    arguments = typed(ReportArguments, plain(config))
+    out, console = report_folder(arguments.out), Console(highlight=False)
+    with console.status("reading the runs"):
+        report = Report.of([Path(run) for run in arguments.runs])
+    with console.status("drawing"):
+        page = report.write(out)
+    show(console, report, page)
+
+
+def report_folder(out: str) -> Path:
+    """The folder of `out`, in which there is nothing, or nothing but a report.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    folder = Path(out)
+    if folder.is_dir() and all(path.name in NAMES for path in folder.iterdir()):
+        return folder
+    return new_folder(out)
+
+
+def show(console: Console, report: Report, page: Path) -> None:
+    """Prints a line per run, what to know of them, and where the page is."""
+    console.print(report.table())
+    for note in report.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(f"report      {page}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_verb("report", main)

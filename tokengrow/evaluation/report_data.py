@@ -1,0 +1,300 @@
+"""What a report knows of a run: read from its newest checkpoint, its markers and its sessions.
+
+A run is read as plain values, so that one of an older version, or of another architecture, is read
+too. No tensor is.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokengrow.checkpoint.layout import (
+    COMPLETE,
+    RUN_CONFIG,
+    SESSIONS,
+    WEIGHTS,
+    find_checkpoints,
+    recorded_sha256,
+)
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.errors import UserError
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What lies behind the checkpoint that a run started from; None: not recorded."""
+
+    tokens: int | None = 0
+    """Trained on."""
+    flops: float | None = 0.0
+    """As `flops_per_token` counts."""
+    seconds: float | None = 0.0
+    """Wall time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A validation. Costs are cumulative: with what lies behind the run's source, where known."""
+
+    step: int
+    """Optimizer updates of the run."""
+    rung: int
+    """Index of its rung."""
+    tokens: int
+    """Trained on."""
+    flops: float
+    """Spent."""
+    seconds: float | None
+    """Wall time; None: not recorded."""
+    loss: float
+    """Nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungRow:
+    """A trained size."""
+
+    name: str
+    """Of its stage."""
+    parameters: int
+    """Of the model."""
+    tokens: int
+    """Trained on in the stage."""
+    flops: float
+    """Spent in the stage."""
+    loss_before: float | None
+    """Validation loss of what it was grown from."""
+    loss_start: float | None
+    """Right after the growth, or at initialisation."""
+    loss_end: float | None
+    """At the end of the stage; None: it has not ended."""
+    drift: float | None
+    """Largest |delta logit| at its growth; None: it was not grown."""
+    ends_at: int | None
+    """Step at which its stage ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run, as far as its newest checkpoint."""
+
+    name: str
+    """By which the report calls it."""
+    folder: Path
+    """Of the run."""
+    stands: str
+    """Finished, or where it stands."""
+    before: Spent
+    """Behind its source."""
+    rungs: tuple[RungRow, ...]
+    """Smallest first."""
+    points: tuple[Point, ...]
+    """Its validations."""
+    tokens: int
+    """Trained on, in all stages of the run."""
+    flops: float
+    """Spent, likewise."""
+    seconds: float | None
+    """Wall time of the run up to its newest checkpoint; None: not recorded."""
+    config: Values
+    """The resolved recipe."""
+    lineage: tuple[Values, ...]
+    """Growths and prunings behind its newest checkpoint, oldest first."""
+    source: Values | None
+    """What the run noted of the checkpoint that it started from."""
+    weights: Mapping[str, int]
+    """SHA-256 of the weights of each checkpoint on the disk, to its step."""
+    sessions: tuple[Values, ...]
+    """Where it ran; empty: not recorded."""
+    fingerprint: str
+    """Of its tokens."""
+
+    @property
+    def total_flops(self) -> float:
+        """With what lies behind its source, where that is known."""
+        return self.flops + (self.before.flops or 0.0)
+
+    @property
+    def total_tokens(self) -> int:
+        """Likewise."""
+        return self.tokens + (self.before.tokens or 0)
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Likewise; None where the run's own are not known."""
+        return None if self.seconds is None else self.seconds + (self.before.seconds or 0.0)
+
+    @property
+    def lowest(self) -> Point:
+        """The validation with the lowest loss, the first of equals."""
+        return min(self.points, key=lambda point: point.loss)
+
+    @property
+    def own_growths(self) -> int:
+        """How many of the lineage's last entries are growths of this run."""
+        return sum(rung.drift is not None for rung in self.rungs)
+
+    @property
+    def validated_on(self) -> tuple[Any, ...]:
+        """What two runs share whose validation losses can be compared."""
+        stages = self.config.get("stages", {})
+        contexts = {stage["model"]["context_length"] for stage in stages.values()}
+        return self.fingerprint, self.config.get("validation_sequences"), *sorted(contexts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A folder that the report says nothing of."""
+
+    folder: Path
+    """Where it is."""
+    reason: str
+    """Why."""
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
+    """Reads runs; what has no checkpoint yet is left out, and said.
+
+    Args:
+        paths: of runs, of checkpoints, or of folders of runs, as a sweep's is.
+
+    Raises:
+        UserError: a path that is none of these, or no run that has a checkpoint.
+    """
+    folders = list(dict.fromkeys(run for path in paths for run in _runs_of(path)))
+    read: list[Checkpoint] = []
+    left_out = []
+    for folder in folders:
+        try:
+            checkpoint = load_checkpoint(folder, tensors=False)
+        except UserError as error:
+            reason = str(error) if find_checkpoints(folder) else "no whole checkpoint yet"
+            left_out.append(LeftOut(folder=folder, reason=reason))
+            continue
+        if checkpoint.train_state.get("validation"):
+            read.append(checkpoint)
+        else:
+            reason = "its checkpoint was written by no run: nothing was trained there"
+            left_out.append(LeftOut(folder=folder, reason=reason))
+    if not read:
+        told = "; ".join(f"{each.folder}: {each.reason}" for each in left_out)
+        raise UserError(f"runs has nothing to report on ({told}): give runs that have a checkpoint")
+    names = run_names([_run_folder(checkpoint) for checkpoint in read])
+    records = [_record(each, name) for each, name in zip(read, names, strict=True)]
+    return records, left_out
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with those of their parents where the bare names are not unique."""
+    depth = 1
+    parts = [folder.resolve().parts for folder in folders]
+    while len({each[-depth:] for each in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(each[-depth:]) for each in parts]
+
+
+def _runs_of(path: Path) -> list[Path]:
+    """The run of a path, or all runs that lie in it."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"runs names {path}, which {what}: give folders of runs")
+    if _is_run(path) or (path / COMPLETE).is_file():
+        return [path]
+    inside = sorted(each for each in path.iterdir() if each.is_dir() and _is_run(each))
+    if not inside:
+        raise UserError(
+            f"runs names {path}, which is no run and holds none: give folders of runs, or one that "
+            "holds them"
+        )
+    return inside
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN_CONFIG).is_file() or bool(find_checkpoints(folder))
+
+
+def _run_folder(checkpoint: Checkpoint) -> Path:
+    assert checkpoint.folder is not None
+    return checkpoint.folder.resolve().parent
+
+
+def _record(checkpoint: Checkpoint, name: str) -> RunRecord:
+    state, folder = checkpoint.train_state, _run_folder(checkpoint)
+    before, times = _spent_before(checkpoint), checkpoint.times
+    ends = state["stage_ends"]
+    rungs = [
+        RungRow(
+            name=rung["name"],
+            parameters=rung["parameters"],
+            tokens=rung["tokens"],
+            flops=rung["flops"],
+            loss_before=rung["loss_before"],
+            loss_start=rung["loss_start"],
+            loss_end=rung["loss_end"],
+            drift=rung["drift"],
+            ends_at=ends[index] if index < len(ends) else None,
+        )
+        for index, rung in enumerate(state["rungs"])
+    ]
+    return RunRecord(
+        name=name,
+        folder=folder,
+        stands=_stands(checkpoint),
+        before=before,
+        rungs=tuple(rungs),
+        points=tuple(_points(state["validation"], times, before)),
+        tokens=state["tokens"],
+        flops=state["flops"],
+        seconds=times.get("seconds"),
+        config=checkpoint.run,
+        lineage=tuple(checkpoint.lineage),
+        source=state.get("source"),
+        weights={
+            recorded_sha256(each, WEIGHTS): int(each.name.removeprefix("step_"))
+            for each in find_checkpoints(folder)
+        },
+        sessions=_sessions(folder),
+        fingerprint=state["fingerprint"],
+    )
+
+
+def _spent_before(checkpoint: Checkpoint) -> Spent:
+    if not checkpoint.run.get("source"):
+        return Spent()
+    source = checkpoint.train_state.get("source") or {}
+    seconds = checkpoint.times.get("before")
+    return Spent(tokens=source.get("tokens"), flops=source.get("flops"), seconds=seconds)
+
+
+def _points(validations: Sequence[Values], times: Values, before: Spent) -> Iterable[Point]:
+    seconds = times.get("validation", [None] * len(validations))
+    for row, second in zip(validations, seconds, strict=True):
+        yield Point(
+            step=int(row["step"]),
+            rung=int(row["stage"]),
+            tokens=int(row["tokens"]) + (before.tokens or 0),
+            flops=row["flops"] + (before.flops or 0.0),
+            seconds=None if second is None else second + (before.seconds or 0.0),
+            loss=row["loss"],
+        )
+
+
+def _stands(checkpoint: Checkpoint) -> str:
+    """Finished, or how far its newest checkpoint is."""
+    state, stages = checkpoint.train_state, checkpoint.run["stages"]
+    if len(state["stage_ends"]) >= len(stages):
+        return "finished"
+    name = state["rungs"][-1]["name"]
+    if len(state["stage_ends"]) == len(state["rungs"]):
+        return f"unfinished: after stage {name}, {len(state['rungs'])} of {len(stages)}"
+    steps = stages[name]["steps"] if name in stages else "?"
+    return f"unfinished: stage {name}, step {state['stage_step']}/{steps}"
+
+
+def _sessions(folder: Path) -> tuple[Values, ...]:
+    path = folder / SESSIONS
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()

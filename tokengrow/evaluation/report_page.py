@@ -1,0 +1,89 @@
+"""The page of a report: one HTML file that needs no other, nor a network."""
+
+import base64
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from tokengrow.evaluation.format import count, exponent, power
+from tokengrow.evaluation.report_plots import Png, style
+
+TEMPLATE = "report.html.jinja"
+
+CAPTIONS = {
+    "loss-vs-flops": (
+        "Loss against compute",
+        "FLOPs are cumulative: all stages, and what lies behind the checkpoint that a run started "
+        "from. On a logarithmic axis the same distance is the same ratio everywhere.",
+    ),
+    "loss-vs-flops-end": (
+        "The end of it",
+        "The same, from a third of the smallest total on.",
+    ),
+    "loss-vs-tokens": ("Loss against tokens", "Tokens trained on, cumulative likewise."),
+    "loss-vs-time": (
+        "Loss against wall time",
+        "Seconds of training with its growths and validations, without the making of the data and "
+        "without what a kill lost.",
+    ),
+    "cost": (
+        "What each run has cost",
+        "A part for each size, the later the darker; grey is what lies behind the source. The "
+        "black mark is reckoned, not measured: the last size alone, on as many tokens. The loss "
+        "is the lowest one.",
+    ),
+}
+"""Figure to (its heading, what one has to know)."""
+
+
+def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
+    """The report as HTML.
+
+    Args:
+        report: of `tokengrow.evaluation.report.Report.values`.
+        figures: name to PNG, in their order.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "power": _or_dash(power),
+        "count": _or_dash(count),
+        "whole": _or_dash("{:,}".format),
+        "loss": _or_dash("{:.4f}".format),
+        "drift": _or_dash(exponent),
+        "duration": _or_dash(duration),
+        "times": lambda ratio: "not reached" if ratio is None else f"{ratio:.2f} ×",
+        "data": lambda png: base64.b64encode(png).decode(),
+    }
+    text = (files("tokengrow.evaluation") / TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(text).render(
+        **report,
+        figures=[(name, *CAPTIONS[name], png) for name, png in figures.items()],
+        styles=[style(number) for number in range(len(report["runs"]))],
+        lasted=lasted,
+    )
+
+
+def duration(seconds: float) -> str:
+    """41.3 is `41 s`, 3723 is `1 h 02 min`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def lasted(session: Mapping[str, Any]) -> str:
+    """How long a session lasted, and how it ended."""
+    if session["ended"] is None:
+        return "running, or killed"
+    started, ended = (datetime.fromisoformat(session[key]) for key in ("started", "ended"))
+    return f"{duration((ended - started).total_seconds())}, {session['outcome']}"
+
+
+def _or_dash(shown: Any) -> Any:
+    return lambda value: "–" if value is None else shown(value)
