@@ -1,6 +1,7 @@
 """Log-likelihoods in batches: against one forward pass each, padding, truncation, memory."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -189,3 +190,33 @@ def test_what_cannot_be_scored_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Scorer(model).score([Window([1], [2]), Window(context, continuation)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnAGPU:
+    def test_it_finds_what_a_cpu_finds(self, model: LanguageModel, windows: list[Window]) -> None:
+        scorer = Scorer(deepcopy(model).cuda())
+        for found, expected in zip(
+            scorer.score(windows), Scorer(model).score(windows), strict=True
+        ):
+            assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-3)
+        assert scorer._tokens_at_once == scoring.TOKENS_AT_ONCE["cuda"], "there is memory for more"
+
+    def test_a_batch_is_as_large_as_the_memory_lets_it(
+        self, model: LanguageModel, windows: list[Window], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scorer = Scorer(deepcopy(model).cuda())
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+        torch.cuda.empty_cache()
+        scorer.score(windows)
+        assert scorer._tokens_at_once is not None
+        assert scorer._tokens_at_once < scoring.TOKENS_AT_ONCE["cuda"]
+
+    def test_bf16_stays_near(self, model: LanguageModel, windows: list[Window]) -> None:
+        def autocast() -> torch.autocast:
+            return torch.autocast("cuda", torch.bfloat16)
+
+        narrow = Scorer(deepcopy(model).cuda(), autocast=autocast).score(windows)
+        for found, expected in zip(narrow, Scorer(model).score(windows), strict=True):
+            assert found.log_likelihood == pytest.approx(expected.log_likelihood, rel=0.05)

@@ -17,7 +17,7 @@ VERBS = {
         "source=PATH to=tokengrow|hf|neox out=DIR",
         "published weights and YAMLs, in and out",
     ),
-    "eval": ("source=DIR tasks=[NAME,...]", "tasks of the lm-evaluation-harness"),
+    "eval": ("source=DIR tasks=[NAME,...]", "tasks of the lm-evaluation-harness, perplexity"),
     "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
     "inspect": ("source=DIR", "what a checkpoint is, what its parameter tokens do"),
     "report": ("runs=[DIR,...] out=DIR", "runs beside each other: figures and a page"),
