@@ -118,9 +118,9 @@ def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
 def as_hydra_reads_it(word: str) -> list[str]:
     """An argument of the command line in Hydra's grammar, for keys that are not plain values.
 
-    A prompt is text, whatever it holds: it is quoted, and so is a path with an equals sign. A stage has keys that the recipe need not
-    list, so they are added where they are not there; a change of nothing goes before them, which
-    Hydra refuses where the stage itself is not there.
+    A prompt is text, whatever it holds: it is quoted, and so is a path with an equals sign. A stage
+    has keys that the recipe need not list, so they are added where they are not there; a change of
+    nothing goes before them, which Hydra refuses where the stage itself is not there.
     """
     key, equals, value = word.partition("=")
     if equals and key == "prompt":
