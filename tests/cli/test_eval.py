@@ -207,7 +207,8 @@ def test_perplexity_is_one_of_the_tasks(command: Command, source: Path, tmp_path
     [
         (["tasks=[]"], "tasks is empty"),
         (["tasks=[piqa,piqa]"], "tasks names one twice"),
-        (["tasks=[piqa]", "limit=0"], "limit must be above 0, not 0"),
+        (["tasks=[piqa]", "limit=0"], "limit must be a number above 0, not 0"),
+        (["tasks=[piqa]", "limit=inf"], "limit must be a number above 0, not inf"),
         (["tasks=[perplexity]", "limit=0.5"], "limit must be a number of documents"),
         (["tasks=[piqa]", "num_fewshot=-1"], "num_fewshot must not be negative"),
         (["tasks=[piqa]", "batch_size=many"], "batch_size must be auto or a number above 0"),

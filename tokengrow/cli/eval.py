@@ -2,6 +2,7 @@
 perplexity."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -43,6 +44,7 @@ from tokengrow.evaluation.results import (
     versions,
     write_results,
 )
+from tokengrow.evaluation.scoring import read_batch_size
 from tokengrow.evaluation.source import Evaluated, answer_key
 from tokengrow.typed import typed
 
@@ -83,26 +85,18 @@ class EvalArguments:
             raise UserError("tasks is empty: name at least one, as in tasks=[lambada_openai]")
         if len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"tasks names one twice: {', '.join(self.tasks)}")
-        if self.limit is not None and not self.limit > 0:
-            raise UserError(f"limit must be above 0, not {self.limit:g}")
+        if self.limit is not None and not 0 < self.limit < math.inf:
+            raise UserError(f"limit must be a number above 0, not {self.limit:g}")
         if self.limit is not None and self.limit < 1 and PERPLEXITY in self.tasks:
             raise UserError("limit must be a number of documents for perplexity, not a share")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"num_fewshot must not be negative: {self.num_fewshot}")
-        if self.batch_size != "auto" and not (
-            self.batch_size.isdecimal() and int(self.batch_size) > 0
-        ):
-            raise UserError(f"batch_size must be auto or a number above 0, not {self.batch_size!r}")
+        read_batch_size(self.batch_size)
         if self.fabric.strategy == "fsdp2":
             raise UserError(
                 "fabric.strategy fsdp2 is for training: here every device holds the whole model; "
                 "set fabric=ddp"
             )
-
-    @property
-    def rows(self) -> int | None:
-        """Of a batch; None: automatic."""
-        return None if self.batch_size == "auto" else int(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -150,9 +144,8 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
     begun, since = datetime.now(UTC), time.monotonic()
     fabric = build_fabric(arguments.fabric)
     with in_contact(started_by(fabric)):
-        precision = arguments.fabric.chosen_precision
-        autocast = fabric.autocast
-        model = Evaluated.place(checkpoint, fabric.device, precision, autocast, arguments.rows)
+        precision, rows = arguments.fabric.chosen_precision, read_batch_size(arguments.batch_size)
+        model = Evaluated.place(checkpoint, fabric.device, precision, fabric.autocast, rows)
         found = ask(model, asked, arguments, out / RESPONSES / key[:16], console)
     ran = {
         "device": str(fabric.device),

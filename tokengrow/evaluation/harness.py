@@ -30,7 +30,7 @@ from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.errors import UserError
 from tokengrow.evaluation.harness_progress import Advance, counted
 from tokengrow.evaluation.harness_responses import Responses
-from tokengrow.evaluation.scoring import Scored, Window
+from tokengrow.evaluation.scoring import Scored, Window, read_batch_size
 from tokengrow.evaluation.source import Evaluated
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.texts import complete
@@ -50,26 +50,13 @@ class ModelArguments:
     source: str
     """Checkpoint, or run whose newest checkpoint is taken."""
     batch_size: str = "auto"
-    """Rows of a batch, or auto."""
-    device: str | None = None
-    """cpu or cuda; null: a GPU if there is one."""
+    """Rows of a batch, or auto; auto:N, as the harness has it for others, is auto."""
+    device: str = "auto"
+    """cpu, cuda (or cuda:0), or auto: a GPU if there is one."""
     devices: int | None = None
     """Processes to start, one for each device; null: those of the launcher, or one."""
     precision: str = "auto"
     """As `fabric.precision` of `tokengrow eval`."""
-
-
-def batch_rows(batch_size: str) -> int | None:
-    """Rows of a batch; None for auto, however often the harness would measure it anew (`auto:4`).
-
-    Raises:
-        UserError: neither a number above 0 nor auto.
-    """
-    if batch_size.partition(":")[0] == "auto":
-        return None
-    if not batch_size.isdecimal() or int(batch_size) < 1:
-        raise UserError(f"batch_size must be auto or a number above 0, not {batch_size!r}")
-    return int(batch_size)
 
 
 @register_model("tokengrow")
@@ -118,9 +105,15 @@ class TokengrowLM(TemplateLM):
         """
         options = {key: value for key, value in (additional_config or {}).items() if value}
         given = typed(ModelArguments, {**options, **arg_dict}, "model_args")
-        rows = batch_rows(given.batch_size)
+        measured = given.batch_size.startswith("auto:")
+        rows = read_batch_size("auto" if measured else given.batch_size)
+        device = given.device.removesuffix(":0")
+        if ":" in device:
+            raise UserError(
+                f"device={device}: choose a GPU by CUDA_VISIBLE_DEVICES, and give device=cuda"
+            )
         config = FabricConfig(
-            accelerator=(given.device or "auto").partition(":")[0],
+            accelerator=device,
             strategy="ddp" if given.devices else "auto",
             devices=given.devices,
             precision=given.precision,
