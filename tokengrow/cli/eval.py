@@ -8,13 +8,16 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from tokengrow import __version__
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.text import resolve_text
@@ -41,7 +44,6 @@ from tokengrow.evaluation.results import (
     describe_checkpoint,
     read_results,
     results_file,
-    versions,
     write_results,
 )
 from tokengrow.evaluation.scoring import read_batch_size
@@ -153,7 +155,7 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         "batch_size": arguments.batch_size,
         "began": begun.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - since, 1),
-        "versions": versions(["torch", *(["lm_eval"] if asked.tasks else [])]),
+        "versions": {"tokengrow": __version__, "torch": torch.__version__},
     }
     named = {"checkpoint": describe_checkpoint(checkpoint), "settings": asked.settings, "ran": ran}
     if rank() == 0:
@@ -181,6 +183,7 @@ def read_tasks(arguments: EvalArguments, checkpoint: Checkpoint) -> Asked:
         data_dir = Path(arguments.data_dir) if arguments.data_dir else None
         tasks = load_tasks(names, data_dir, arguments.num_fewshot)
         settings |= {"num_fewshot": arguments.num_fewshot, "files": tasks.files}
+        settings["lm_eval"] = version("lm_eval")  # prompts, metrics and examples are its own
     if PERPLEXITY in arguments.tasks:
         text = resolve_text(arguments.data, checkpoint)
         identity = sha256(json.dumps(text.identity(), sort_keys=True).encode()).hexdigest()
