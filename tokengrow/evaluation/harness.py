@@ -16,11 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import (
-    get_rolling_token_windows,
-    make_disjoint_window,
-    simple_parse_args_string,
-)
+from lm_eval.utils import simple_parse_args_string
 from rich.console import Console
 from torch import Tensor
 
@@ -32,6 +28,7 @@ from tokengrow.evaluation.harness_progress import Advance, counted
 from tokengrow.evaluation.harness_responses import Responses
 from tokengrow.evaluation.scoring import Scored, Window, read_batch_size
 from tokengrow.evaluation.source import Evaluated
+from tokengrow.evaluation.windows import windows_of
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.texts import complete
 from tokengrow.typed import typed
@@ -237,15 +234,11 @@ class TokengrowLM(TemplateLM):
     def _windows(self, context: list[int], after: list[int]) -> list[Window]:
         """Windows that score each token once: one, or several where it is too long for that.
 
-        Where the harness itself says how long texts are cut (rolling), these are its windows.
+        Those are the windows that the harness itself makes of long texts (rolling).
         """
         if len(after) <= self.max_length:
             return [Window(context, after)] if after else []
-        first, *later = map(
-            make_disjoint_window,
-            get_rolling_token_windows(after, context[-1], self.max_length, context_len=1),
-        )
-        return [Window(context, first[1]), *(Window(*window) for window in later)]
+        return list(windows_of([context[-1], *after], self.max_length, self.max_length))
 
     def _scored(
         self, requests: Sequence[Sequence[Window]], done: Callable[[int, Answer], None]
