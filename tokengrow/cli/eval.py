@@ -139,6 +139,8 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         asked = read_tasks(arguments, checkpoint)
     key = answer_key(checkpoint, arguments.fabric.chosen_precision)
     out = Path(arguments.out) if arguments.out else default_folder(checkpoint.folder)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file: give a folder for the results")
     path = results_file(out, checkpoint.folder, key, asked.settings)
     if path.is_file():
         console.print("evaluated before: nothing is asked again")
