@@ -42,8 +42,7 @@ def pair(
     folder = written(tmp_path_factory.mktemp("judged") / "hf", source)
     words = hub.AutoTokenizer.from_pretrained(folder)
     theirs = HFLM(load(folder), tokenizer=words, batch_size=7, max_length=768)
-    model = source.model
-    return Pair(TokengrowLM(Evaluated(source, tokenizer, model, Scorer(model, 16))), theirs)
+    return Pair(TokengrowLM(Evaluated(tokenizer, Scorer(source.model, 16))), theirs)
 
 
 def questions(task: str) -> Sequence[Instance]:

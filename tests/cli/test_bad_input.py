@@ -385,6 +385,7 @@ def test_a_refused_sampling_setting_is_named(
         (["stop=['a', '']"], "stop has an empty string, which would end every text: leave it out"),
         (["stop=a"], "stop must be a list, not 'a'"),
         (["prompts=none.txt"], "prompts: none.txt does not exist: give a .txt or .jsonl file"),
+        (["prompts=."], "prompts: . is a folder: give a .txt or .jsonl file"),
     ],
 )
 def test_what_generate_cannot_do_is_named(

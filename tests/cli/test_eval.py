@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.evaluation import harness_cli
@@ -82,7 +84,8 @@ def test_the_file_says_what_was_asked_of_what_and_where(
     assert found["settings"]["limit"] == 5
     assert list(found["settings"]["files"]) == ["lambada_test.jsonl"]
     assert found["ran"]["processes"] == 1
-    assert {"tokengrow", "torch", "lm_eval"} <= set(found["ran"]["versions"])
+    assert found["settings"]["lm_eval"] == version("lm_eval")
+    assert found["ran"]["versions"]["torch"] == torch.__version__
 
 
 def test_a_run_is_evaluated_in_a_folder_of_its_own(command: Command, copied: Path) -> None:
@@ -111,6 +114,16 @@ def test_the_same_again_asks_nothing(
     assert len(batches) == asked
     assert again.out.startswith("evaluated before: nothing is asked again")
     assert results(first) == results(again)
+
+
+def test_another_harness_is_asked_anew(
+    command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("eval", f"source={source}", *LAMBADA, "limit=2", f"out={tmp_path}")
+    results(command(*words))
+    monkeypatch.setattr("tokengrow.cli.eval.version", lambda _: "0.4.99")
+    assert results(command(*words))["settings"]["lm_eval"] == "0.4.99"
+    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_more_questions_are_another_file_and_ask_only_for_what_is_new(
@@ -207,7 +220,8 @@ def test_perplexity_is_one_of_the_tasks(command: Command, source: Path, tmp_path
     [
         (["tasks=[]"], "tasks is empty"),
         (["tasks=[piqa,piqa]"], "tasks names one twice"),
-        (["tasks=[piqa]", "limit=0"], "limit must be above 0, not 0"),
+        (["tasks=[piqa]", "limit=0"], "limit must be a number above 0, not 0"),
+        (["tasks=[piqa]", "limit=inf"], "limit must be a number above 0, not inf"),
         (["tasks=[perplexity]", "limit=0.5"], "limit must be a number of documents"),
         (["tasks=[piqa]", "num_fewshot=-1"], "num_fewshot must not be negative"),
         (["tasks=[piqa]", "batch_size=many"], "batch_size must be auto or a number above 0"),

@@ -77,6 +77,17 @@ def test_it_needs_no_harness(measured: Call, book: Path, monkeypatch: pytest.Mon
     assert outcome.status == 0, outcome.err
 
 
+def test_results_that_have_no_place_are_refused_before_anything_is_measured(
+    measured: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scorer, "score", None)
+    (tmp_path / "eval").write_text("a file of mine")
+    outcome = measured("limit=1")
+    assert outcome.status == 2
+    assert outcome.err.endswith("eval is a file: give a folder for the results\n")
+    assert (tmp_path / "eval").read_text() == "a file of mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

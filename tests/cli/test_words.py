@@ -54,10 +54,26 @@ def test_a_prompt_is_taken_to_the_letter(prompt: str, composed: Composed) -> Non
         ("out='runs/s/a=1'", "out='runs/s/a=1'"),
         ("out=runs/plain", "out=runs/plain"),
         ("source=runs/s/a=1,runs/b", "source='runs/s/a=1',runs/b"),
+        ("prompts=runs/s/a=1/questions.txt", "prompts='runs/s/a=1/questions.txt'"),
     ],
 )
 def test_a_path_may_hold_an_equals_sign_as_the_folders_of_a_sweep_do(word: str, read: str) -> None:
     assert as_hydra_reads_it(word) == [read]
+
+
+def test_a_path_may_begin_in_the_users_folder(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["source=~/runs/a", "tasks=[perplexity]", "out=~/runs/lr=1", "data_dir=runs/~/b"]
+    assert [read for word in words for read in as_hydra_reads_it(word)] == [
+        "source=/home/ada/runs/a",
+        "tasks=[perplexity]",
+        "out='/home/ada/runs/lr=1'",
+        "data_dir=runs/~/b",
+    ]
+    runs = as_hydra_reads_it("runs=[~/a, ~/b]")
+    assert composed("report", *runs, "out=x")["runs"] == ["/home/ada/a", "/home/ada/b"]
 
 
 def test_a_stage_takes_a_key_that_its_recipe_does_not_list(composed: Composed) -> None:

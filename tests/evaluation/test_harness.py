@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 from tokengrow.errors import UserError
-from tokengrow.evaluation.harness import TokengrowLM, batch_rows
+from tokengrow.evaluation.harness import TokengrowLM
 from tokengrow.evaluation.harness_responses import Responses
 from tokengrow.evaluation.harness_run import load_tasks, run_tasks
 from tokengrow.evaluation.scoring import Scorer, Window
@@ -272,6 +272,11 @@ def test_model_args_say_which_checkpoint(judged: Path) -> None:
     assert (lm.rank, lm.world_size) == (0, 1)
 
 
+def test_a_batch_size_that_the_harness_measures_anew_for_others_is_automatic(judged: Path) -> None:
+    lm = TokengrowLM.create_from_arg_string(f"source={judged},batch_size=auto:4,device=cpu")
+    assert lm._scorer.batch_size is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -279,15 +284,9 @@ def test_model_args_say_which_checkpoint(judged: Path) -> None:
         ("pretrained=nowhere", r"unknown key model_args\.pretrained"),
         ("source=x,batch_size=0", "batch_size must be auto or a number above 0"),
         ("source=x,device=tpu", "fabric.accelerator 'tpu'"),
+        ("source=x,device=cuda:1", "device=cuda:1: choose a GPU by CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_wrong_model_args_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         TokengrowLM.create_from_arg_string(arguments)
-
-
-def test_a_batch_size_is_a_number_or_automatic() -> None:
-    assert [batch_rows(given) for given in ("16", "auto", "auto:4")] == [16, None, None]
-    for given in ("-1", "many", "1.5", ""):
-        with pytest.raises(UserError, match="batch_size must be auto or a number above 0"):
-            batch_rows(given)

@@ -73,6 +73,15 @@ def test_rows_may_be_parquet(task_files: Path, tmp_path: Path) -> None:
     assert list(loaded.files) == ["arc_challenge_test.parquet"]
 
 
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(task_files: Path, tmp_path: Path) -> None:
+    for path in task_files.glob("piqa*"):
+        lines = path.read_text().splitlines()
+        (tmp_path / path.name).write_text("\ufeff" + "\n\n".join(lines) + "\n\n")
+    (there,) = load_tasks(["piqa"], task_files).loaded["tasks"].values()
+    (here,) = load_tasks(["piqa"], tmp_path).loaded["tasks"].values()
+    assert list(here.eval_docs) == list(there.eval_docs)
+
+
 def test_examples_come_from_the_training_split(task_files: Path) -> None:
     with quiet():
         (task,) = load_tasks(["arc_easy"], task_files, num_fewshot=2).loaded["tasks"].values()
@@ -133,6 +142,19 @@ def test_a_file_that_is_damaged_is_named(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
+        load_tasks(["piqa"], tmp_path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "piqa_valid.jsonl").write_bytes('{"goal": "é"}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"piqa_valid\.jsonl is no UTF-8: save it as UTF-8"):
+        load_tasks(["piqa"], tmp_path)
+
+
+def test_a_label_that_is_no_number_is_named(task_files: Path, tmp_path: Path) -> None:
+    shutil.copy(task_files / "piqa_valid.jsonl", tmp_path)
+    (tmp_path / "piqa_valid_labels.lst").write_text("0\nb\n")
+    with pytest.raises(UserError, match=r"piqa_valid_labels\.lst, line 2: 'b' is no number"):
         load_tasks(["piqa"], tmp_path)
 
 

@@ -34,9 +34,9 @@ from tokengrow.evaluation.perplexity import (
     documents_of,
     measure_perplexity,
     perplexity_table,
-    spans,
 )
 from tokengrow.evaluation.scoring import Scorer, Window
+from tokengrow.evaluation.windows import spans
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.typed import typed

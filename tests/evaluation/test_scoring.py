@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tokengrow.errors import UserError
 from tokengrow.evaluation import scoring
-from tokengrow.evaluation.scoring import Scored, Scorer, Window
+from tokengrow.evaluation.scoring import Scored, Scorer, Window, read_batch_size
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import LanguageModel
@@ -190,6 +191,13 @@ def test_what_cannot_be_scored_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Scorer(model).score([Window([1], [2]), Window(context, continuation)])
+
+
+def test_a_batch_size_is_a_number_or_automatic() -> None:
+    assert [read_batch_size(given) for given in ("16", "auto")] == [16, None]
+    for given in ("0", "-1", "many", "1.5", ""):
+        with pytest.raises(UserError, match="batch_size must be auto or a number above 0"):
+            read_batch_size(given)
 
 
 @pytest.mark.gpu

@@ -2,18 +2,22 @@
 perplexity."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from tokengrow import __version__
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.text import resolve_text
@@ -40,9 +44,9 @@ from tokengrow.evaluation.results import (
     describe_checkpoint,
     read_results,
     results_file,
-    versions,
     write_results,
 )
+from tokengrow.evaluation.scoring import read_batch_size
 from tokengrow.evaluation.source import Evaluated, answer_key
 from tokengrow.typed import typed
 
@@ -83,26 +87,18 @@ class EvalArguments:
             raise UserError("tasks is empty: name at least one, as in tasks=[lambada_openai]")
         if len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"tasks names one twice: {', '.join(self.tasks)}")
-        if self.limit is not None and not self.limit > 0:
-            raise UserError(f"limit must be above 0, not {self.limit:g}")
+        if self.limit is not None and not 0 < self.limit < math.inf:
+            raise UserError(f"limit must be a number above 0, not {self.limit:g}")
         if self.limit is not None and self.limit < 1 and PERPLEXITY in self.tasks:
             raise UserError("limit must be a number of documents for perplexity, not a share")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"num_fewshot must not be negative: {self.num_fewshot}")
-        if self.batch_size != "auto" and not (
-            self.batch_size.isdecimal() and int(self.batch_size) > 0
-        ):
-            raise UserError(f"batch_size must be auto or a number above 0, not {self.batch_size!r}")
+        read_batch_size(self.batch_size)
         if self.fabric.strategy == "fsdp2":
             raise UserError(
                 "fabric.strategy fsdp2 is for training: here every device holds the whole model; "
                 "set fabric=ddp"
             )
-
-    @property
-    def rows(self) -> int | None:
-        """Of a batch; None: automatic."""
-        return None if self.batch_size == "auto" else int(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -143,6 +139,8 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         asked = read_tasks(arguments, checkpoint)
     key = answer_key(checkpoint, arguments.fabric.chosen_precision)
     out = Path(arguments.out) if arguments.out else default_folder(checkpoint.folder)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file: give a folder for the results")
     path = results_file(out, checkpoint.folder, key, asked.settings)
     if path.is_file():
         console.print("evaluated before: nothing is asked again")
@@ -150,9 +148,8 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
     begun, since = datetime.now(UTC), time.monotonic()
     fabric = build_fabric(arguments.fabric)
     with in_contact(started_by(fabric)):
-        precision = arguments.fabric.chosen_precision
-        autocast = fabric.autocast
-        model = Evaluated.place(checkpoint, fabric.device, precision, autocast, arguments.rows)
+        precision, rows = arguments.fabric.chosen_precision, read_batch_size(arguments.batch_size)
+        model = Evaluated.place(checkpoint, fabric.device, precision, fabric.autocast, rows)
         found = ask(model, asked, arguments, out / RESPONSES / key[:16], console)
     ran = {
         "device": str(fabric.device),
@@ -160,7 +157,7 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         "batch_size": arguments.batch_size,
         "began": begun.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - since, 1),
-        "versions": versions(["torch", *(["lm_eval"] if asked.tasks else [])]),
+        "versions": {"tokengrow": __version__, "torch": torch.__version__},
     }
     named = {"checkpoint": describe_checkpoint(checkpoint), "settings": asked.settings, "ran": ran}
     if rank() == 0:
@@ -188,6 +185,7 @@ def read_tasks(arguments: EvalArguments, checkpoint: Checkpoint) -> Asked:
         data_dir = Path(arguments.data_dir) if arguments.data_dir else None
         tasks = load_tasks(names, data_dir, arguments.num_fewshot)
         settings |= {"num_fewshot": arguments.num_fewshot, "files": tasks.files}
+        settings["lm_eval"] = version("lm_eval")  # prompts, metrics and examples are its own
     if PERPLEXITY in arguments.tasks:
         text = resolve_text(arguments.data, checkpoint)
         identity = sha256(json.dumps(text.identity(), sort_keys=True).encode()).hexdigest()

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.prompts import read_prompts
 from tokengrow.cli.resolve import plain
-from tokengrow.cli.verb import run_verb
+from tokengrow.cli.verb import new_file, run_verb
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import three_digits
@@ -238,18 +238,6 @@ def converse(author: Author) -> None:
             console.out("")
         else:
             _note(speed)
-
-
-def new_file(out: str) -> Path:
-    """The file of `out`, which is not there yet.
-
-    Raises:
-        UserError: it is.
-    """
-    path = Path(out).expanduser()
-    if path.exists():
-        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
-    return path
 
 
 def _note(what: object) -> None:

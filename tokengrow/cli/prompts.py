@@ -19,9 +19,10 @@ def read_prompts(name: str) -> list[str]:
         UserError: a file that is not there, of another kind, or without a prompt; a line that is no
             such object.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_file():
-        raise UserError(f"prompts: {name} does not exist: give a .txt or .jsonl file")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"prompts: {name} {what}: give a .txt or .jsonl file")
     if path.suffix not in ENDINGS:
         raise UserError(f"prompts: {name} must end in .txt (a prompt a line) or .jsonl")
     try:

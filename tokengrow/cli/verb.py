@@ -33,8 +33,11 @@ for which launchers try again."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
-FOLDERS = ("source", "out", "store", "runs")
+PATHS = ("source", "out", "store", "runs", "prompts", "data_dir")
 """Keys whose values are paths, or a list of them."""
+
+HOME = r"(?:^|(?<=[\[,]))\s*~(?=/)"
+"""At the beginning of such a path: no shell replaces it behind a key."""
 
 UNQUOTED_PATH = r"[^\s\[\],'\"][^\[\],'\"]*=[^\[\],'\"]*(?=[\],]|$)"
 """One such path, with an equals sign, which Hydra reads inside of quotes alone."""
@@ -102,6 +105,17 @@ def new_folder(out: str) -> Path:
     return folder
 
 
+def new_file(out: str) -> Path:
+    """The file of a verb's `out`, which is not there yet.
+
+    Raises:
+        UserError: it is.
+    """
+    if Path(out).exists():
+        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
+    return Path(out)
+
+
 def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
     """The arguments of the command line in Hydra's grammar.
 
@@ -118,16 +132,19 @@ def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
 def as_hydra_reads_it(word: str) -> list[str]:
     """An argument of the command line in Hydra's grammar, for keys that are not plain values.
 
-    A prompt is text, whatever it holds: it is quoted, and so is a path with an equals sign. A stage
-    has keys that the recipe need not list, so they are added where they are not there; a change of
-    nothing goes before them, which Hydra refuses where the stage itself is not there.
+    A prompt is text, whatever it holds: it is quoted, and so is a path with an equals sign; ~ in
+    front of one is the user's folder. A stage has keys that the recipe need not list, so they are
+    added where they are not there; a change of nothing goes before them, which Hydra refuses where
+    the stage itself is not there.
     """
     key, equals, value = word.partition("=")
     if equals and key == "prompt":
         # Hydra: a quote is escaped by a backslash, and backslashes before a quote are doubled.
         value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
         return [f"prompt='{value}'".replace("${", "\\${")]
-    if key in FOLDERS:  # those of a sweep are named optim.lr=0.001
+    if key in PATHS:
+        value = re.sub(HOME, lambda _: str(Path.home()), value)
+        # Folders of a sweep are named optim.lr=0.001.
         return [f"{key}{equals}{re.sub(UNQUOTED_PATH, _quoted, value)}"]
     if stage := re.fullmatch(rf"(stages\.[^.]+)\.{STAGE_KEYS}", key):
         return [f"{stage[1]}={{}}", f"++{word}"]

@@ -16,11 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import (
-    get_rolling_token_windows,
-    make_disjoint_window,
-    simple_parse_args_string,
-)
+from lm_eval.utils import simple_parse_args_string
 from rich.console import Console
 from torch import Tensor
 
@@ -30,8 +26,9 @@ from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.errors import UserError
 from tokengrow.evaluation.harness_progress import Advance, counted
 from tokengrow.evaluation.harness_responses import Responses
-from tokengrow.evaluation.scoring import Scored, Window
+from tokengrow.evaluation.scoring import Scored, Window, read_batch_size
 from tokengrow.evaluation.source import Evaluated
+from tokengrow.evaluation.windows import windows_of
 from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.texts import complete
 from tokengrow.typed import typed
@@ -50,26 +47,13 @@ class ModelArguments:
     source: str
     """Checkpoint, or run whose newest checkpoint is taken."""
     batch_size: str = "auto"
-    """Rows of a batch, or auto."""
-    device: str | None = None
-    """cpu or cuda; null: a GPU if there is one."""
+    """Rows of a batch, or auto; auto:N, as the harness has it for others, is auto."""
+    device: str = "auto"
+    """cpu, cuda (or cuda:0), or auto: a GPU if there is one."""
     devices: int | None = None
     """Processes to start, one for each device; null: those of the launcher, or one."""
     precision: str = "auto"
     """As `fabric.precision` of `tokengrow eval`."""
-
-
-def batch_rows(batch_size: str) -> int | None:
-    """Rows of a batch; None for auto, however often the harness would measure it anew (`auto:4`).
-
-    Raises:
-        UserError: neither a number above 0 nor auto.
-    """
-    if batch_size.partition(":")[0] == "auto":
-        return None
-    if not batch_size.isdecimal() or int(batch_size) < 1:
-        raise UserError(f"batch_size must be auto or a number above 0, not {batch_size!r}")
-    return int(batch_size)
 
 
 @register_model("tokengrow")
@@ -118,9 +102,15 @@ class TokengrowLM(TemplateLM):
         """
         options = {key: value for key, value in (additional_config or {}).items() if value}
         given = typed(ModelArguments, {**options, **arg_dict}, "model_args")
-        rows = batch_rows(given.batch_size)
+        measured = given.batch_size.startswith("auto:")
+        rows = read_batch_size("auto" if measured else given.batch_size)
+        device = given.device.removesuffix(":0")
+        if ":" in device:
+            raise UserError(
+                f"device={device}: choose a GPU by CUDA_VISIBLE_DEVICES, and give device=cuda"
+            )
         config = FabricConfig(
-            accelerator=(given.device or "auto").partition(":")[0],
+            accelerator=device,
             strategy="ddp" if given.devices else "auto",
             devices=given.devices,
             precision=given.precision,
@@ -244,15 +234,11 @@ class TokengrowLM(TemplateLM):
     def _windows(self, context: list[int], after: list[int]) -> list[Window]:
         """Windows that score each token once: one, or several where it is too long for that.
 
-        Where the harness itself says how long texts are cut (rolling), these are its windows.
+        Those are the windows that the harness itself makes of long texts (rolling).
         """
         if len(after) <= self.max_length:
             return [Window(context, after)] if after else []
-        first, *later = map(
-            make_disjoint_window,
-            get_rolling_token_windows(after, context[-1], self.max_length, context_len=1),
-        )
-        return [Window(context, first[1]), *(Window(*window) for window in later)]
+        return list(windows_of([context[-1], *after], self.max_length, self.max_length))
 
     def _scored(
         self, requests: Sequence[Sequence[Window]], done: Callable[[int, Answer], None]

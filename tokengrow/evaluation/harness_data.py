@@ -117,26 +117,43 @@ def _read(path: Path) -> list[dict[str, Any]]:
             return list(files)
         except Exception as error:  # of pyarrow, which raises several kinds
             raise UserError(f"data_dir: cannot read {path} as Parquet: {error}") from None
-    rows = list(_lines(path))
+    rows = list(_json_lines(path))
     labels = _labels(path)
     if not labels.is_file():
         return rows
-    numbers = labels.read_text().split()
+    numbers = [_number(labels, *line) for line in _filled_lines(labels)]
     if len(numbers) != len(rows):
         raise UserError(
             f"data_dir: {labels} has {len(numbers)} labels for {len(rows)} rows of {path.name}: "
             "give the two files that belong together"
         )
-    return [{**row, "label": int(number)} for row, number in zip(rows, numbers, strict=True)]
+    return [{**row, "label": number} for row, number in zip(rows, numbers, strict=True)]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"data_dir: {path}, line {number}: no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"data_dir: {path}, line {number}: no mapping of columns")
-            yield row
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in _filled_lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"data_dir: {path}, line {number}: no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"data_dir: {path}, line {number}: no mapping of columns")
+        yield row
+
+
+def _number(path: Path, number: int, line: str) -> int:
+    try:
+        return int(line)
+    except ValueError:
+        raise UserError(
+            f"data_dir: {path}, line {number}: {line.strip()!r} is no number: give one a line"
+        ) from None
+
+
+def _filled_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that are not blank."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+    except UnicodeDecodeError:
+        raise UserError(f"data_dir: {path} is no UTF-8: save it as UTF-8") from None

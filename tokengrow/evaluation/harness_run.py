@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache, partialmethod
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tokengrow.evaluation.format import table
 from tokengrow.evaluation.harness import TokengrowLM
 from tokengrow.evaluation.harness_data import GUIDE, asked_file, local_task
 from tokengrow.evaluation.published import Published
+from tokengrow.files import sha256
 from tokengrow.typed import nearest
 
 FEWSHOT_SEED = 1234
@@ -96,8 +96,7 @@ def load_tasks(
                 loaded[key].update(more)
     for task in loaded["tasks"].values():
         _set_shots(task, num_fewshot)
-    hashes = {path.name: sha256(path.read_bytes()).hexdigest() for path in files}
-    return Tasks(loaded, hashes)
+    return Tasks(loaded, {path.name: sha256(path) for path in files})
 
 
 def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list[Score]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -25,6 +25,7 @@ from tokengrow.distributed.exchange import from_every_rank, rank, world_size
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.evaluation.scoring import Scored, Scorer, Window
+from tokengrow.evaluation.windows import windows_of
 
 TOKENS_AT_ONCE = 2**17
 """Read by the windows that a rank scores at once: memory for ids, and many batches."""
@@ -54,36 +55,6 @@ class PerplexityConfig:
         for key in ("stride", "max_bytes"):
             if (number := getattr(self, key)) is not None and number < 1:
                 raise UserError(f"perplexity.{key} must be at least 1, not {number}")
-
-
-class Span(NamedTuple):
-    """Where in a document a window lies: the model reads positions `start` to `last` - 1."""
-
-    start: int
-    """Position of the first token that is read."""
-    first: int
-    """Position of the first token that is predicted here, from `start` to `first` - 1."""
-    last: int
-    """Position of the last token that is predicted."""
-
-
-def spans(tokens: int, context_length: int, stride: int) -> Iterator[Span]:
-    """The windows that together predict every token of a document once.
-
-    The first window predicts the first T tokens, each later one the next S, or those that are left.
-    A later one reads the T positions in front of the last that it predicts: so each of its tokens
-    has at least T - S + 1 in front of it.
-
-    Args:
-        tokens: of the document, n.
-        context_length: T.
-        stride: S, from 1 to T.
-    """
-    done = 0
-    while done < tokens:
-        last = min(done + (stride if done else context_length), tokens)
-        yield Span(max(0, last - context_length), done + 1, last)
-        done = last
 
 
 def count_words(text: str) -> int:
@@ -216,15 +187,14 @@ def measure_perplexity(
     run = _Run(tokenizer, context_length, stride or context_length)
     share = slice(rank(), None, world_size())
     with _bar(progress) as show:
+
+        def done(_: int, scored: Scored) -> None:
+            run.add(scored)
+            of_all_ranks = min(run.scored * world_size(), run.tokens)
+            show(run.nats / run.scored, of_all_ranks, run.tokens)
+
         for chunk in _chunks(run.windows(documents), TOKENS_AT_ONCE * world_size()):
-            mine = chunk[share]
-
-            def done(index: int, scored: Scored) -> None:
-                run.add(scored)
-                of_all_ranks = min(run.scored * world_size(), run.tokens)
-                show(run.nats / run.scored, of_all_ranks, run.tokens)
-
-            scorer.score(mine, done)
+            scorer.score(chunk[share], done)
         found = run.result()
         show(found.loss, found.tokens, found.tokens)
     return found
@@ -254,8 +224,7 @@ class _Run:
                 self.words += count_words(text)
                 self.tokens += len(ids)
                 at = [self._tokenizer.end_of_text, *ids]
-                for start, first, last in spans(len(ids), self._context_length, self._stride):
-                    yield Window(at[start:first], at[first : last + 1])
+                yield from windows_of(at, self._context_length, self._stride)
 
     def add(self, scored: Scored) -> None:
         """Counts a window's tokens."""

@@ -1,13 +1,11 @@
 """What an evaluation found, as a file of JSON that says what was asked of what, and where."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tokengrow import __version__
 from tokengrow.checkpoint.layout import step_folders
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
@@ -42,11 +40,6 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     ancestor = checkpoint.ancestor()
     named = {key: ancestor[key] for key in ("parameters", "step", "weights_sha256")}
     return {"folder": str(checkpoint.folder)} | named
-
-
-def versions(libraries: Sequence[str]) -> dict[str, str]:
-    """Our own version and those of other libraries."""
-    return {"tokengrow": __version__} | {name: version(name) for name in libraries}
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import LanguageModel
 
 PADDING = 0
@@ -58,6 +59,19 @@ class _Row:
     ids: tuple[int, ...]
     asked: list[tuple[int, tuple[int, ...]]]
     """Index of a window and its continuation, whose last token is not among `ids`."""
+
+
+def read_batch_size(text: str) -> int | None:
+    """Rows of a batch, as a user writes them; None: `auto`.
+
+    Raises:
+        UserError: neither a number above 0 nor auto.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"batch_size must be auto or a number above 0, not {text!r}")
+    return int(text)
 
 
 class Scorer:

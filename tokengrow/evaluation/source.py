@@ -34,14 +34,15 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 class Evaluated:
     """A model that is ready to be asked."""
 
-    checkpoint: Checkpoint
-    """Where it comes from."""
     tokenizer: Tokenizer
-    """Of the checkpoint."""
-    model: LanguageModel
-    """In eval mode, on its device."""
+    """Of its checkpoint."""
     scorer: Scorer
-    """With that model."""
+    """With the model, in eval mode and on its device."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """The scorer's."""
+        return self.scorer.model
 
     @classmethod
     def place(
@@ -68,12 +69,7 @@ class Evaluated:
         tokenizer = checkpoint_tokenizer(checkpoint)
         dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
         model = checkpoint.model.to(device, dtype).eval()
-        return cls(
-            checkpoint=checkpoint.described(),
-            tokenizer=tokenizer,
-            model=model,
-            scorer=Scorer(model, batch_size, autocast),
-        )
+        return cls(tokenizer, Scorer(model, batch_size, autocast))
 
 
 def answer_key(checkpoint: Checkpoint, precision: str) -> str:
