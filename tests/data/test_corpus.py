@@ -123,7 +123,11 @@ def test_identity_is_json_and_changes_with_a_file() -> None:
         ("a.jsonl", b'{"text": "x"}\n\n{"text": "y"\n', "data.files: .*a.jsonl, line 3: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "data.files: .*a.jsonl, line 1: not JSON"),
         ("a.jsonl", b'{"text": "\xff"}\n', "data.files: .*a.jsonl, line 1: not JSON"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"te\n', mtime=0), "a.jsonl.gz, line 2: not JSON"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}\n{"te\n', mtime=0),
+            "a.jsonl.gz, line 2: not JSON",
+        ),
         ("a.jsonl.zst", zstandard.compress(b'{"text": "x"}\n{"te\n'), "a.jsonl.zst, line 2: not"),
         ("a.json", b'[{"text": "x"},\n {"text": "y"]', "data.files: .*a.json, line 2:"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', "data.text_key: .*, line 2: no text under"),

@@ -4,17 +4,19 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.store import TokenStore
-from tokengrow.evaluation.harness_run import load_tasks, quiet
 from tokengrow.evaluation.source import Evaluated
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
+
+if TYPE_CHECKING:  # what needs no harness is tested where there is none, on a GPU say
+    from lm_eval.api.instance import Instance
 
 Place = Callable[..., Evaluated]
 
@@ -56,10 +58,11 @@ def placed(judged: Path) -> Place:
 
 
 @pytest.fixture(scope="session")
-def asked(task_files: Path) -> Callable[..., Sequence[Instance]]:
+def asked(task_files: Path) -> "Callable[..., Sequence[Instance]]":
     """`asked(task)`: what the harness asks a model for the questions of a task."""
+    from tokengrow.evaluation.harness_run import load_tasks, quiet
 
-    def requests(name: str, limit: int = 40) -> Sequence[Instance]:
+    def requests(name: str, limit: int = 40) -> "Sequence[Instance]":
         with quiet():
             (task,) = load_tasks([name], task_files).loaded["tasks"].values()
             task.build_all_requests(limit=limit)
