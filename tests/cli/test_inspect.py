@@ -177,5 +177,4 @@ def test_a_model_is_never_in_memory_as_a_whole(
         peaks.append(peak_memory("inspect", f"source={folder}", f"store={store.folder}"))
         size = (folder / "model.safetensors").stat().st_size
     assert size > 140e6
-    print("DIFF", (peaks[1] - peaks[0]) / size)
     assert peaks[1] - peaks[0] < 0.3 * size
