@@ -62,6 +62,13 @@ def test_without_recorded_times_there_is_no_plot_of_them(ladder: RunRecord) -> N
     assert "loss-vs-time" not in loss_plots([replace(ladder, points=points)])
 
 
+def test_runs_that_were_not_validated_since_they_began_have_no_plot_of_their_loss() -> None:
+    # A logarithmic axis has no 0, and no other validation is there yet.
+    begun, other = record("begun", (0.0, 6.2)), record("other", (0.0, 6.3), (1e3, 5.0))
+    assert loss_plots([begun]) == loss_plots([begun, begun]) == {}
+    assert "loss-vs-flops" in loss_plots([begun, other])
+
+
 def test_a_single_run_has_a_line_for_each_rung(ladder: RunRecord) -> None:
     small, large = lines_of([ladder])
     assert (small.label, large.label) == ("small, 28.7k", "large, 120k")
