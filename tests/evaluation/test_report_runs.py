@@ -120,6 +120,16 @@ def test_a_run_in_progress_is_shown_up_to_its_newest_checkpoint(
     assert begun.points[-1].step == 4
 
 
+def test_a_damaged_checkpoint_before_the_newest_one_is_no_obstacle(
+    runs: dict[str, RunRecord], arms: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(arms / "grown", tmp_path / "grown")
+    (run / "step_00000004" / COMPLETE).write_text("{")
+    ((grown,), left_out) = read_runs([run])
+    assert (grown.points, left_out) == (runs["grown"].points, [])
+    assert sorted(grown.weights.values()) == [8]
+
+
 # Several runs
 
 

@@ -6,6 +6,7 @@ too. No tensor is.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tokengrow.checkpoint.layout import (
     WEIGHTS,
     find_checkpoints,
     recorded_sha256,
+    step_of,
 )
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.errors import UserError
@@ -107,7 +109,7 @@ class RunRecord:
     source: Values | None
     """What the run noted of the checkpoint that it started from."""
     weights: Mapping[str, int]
-    """SHA-256 of the weights of each checkpoint on the disk, to its step."""
+    """SHA-256 of the weights of each whole checkpoint on the disk, to its step."""
     sessions: tuple[Values, ...]
     """Where it ran; empty: not recorded."""
     fingerprint: str
@@ -253,13 +255,19 @@ def _record(checkpoint: Checkpoint, name: str) -> RunRecord:
         config=checkpoint.run,
         lineage=tuple(checkpoint.lineage),
         source=state.get("source"),
-        weights={
-            recorded_sha256(each, WEIGHTS): int(each.name.removeprefix("step_"))
-            for each in find_checkpoints(folder)
-        },
+        weights=_weights(folder),
         sessions=_sessions(folder),
         fingerprint=state["fingerprint"],
     )
+
+
+def _weights(run: Path) -> dict[str, int]:
+    """Hash of the weights of each checkpoint of a run to its step."""
+    found = {}
+    for folder in find_checkpoints(run):
+        with suppress(UserError, OSError):  # damaged, or deleted since by the run that goes on
+            found[recorded_sha256(folder, WEIGHTS)] = step_of(folder)
+    return found
 
 
 def _spent_before(checkpoint: Checkpoint) -> Spent:

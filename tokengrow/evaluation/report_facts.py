@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokengrow.checkpoint.layout import step_folder
 from tokengrow.evaluation.format import exponent
 from tokengrow.evaluation.report_data import LeftOut, RunRecord, Values
 
@@ -199,7 +200,7 @@ def _parent_by_path(run: RunRecord, runs: Sequence[RunRecord]) -> tuple[int, int
     for index, other in enumerate(runs):
         if other is not run and other.folder in _named(run):
             steps = list(other.weights.values())
-            step = next((s for s in steps if path.name.endswith(f"{s:08d}")), max(steps))
+            step = next((s for s in steps if path.name == step_folder(s)), max(steps))
             return index, step, len(_outside(run))
     return None
 
