@@ -206,6 +206,19 @@ def test_the_growth_of_the_published_arm_is_what_differs(runs: dict[str, RunReco
     }
 
 
+def test_a_key_that_only_one_of_two_stages_of_a_name_has_is_a_difference() -> None:
+    sizes = {"large": {"steps": 4, "model": {"context_length": 8, "tau": {"ffn": 2.0}}}}
+    other = {"large": {"steps": 4, "model": {"context_length": 8, "architecture": "transformer"}}}
+    one, two = (
+        record(name, (1e3, 4.0), config={"stages": stages})
+        for name, stages in (("tokenformer", sizes), ("transformer", other))
+    )
+    assert {each.key: each.values for each in config_differences([one, two])} == {
+        "stages.large.model.tau.ffn": ("2", None),
+        "stages.large.model.architecture": (None, "transformer"),
+    }
+
+
 # Lineage
 
 

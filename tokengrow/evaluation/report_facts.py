@@ -58,10 +58,15 @@ def config_differences(runs: Sequence[RunRecord]) -> list[Difference]:
     found = [] if len(set(ladders)) == 1 else [Difference("stages", ladders)]
     for key in dict.fromkeys(key for values in flat for key in values):
         values = tuple(each.get(key) for each in flat)
-        has_it = [each for each in values if each is not None] if _of_a_stage(key) else values
-        if len(set(has_it)) > 1:
+        compared = zip(values, runs, strict=True)
+        if len({value for value, run in compared if _has_stage_of(run.config, key)}) > 1:
             found.append(Difference(key, values))
     return found
+
+
+def _has_stage_of(config: Values, key: str) -> bool:
+    """Whether a recipe has the stage that a key is of, if it is of one."""
+    return not _of_a_stage(key) or key.split(".")[1] in config["stages"]
 
 
 def _compared(config: Values) -> dict[str, Any]:
