@@ -164,9 +164,19 @@ def test_a_path_that_is_no_run_is_refused(name: str, why: str, tmp_path: Path) -
         read_runs([tmp_path / name])
 
 
-def test_a_run_that_is_named_twice_is_read_once(arms: Path) -> None:
-    read, _ = read_runs([arms / "small", arms / "small"])
+def test_a_run_that_is_named_twice_is_read_once(
+    arms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(arms)
+    read, _ = read_runs([arms / "small", Path("small")])
     assert len(read) == 1
+
+
+def test_checkpoints_of_one_run_are_told_apart_by_their_steps(arms: Path) -> None:
+    folders = [arms / "grown" / f"step_0000000{step}" for step in (4, 8)]
+    read, _ = read_runs([*folders, arms / "small"])
+    assert [run.name for run in read] == ["grown, step 4", "grown, step 8", "small"]
+    assert [len(run.rungs) for run in read] == [1, 2, 1]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents() -> None:

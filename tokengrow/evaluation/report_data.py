@@ -167,7 +167,8 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
     Raises:
         UserError: a path that is none of these, or no run that has a checkpoint.
     """
-    folders = list(dict.fromkeys(run for path in paths for run in _runs_of(path)))
+    given = (run for path in paths for run in _runs_of(path))
+    folders = list({folder.resolve(): folder for folder in given}.values())
     read: list[Checkpoint] = []
     left_out = []
     for folder in folders:
@@ -185,9 +186,17 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
     if not read:
         told = "; ".join(f"{each.folder}: {each.reason}" for each in left_out)
         raise UserError(f"runs has nothing to report on ({told}): give runs that have a checkpoint")
-    names = run_names([_run_folder(checkpoint) for checkpoint in read])
-    records = [_record(each, name) for each, name in zip(read, names, strict=True)]
+    records = [_record(each, name) for each, name in zip(read, _names(read), strict=True)]
     return records, left_out
+
+
+def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Those of their runs; of several of one run, each with its step."""
+    names = run_names([_run_folder(each) for each in checkpoints])
+    return [
+        f"{name}, step {each.step}" if names.count(name) > 1 else name
+        for name, each in zip(names, checkpoints, strict=True)
+    ]
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
