@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tokengrow.evaluation.figure import empty_figure
 from tokengrow.evaluation.format import count, power, shortened
 from tokengrow.evaluation.report_data import Point, RunRecord
 
@@ -248,13 +249,7 @@ def _shade(index: int, parts: int) -> float:
 
 
 def _figure(height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
-    # Imported here: it takes half a second that no other command should pay. The object interface
-    # with its own canvas leaves the user's pyplot state and backend alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(SIZE[0], height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.label.set_fontsize(FONT)
@@ -263,7 +258,7 @@ def _figure(height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _png(figure: Any) -> Png:
+def _png(figure: "Figure") -> Png:
     content = BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     return content.getvalue()

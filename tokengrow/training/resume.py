@@ -37,7 +37,9 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
         UserError: `out` holds something else, or a run that this one cannot go on with.
     """
     out = Path(config.out)
-    holds_something = out.is_dir() and any(not half_written(path, RECORDS) for path in out.iterdir())
+    holds_something = out.is_dir() and any(
+        not half_written(path, RECORDS) for path in out.iterdir()
+    )
     if config.resume == "never" and holds_something:
         raise UserError(
             f"out={out} is not empty: choose another out=, or resume=auto to go on there"
