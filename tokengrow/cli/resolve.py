@@ -164,7 +164,8 @@ def resolve_stages(
     previous = source.config if source else None
     typed(OptimConfig, recipe.optim, "optim")  # its mistakes are its own, not the first stage's
     entries = {name: entry for name, entry in recipe.stages.items() if entry is not None}
-    left = recipe.flops
+    if (left := recipe.flops) is not None:
+        check_amount(left, "flops")
     for name, stage in entries.items():
         where = f"stages.{name}"
         entry = typed(StageEntry, stage, where)
@@ -237,6 +238,12 @@ def _check_grows(stages: Values, first: LanguageModelConfig) -> None:
         )
 
 
+def check_amount(amount: float, key: str) -> None:
+    """Refuses tokens or FLOPs of which no number of updates can be made."""
+    if not 0 < amount < math.inf:
+        raise UserError(f"{key} must be a positive number, not {amount:g}")
+
+
 def resolve_steps(
     entry: StageEntry, model: LanguageModelConfig, batch_size: int, where: str
 ) -> int:
@@ -259,8 +266,7 @@ def resolve_steps(
     if entry.steps is not None:
         return entry.steps
     ((key, amount),) = given.items()
-    if not 0 < amount < math.inf:
-        raise UserError(f"{where}.{key} must be a positive number, not {amount:g}")
+    check_amount(amount, f"{where}.{key}")
     per_update = max(batch_size, 1) * model.context_length  # TrainConfig refuses a smaller one
     if key == "flops":
         per_update *= model.flops_per_token()
