@@ -230,10 +230,10 @@ def cost_plot(runs: Sequence[RunRecord]) -> Png:
 
 
 def flops_at_last_size(run: RunRecord) -> float | None:
-    """FLOPs of training the last size alone on all tokens of the run, reckoned, not measured; None
-    of a run that has one size, or has not trained the last one yet."""
+    """FLOPs of training the last size alone on all tokens of the run, those behind its source too,
+    reckoned, not measured; None where there was one size alone, or no update of the last one."""
     last = run.rungs[-1]
-    if not last.tokens or len({rung.parameters for rung in run.rungs}) == 1:
+    if not last.tokens or not run.lineage:
         return None
     return run.total_tokens * last.flops / last.tokens
 
