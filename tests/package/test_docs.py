@@ -13,7 +13,11 @@ from tokengrow.cli.sweep import SWEEPS
 from tokengrow.distributed.launch import GUIDE
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("*/README.md")),
+]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\.venv/bin/)?tokengrow (\w+) (.*)$", re.MULTILINE)
 OWN_RECIPE = "--config-dir"  # of a recipe that the reader writes, or has written

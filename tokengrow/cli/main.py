@@ -18,10 +18,10 @@ VERBS = {
         "published weights and YAMLs, in and out",
     ),
     "eval": ("source=DIR tasks=[NAME,...]", "tasks of the lm-evaluation-harness, perplexity"),
-    "generate": ('source=DIR prompt="..."', "sampling with a KV cache"),
+    "generate": ('source=DIR prompt="..." | prompts=FILE', "text from a checkpoint"),
     "inspect": ("source=DIR", "what a checkpoint is, what its parameter tokens do"),
     "report": ("runs=[DIR,...] out=DIR", "runs beside each other: figures and a page"),
-    "bench": ("suite=pattention|step|decode", "how fast it is here, beside its peers"),
+    "bench": ("suite=pattention|step|decode|data", "how fast it is here, beside its peers"),
 }
 """Verb to (its usual arguments, what it does)."""
 
