@@ -81,7 +81,7 @@ def test_the_arms_are_the_sizes_that_they_are_named_after(
     assert transformer.num_parameters() == pytest.approx(large.num_parameters(), rel=0.02)
 
 
-@pytest.mark.slow  # what the README of the recipe promises: under ten minutes on two cores
+@pytest.mark.slow  # some seven minutes on two cores
 @pytest.mark.timeout(900)
 def test_in_miniature_exact_growth_is_ahead_of_the_published_one(
     tmp_path: Path, program: Callable[..., Any]
