@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow import __version__
-from tokengrow.evaluation.format import count, power, shortened, table
+from tokengrow.evaluation.format import count, exponent, power, shortened, table
 from tokengrow.evaluation.report_data import LeftOut, RunRecord, read_runs
 from tokengrow.evaluation.report_facts import config_differences, lineage_tree, notes
 from tokengrow.evaluation.report_page import duration, page
@@ -176,7 +176,7 @@ def rung_table(rungs: Rows) -> Table:
             _loss(rung["loss_before"]),
             _loss(rung["loss_start"]),
             _loss(rung["loss_end"]),
-            "-" if rung["drift"] is None else f"{rung['drift']:.1e}",
+            "-" if rung["drift"] is None else exponent(rung["drift"]),
         )
     return rows
 
