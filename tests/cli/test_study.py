@@ -82,14 +82,13 @@ def test_the_arms_are_the_sizes_that_they_are_named_after(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_in_miniature_exact_growth_is_ahead_of_the_published_one(
-    tmp_path: Path, program: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, program: Callable[..., Any]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # both cores, of which other tests leave one alone
     out = tmp_path / "study"
     study = ["train", "--multirun", f"recipes={STUDY}/tiny", f"out={out}"]
-    done = program(*study, timeout=600)  # two cores take some seven minutes
+    done = program(*study, timeout=1700)  # some seven minutes where nothing else runs
     assert done.status == 0, done.err
     ends = {}
     for arm in ARMS:
