@@ -162,12 +162,15 @@ def resolve_stages(
     resolved: list[StageConfig] = []
     previous = source.config if source else None
     typed(OptimConfig, recipe.optim, "optim")  # its mistakes are its own, not the first stage's
-    entries = {name: entry for name, entry in recipe.stages.items() if entry is not None}
+    entries = {
+        name: typed(StageEntry, entry, f"stages.{name}")
+        for name, entry in recipe.stages.items()
+        if entry is not None
+    }
     if (left := recipe.flops) is not None:
         check_amount(left, "flops")
-    for name, stage in entries.items():
+    for name, entry in entries.items():
         where = f"stages.{name}"
-        entry = typed(StageEntry, stage, where)
         changes = entry.model if resolved else overlay(recipe.model, entry.model)
         where_model = f"{where}.model" if resolved else "model"
         if previous is None:
@@ -225,10 +228,10 @@ def with_what_is_left(entry: StageEntry, left: float | None, where: str) -> Stag
     return replace(entry, flops=left)
 
 
-def _check_grows(stages: Values, first: LanguageModelConfig) -> None:
+def _check_grows(stages: Mapping[str, StageEntry], first: LanguageModelConfig) -> None:
     """Refuses stages that would change a model that does not grow, all of them at once."""
     later = list(stages.items())[1:]
-    names = [name for name, stage in later if without_nulls(stage.get("model") or {})]
+    names = [name for name, stage in later if without_nulls(stage.model)]
     if names and not first.grows:
         dropped = " ".join(f"'~stages.{name}'" for name in names)
         raise UserError(

@@ -94,6 +94,7 @@ class AgedAdamW(torch.optim.AdamW):
             for parameter, each in self._loaded.items()
         }
         self._youngest = {parameter: each.youngest() for parameter, each in ages.items()}
+        self._kinds = self._numbered_kinds()
 
     def ages(self) -> dict[Tensor, Ages]:
         """How old the entries of parameters are now."""
@@ -108,12 +109,13 @@ class AgedAdamW(torch.optim.AdamW):
             done: updates of the stage before this session.
         """
         self._growth, self._done = growth, done - self._updates
-        self._steps = {
-            parameter: float(self.state[parameter]["step"]) if parameter in self.state else 0.0
-            for parameter in self._loaded
-        }
+        self._steps = {parameter: self._step_of(parameter) for parameter in self._loaded}
         self._grown = any(self._has_new(parameter) for parameter in self._loaded)
         self._kinds = self._numbered_kinds()
+
+    def _step_of(self, parameter: Tensor) -> float:
+        """Updates that a parameter has had."""
+        return float(self.state[parameter]["step"]) if parameter in self.state else 0.0
 
     def _numbered_kinds(self) -> dict[Tensor, int]:
         """Parameter to a number that it shares with those of the same ages and step count.
@@ -125,7 +127,7 @@ class AgedAdamW(torch.optim.AdamW):
         kinds = {}
         for parameter, ages in self._here.items():
             columns = None if ages.columns is None else tuple(ages.columns.tolist())
-            kind = (self._steps[parameter], tuple(ages.rows.tolist()), columns)
+            kind = (self._step_of(parameter), tuple(ages.rows.tolist()), columns)
             kinds[parameter] = numbers.setdefault(kind, len(numbers))
         return kinds
 
