@@ -228,8 +228,10 @@ def with_what_is_left(entry: StageEntry, left: float | None, where: str) -> Stag
 def _check_grows(stages: Values, first: LanguageModelConfig) -> None:
     """Refuses stages that would change a model that does not grow, all of them at once."""
     later = list(stages.items())[1:]
+    if first.grows:
+        return
     names = [name for name, stage in later if without_nulls(stage.get("model") or {})]
-    if names and not first.grows:
+    if names:
         dropped = " ".join(f"'~stages.{name}'" for name in names)
         raise UserError(
             f"stages {', '.join(names)} change the model, and a {first.architecture} does not "
