@@ -241,14 +241,16 @@ def command(
 def program(tmp_path: Path) -> Callable[..., Outcome]:
     """`program(*arguments)`: `python -m tokengrow ...` in a process of its own, somewhere else."""
 
-    def run(*arguments: str, module: str = "tokengrow", cwd: Path = tmp_path) -> Outcome:
+    def run(
+        *arguments: str, module: str = "tokengrow", cwd: Path = tmp_path, timeout: float = 120
+    ) -> Outcome:
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=cwd,
             env=os.environ | {"COLUMNS": "200"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 

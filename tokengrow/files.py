@@ -4,8 +4,9 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def half_written(path: Path, names: Iterable[str]) -> bool:
+    """Whether this is what a kill left of writing a file of one of these names atomically."""
+    return any(fnmatch(path.name, f"{name}.*{TEMPORARY}") for name in names)
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

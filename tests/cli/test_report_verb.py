@@ -61,14 +61,27 @@ def test_a_report_is_written_anew_where_one_is(
     assert len(json.loads((out / "report.json").read_text())["runs"]) == 1
 
 
-def test_what_is_no_report_is_not_overwritten(command: Command, runs: Path, tmp_path: Path) -> None:
+def test_what_a_kill_left_of_a_report_gives_way(
+    command: Command, runs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    command("report", f"runs=[{runs}]", f"out={out}")
+    (out / "index.html.123.tmp").write_text("<!doctype")
+    assert command("report", f"runs=[{runs}]", f"out={out}").status == 0
+    assert not list(out.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "index.html"])
+def test_what_is_no_report_is_not_overwritten(
+    name: str, command: Command, runs: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "report"
     out.mkdir()
-    (out / "thesis.txt").write_text("mine")
+    (out / name).write_text("mine")
     outcome = command("report", f"runs=[{runs}]", f"out={out}")
     assert outcome.status == 2
     assert f"out={out} exists already: choose another out=" in outcome.err
-    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(

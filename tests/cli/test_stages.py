@@ -106,6 +106,12 @@ def test_flops_of_a_run_that_the_last_stage_cannot_take_are_refused(
         stages({"steps": 10}, last, "flops=5.76e10")
 
 
+@pytest.mark.parametrize("given", ["0", "-1e9", "inf", "nan"])
+def test_flops_of_a_run_are_a_positive_number(stages: Stages, given: str) -> None:
+    with pytest.raises(UserError, match=r"^flops must be a positive number, not "):
+        stages({}, f"flops={given}")
+
+
 def test_a_stage_that_is_null_is_none(stages: Stages) -> None:
     assert [stage.name for stage in stages({"steps": 1}, None, {"steps": 1})] == ["a", "c"]
 

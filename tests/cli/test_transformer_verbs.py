@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tokengrow.cli.resolve import resolve_model, resolve_train
+from tokengrow.cli.resolve import resolve_train
+from tokengrow.cli.resolve_model import resolve_model
 from tokengrow.data.store import TokenStore
 from tokengrow.model.transformer import TransformerConfig
 from tokengrow.training.fit import fit

@@ -44,7 +44,8 @@ def test_small_and_large_quantities_have_three_digits(number: float, text: str) 
 
 
 def test_a_small_quantity_has_its_order_and_nothing_is_0() -> None:
-    assert [exponent(number) for number in (7.12e-15, 0.0)] == ["7.1e-15", "0"]
+    found = [exponent(number) for number in (7.12e-15, 0.0, 0.034, 12.62)]
+    assert found == ["7.1e-15", "0", "3.4e-02", "12.6"]
 
 
 def test_of_a_long_name_the_middle_is_left_out() -> None:

@@ -75,8 +75,8 @@ def test_writing_it_again_replaces_it_and_nothing_else(folder: Path, tmp_path: P
 
 
 def test_how_long_something_took_is_said_in_few_characters() -> None:
-    assert [duration(s) for s in (41.3, 99.6, 185, 3723, 360_000)] == [
-        "41 s", "2 min", "3 min", "62 min", "100 h 00 min",
+    assert [duration(s) for s in (41.3, 99.6, 185, 3723, 10_000)] == [
+        "41 s", "2 min", "3 min", "62 min", "2 h 47 min",
     ]  # fmt: skip
     session = {"started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T10:03:00+00:00"}
     assert lasted({**session, "outcome": "stopped"}) == "3 min, stopped"

@@ -35,8 +35,10 @@ def ladder() -> RunRecord:
         Point(step=step, rung=index, tokens=tokens, flops=flops, seconds=float(step), loss=loss)
         for step, index, tokens, flops, loss in rows
     ]
-    changes = {"rungs": rungs, "points": tuple(points), "tokens": 1500, "flops": 6e8}
-    return replace(record("ladder", (1e3, 4.0)), **changes)
+    return record(
+        "ladder", (1e3, 4.0), rungs=rungs, points=tuple(points), tokens=1500, flops=6e8,
+        lineage=({"axis": "tokens"},),
+    )  # fmt: skip
 
 
 def size_of(png: bytes) -> tuple[int, ...]:
@@ -60,6 +62,13 @@ def test_runs_beside_each_other_have_the_end_as_well(ladder: RunRecord) -> None:
 def test_without_recorded_times_there_is_no_plot_of_them(ladder: RunRecord) -> None:
     points = tuple(replace(point, seconds=None) for point in ladder.points)
     assert "loss-vs-time" not in loss_plots([replace(ladder, points=points)])
+
+
+def test_runs_that_were_not_validated_since_they_began_have_no_plot_of_their_loss() -> None:
+    # A logarithmic axis has no 0, and no other validation is there yet.
+    begun, other = record("begun", (0.0, 6.2)), record("other", (0.0, 6.3), (1e3, 5.0))
+    assert loss_plots([begun]) == loss_plots([begun, begun]) == {}
+    assert "loss-vs-flops" in loss_plots([begun, other])
 
 
 def test_a_single_run_has_a_line_for_each_rung(ladder: RunRecord) -> None:
@@ -91,6 +100,12 @@ def test_the_cost_at_the_last_size_alone_is_reckoned_from_its_tokens(ladder: Run
     before = Spent(tokens=500, flops=1e8)
     assert flops_at_last_size(replace(ladder, before=before)) == pytest.approx(1.6e9)
     assert flops_at_last_size(record("one size", (1e3, 4.0))) is None
+    # Grown outside of any run, or in another one, and trained on since.
+    (_, large) = ladder.rungs
+    on = replace(
+        ladder, rungs=(large,), tokens=500, flops=4e8, before=Spent(tokens=1000, flops=2e8)
+    )
+    assert flops_at_last_size(on) == pytest.approx(1.2e9)
 
 
 def test_the_cost_plot_has_room_for_every_run(ladder: RunRecord) -> None:

@@ -120,6 +120,16 @@ def test_a_run_in_progress_is_shown_up_to_its_newest_checkpoint(
     assert begun.points[-1].step == 4
 
 
+def test_a_damaged_checkpoint_before_the_newest_one_is_no_obstacle(
+    runs: dict[str, RunRecord], arms: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(arms / "grown", tmp_path / "grown")
+    (run / "step_00000004" / COMPLETE).write_text("{")
+    ((grown,), left_out) = read_runs([run])
+    assert (grown.points, left_out) == (runs["grown"].points, [])
+    assert sorted(grown.weights.values()) == [8]
+
+
 # Several runs
 
 
@@ -154,9 +164,19 @@ def test_a_path_that_is_no_run_is_refused(name: str, why: str, tmp_path: Path) -
         read_runs([tmp_path / name])
 
 
-def test_a_run_that_is_named_twice_is_read_once(arms: Path) -> None:
-    read, _ = read_runs([arms / "small", arms / "small"])
+def test_a_run_that_is_named_twice_is_read_once(
+    arms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(arms)
+    read, _ = read_runs([arms / "small", Path("small")])
     assert len(read) == 1
+
+
+def test_checkpoints_of_one_run_are_told_apart_by_their_steps(arms: Path) -> None:
+    folders = [arms / "grown" / f"step_0000000{step}" for step in (4, 8)]
+    read, _ = read_runs([*folders, arms / "small"])
+    assert [run.name for run in read] == ["grown, step 4", "grown, step 8", "small"]
+    assert [len(run.rungs) for run in read] == [1, 2, 1]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents() -> None:
@@ -193,6 +213,19 @@ def test_the_growth_of_the_published_arm_is_what_differs(runs: dict[str, RunReco
         "growth.init": ("zero_key", "published"),
         "growth.optimizer": ("carry", "fresh"),
         "growth.tolerance": ("null", "inf"),
+    }
+
+
+def test_a_key_that_only_one_of_two_stages_of_a_name_has_is_a_difference() -> None:
+    sizes = {"large": {"steps": 4, "model": {"context_length": 8, "tau": {"ffn": 2.0}}}}
+    other = {"large": {"steps": 4, "model": {"context_length": 8, "architecture": "transformer"}}}
+    one, two = (
+        record(name, (1e3, 4.0), config={"stages": stages})
+        for name, stages in (("tokenformer", sizes), ("transformer", other))
+    )
+    assert {each.key: each.values for each in config_differences([one, two])} == {
+        "stages.large.model.tau.ffn": ("2", None),
+        "stages.large.model.architecture": (None, "transformer"),
     }
 
 

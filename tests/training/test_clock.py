@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.clock import Clock
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.state import TrainState
 
 Runs = Callable[..., TrainConfig]
 
@@ -110,6 +112,9 @@ def test_a_run_notes_what_it_starts_from_and_what_that_had_cost(
         "tokens": 2 * 4 * 32,
         "flops": first.state.flops,
     }
+    # A run of before that was noted does not stand for one that started from nothing.
+    old = replace(second.checkpoint, train_state={**second.state.to_dict(), "source": None})
+    assert (TrainState.source_of(old)["tokens"], TrainState.source_of(old)["flops"]) == (None, None)
     third_run = tiny_run(tmp_path / "third", rungs=(12,), steps=1, source=str(tmp_path / "second"))
     third = fit(third_run, store)
     assert third.state.source is not None

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
-from tokengrow.cli.resolve import plain, resolve_growth
+from tokengrow.cli.resolve import plain
+from tokengrow.cli.resolve_model import resolve_growth
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store

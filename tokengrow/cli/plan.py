@@ -11,14 +11,8 @@ from rich.console import Console
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.plan_tables import tables
-from tokengrow.cli.resolve import (
-    Values,
-    plain,
-    resolve_growth,
-    resolve_model,
-    resolve_train,
-    without_nulls,
-)
+from tokengrow.cli.resolve import Values, plain, resolve_train
+from tokengrow.cli.resolve_model import resolve_growth, resolve_model, without_nulls
 from tokengrow.cli.verb import run_verb
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError

@@ -10,7 +10,8 @@ from rich.console import Console
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.cli.recorded import open_text
-from tokengrow.cli.resolve import plain, resolve_model, without_nulls
+from tokengrow.cli.resolve import plain
+from tokengrow.cli.resolve_model import resolve_model, without_nulls
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError

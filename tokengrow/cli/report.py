@@ -9,7 +9,8 @@ from rich.console import Console
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.errors import UserError
-from tokengrow.evaluation.report import NAMES, Report
+from tokengrow.evaluation.report import FACTS, NAMES, Report
+from tokengrow.files import half_written
 from tokengrow.typed import typed
 
 
@@ -45,7 +46,9 @@ def report_folder(out: str) -> Path:
         UserError: it holds something else.
     """
     folder = Path(out)
-    if folder.is_dir() and all(path.name in NAMES for path in folder.iterdir()):
+    if (folder / FACTS).is_file() and all(
+        path.name in NAMES or half_written(path, NAMES) for path in folder.iterdir()
+    ):
         return folder
     return new_folder(out)
 

@@ -9,14 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.cli.resolve_model import overlay, resolve_growth, resolve_model, without_nulls
 from tokengrow.data.corpus import CORPORA, Corpus
 from tokengrow.data.megatron_source import MegatronConfig
 from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.plan import DEFAULT, KEPT, GrowthPlan, does_not_grow, plan_growth
-from tokengrow.model.architectures import KEY, read_config
-from tokengrow.model.config import LanguageModelConfig, ModelConfig
+from tokengrow.model.config import LanguageModelConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
@@ -147,7 +146,7 @@ def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
     below["optim"] = settings | {"decay_steps": None, "enter": "rewarm"}
     if recorded and values["data"].get("source") is None:
         below |= recorded["tokens_from"]
-    return {**values, **_overlay(below, values)}
+    return {**values, **overlay(below, values)}
 
 
 def resolve_stages(
@@ -164,11 +163,12 @@ def resolve_stages(
     previous = source.config if source else None
     typed(OptimConfig, recipe.optim, "optim")  # its mistakes are its own, not the first stage's
     entries = {name: entry for name, entry in recipe.stages.items() if entry is not None}
-    left = recipe.flops
+    if (left := recipe.flops) is not None:
+        check_amount(left, "flops")
     for name, stage in entries.items():
         where = f"stages.{name}"
         entry = typed(StageEntry, stage, where)
-        changes = entry.model if resolved else _overlay(recipe.model, entry.model)
+        changes = entry.model if resolved else overlay(recipe.model, entry.model)
         where_model = f"{where}.model" if resolved else "model"
         if previous is None:
             target = resolve_model(changes, where=where_model)
@@ -239,6 +239,12 @@ def _check_grows(stages: Values, first: LanguageModelConfig) -> None:
         )
 
 
+def check_amount(amount: float, key: str) -> None:
+    """Refuses tokens or FLOPs of which no number of updates can be made."""
+    if not 0 < amount < math.inf:
+        raise UserError(f"{key} must be a positive number, not {amount:g}")
+
+
 def resolve_steps(
     entry: StageEntry, model: LanguageModelConfig, batch_size: int, where: str
 ) -> int:
@@ -261,8 +267,7 @@ def resolve_steps(
     if entry.steps is not None:
         return entry.steps
     ((key, amount),) = given.items()
-    if not 0 < amount < math.inf:
-        raise UserError(f"{where}.{key} must be a positive number, not {amount:g}")
+    check_amount(amount, f"{where}.{key}")
     per_update = max(batch_size, 1) * model.context_length  # TrainConfig refuses a smaller one
     if key == "flops":
         per_update *= model.flops_per_token()
@@ -316,58 +321,6 @@ def _rate_of_source(source: Checkpoint) -> float | None:
     return learning_rate(typed(OptimConfig, stage["optim"], "optim"), done, stage["steps"])
 
 
-def resolve_model(
-    changes: Values, base: LanguageModelConfig | None = None, where: str = "model"
-) -> LanguageModelConfig:
-    """A model's sizes: those of the preset or of `base`, with what is not null in `changes`.
-
-    Args:
-        changes: the `model` section, or a stage's part of it; null means unchanged.
-        base: the source of a growth.
-        where: the section's name in error messages.
-    """
-    changes = dict(changes)
-    if preset := changes.pop("preset", None):
-        base = ModelConfig.preset(preset)
-    given = without_nulls(changes)
-    if base is None and not given:
-        raise UserError(
-            f"{where} says nothing: choose model=NAME, or give source=DIR to start from"
-        )
-    if base and given.get(KEY, base.architecture) != base.architecture:
-        base = None  # of another kind there is nothing to take over
-    start: Values = base.to_dict() if base else {}
-    if base and given.get("tokens"):
-        # A preset's tau is sqrt(N) of its own N; of a changed N it is born anew. A source's is
-        # kept by the growth plan, whatever stands here.
-        start["tau"] = {}
-    if base and {"width", "heads"} & given.keys():
-        start["head_dim"], start["rotary_channels"] = 0, -1
-    return read_config(_overlay(start, given), where)
-
-
-def resolve_growth(
-    changes: Values,
-    source: LanguageModelConfig,
-    where: str = "model",
-    config: GrowthConfig = DEFAULT,
-) -> GrowthPlan:
-    """The growth from `source` to what the `model` section, or a stage's part of it, asks for.
-
-    Raises:
-        UserError: a key that every growth keeps, and would ignore, or a target out of reach.
-    """
-    given, there = without_nulls(changes), source.to_dict()
-    same_kind = given.get(KEY, source.architecture) == source.architecture
-    changed = any(there.get(key) != value for key, value in given.items())
-    if not source.grows and same_kind and changed:
-        raise UserError(does_not_grow(source, where))
-    for key in KEPT:
-        if key in given:
-            raise UserError(f"{where}.{key} cannot be set here: a growth keeps the source's")
-    return plan_growth(source, resolve_model(changes, source, where), where, config)
-
-
 def resolve_corpus(values: Values, where: str = "data") -> Corpus:
     """The text source that the `data` section names, or a part of it."""
     settings = dict(values)
@@ -406,25 +359,3 @@ def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> Tokenize
     if vocab_size is not None:
         given.setdefault("vocab_size", vocab_size)
     return typed(TokenizerConfig, given, "tokenizer")
-
-
-def without_nulls(values: Values) -> Values:
-    """The values that say something, in nested mappings too."""
-    kept = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            value = without_nulls(dict(value)) or None
-        if value is not None:
-            kept[key] = value
-    return kept
-
-
-def _overlay(below: Values, above: Mapping[str, Any]) -> Values:
-    """`above` over `below`, mappings merged key by key; null above does not count."""
-    merged = dict(below)
-    for key, value in above.items():
-        if isinstance(value, Mapping):
-            merged[key] = _overlay(merged.get(key) or {}, value)
-        elif value is not None:
-            merged[key] = value
-    return merged

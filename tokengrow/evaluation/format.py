@@ -26,7 +26,10 @@ def shortened(name: str, length: int) -> str:
 
 
 def exponent(number: float) -> str:
-    """A small quantity by its order: 7.12e-15 is `7.1e-15`, and what is exactly 0 is `0`."""
+    """A quantity by its order if it is small: 7.12e-15 is `7.1e-15`, 12.62 is `12.6`, and what is
+    exactly 0 is `0`."""
+    if number >= 1:
+        return three_digits(number)
     return f"{number:.1e}" if number else "0"
 
 

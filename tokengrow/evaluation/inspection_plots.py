@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tokengrow.evaluation.figure import empty_figure
 from tokengrow.evaluation.inspection import DEAD, Generation, Inspection, even_share, of_all
 from tokengrow.evaluation.inspection_tables import generation_name, shown
 from tokengrow.model.config import ROLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLUMNS = 512
 """Most columns of a heat map: of more tokens, neighbours are averaged."""
@@ -33,7 +33,7 @@ def plot_tokens(found: Inspection, path: Path) -> Path:
         path: of the PNG.
     """
     layers, several = found.checkpoint.config.layers, len(shown(found)) > 1
-    figure = _figure(11.0, 5 * (0.75 + min(0.11 * layers, 1.6)) + 0.8)
+    figure = empty_figure(11.0, 5 * (0.75 + min(0.11 * layers, 1.6)) + 0.8)
     ratios = (3, 1) if several else (1,)
     grid = figure.subplots(
         len(ROLES), len(ratios), sharey="row", width_ratios=ratios, squeeze=False
@@ -120,7 +120,7 @@ def plot_history(past: Sequence[Inspection], path: Path) -> Path:
         path: of the PNG.
     """
     newest = past[-1]
-    figure = _figure(11.0, 6.5)
+    figure = empty_figure(11.0, 6.5)
     panels = figure.subplots(2, 3, sharex=True).flatten()
     for generation in shown(newest):
         number = generation.number
@@ -152,18 +152,6 @@ def plot_history(past: Sequence[Inspection], path: Path) -> Path:
         axes.set_xlabel("step (dotted: a growth)")
     figure.savefig(path, dpi=150)
     return path
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, with a canvas of its own."""
-    # Imported here: it takes half a second that no other command should pay. The object interface
-    # leaves the user's pyplot state and backend alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _color(generation: Generation, all_of_them: Sequence[Generation]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tokengrow.evaluation.format import count, table
+from tokengrow.evaluation.format import count, exponent, table
 from tokengrow.evaluation.inspection import DEAD, Generation, Inspection, LayerTokens, of_all
 from tokengrow.model.config import ROLES
 
@@ -120,7 +120,7 @@ def _lineage(found: Inspection) -> Table:
                 ends = (
                     f"{entry['source']['step']:,}",
                     f"{entry['target']['parameters']:,}",
-                    f"{entry['drift']['max_logit']:.1e}" if entry["drift"]["max_logit"] else "0",
+                    exponent(entry["drift"]["max_logit"]),
                     (entry["source"]["weights_sha256"] or "-")[:8],
                 )
             axis = "pruned" if entry.get("operation") == "prune" else step["axis"]

@@ -13,13 +13,13 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow import __version__
-from tokengrow.evaluation.format import count, power, shortened, table
+from tokengrow.evaluation.format import count, exponent, power, shortened, table
 from tokengrow.evaluation.report_data import LeftOut, RunRecord, read_runs
 from tokengrow.evaluation.report_facts import config_differences, lineage_tree, notes
 from tokengrow.evaluation.report_page import duration, page
 from tokengrow.evaluation.report_plots import cost_plot, flops_at_last_size, loss_plots
 from tokengrow.evaluation.report_ratio import RULE, compute_ratios
-from tokengrow.files import write_atomically
+from tokengrow.files import half_written, write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -86,12 +86,14 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         values = self.values()
         figures = {**loss_plots(self.runs), "cost": cost_plot(self.runs)}
-        contents = {f"{name}.png": png for name, png in figures.items()}
+        contents = {FACTS: json.dumps(values, indent=1).encode()}  # first: it tells a report
+        contents |= {f"{name}.png": png for name, png in figures.items()}
         contents[POINTS] = points_csv(self.runs)
-        contents[FACTS] = json.dumps(values, indent=1).encode()
         contents[PAGE] = page(values, figures).encode()
-        for name in NAMES - contents.keys():
-            (folder / name).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            gone = path.name in NAMES - contents.keys()
+            if gone or half_written(path, NAMES):
+                path.unlink()
         for name, content in contents.items():
             write_atomically(folder / name, content)
         return folder / PAGE
@@ -174,7 +176,7 @@ def rung_table(rungs: Rows) -> Table:
             _loss(rung["loss_before"]),
             _loss(rung["loss_start"]),
             _loss(rung["loss_end"]),
-            "-" if rung["drift"] is None else f"{rung['drift']:.1e}",
+            "-" if rung["drift"] is None else exponent(rung["drift"]),
         )
     return rows
 

@@ -6,6 +6,7 @@ too. No tensor is.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tokengrow.checkpoint.layout import (
     WEIGHTS,
     find_checkpoints,
     recorded_sha256,
+    step_of,
 )
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.errors import UserError
@@ -107,7 +109,7 @@ class RunRecord:
     source: Values | None
     """What the run noted of the checkpoint that it started from."""
     weights: Mapping[str, int]
-    """SHA-256 of the weights of each checkpoint on the disk, to its step."""
+    """SHA-256 of the weights of each whole checkpoint on the disk, to its step."""
     sessions: tuple[Values, ...]
     """Where it ran; empty: not recorded."""
     fingerprint: str
@@ -165,7 +167,8 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
     Raises:
         UserError: a path that is none of these, or no run that has a checkpoint.
     """
-    folders = list(dict.fromkeys(run for path in paths for run in _runs_of(path)))
+    given = (run for path in paths for run in _runs_of(path))
+    folders = list({folder.resolve(): folder for folder in given}.values())
     read: list[Checkpoint] = []
     left_out = []
     for folder in folders:
@@ -183,9 +186,17 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
     if not read:
         told = "; ".join(f"{each.folder}: {each.reason}" for each in left_out)
         raise UserError(f"runs has nothing to report on ({told}): give runs that have a checkpoint")
-    names = run_names([_run_folder(checkpoint) for checkpoint in read])
-    records = [_record(each, name) for each, name in zip(read, names, strict=True)]
+    records = [_record(each, name) for each, name in zip(read, _names(read), strict=True)]
     return records, left_out
+
+
+def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Those of their runs; of several of one run, each with its step."""
+    names = run_names([_run_folder(each) for each in checkpoints])
+    return [
+        f"{name}, step {each.step}" if names.count(name) > 1 else name
+        for name, each in zip(names, checkpoints, strict=True)
+    ]
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -253,13 +264,19 @@ def _record(checkpoint: Checkpoint, name: str) -> RunRecord:
         config=checkpoint.run,
         lineage=tuple(checkpoint.lineage),
         source=state.get("source"),
-        weights={
-            recorded_sha256(each, WEIGHTS): int(each.name.removeprefix("step_"))
-            for each in find_checkpoints(folder)
-        },
+        weights=_weights(folder),
         sessions=_sessions(folder),
         fingerprint=state["fingerprint"],
     )
+
+
+def _weights(run: Path) -> dict[str, int]:
+    """Hash of the weights of each checkpoint of a run to its step."""
+    found = {}
+    for folder in find_checkpoints(run):
+        with suppress(UserError, OSError):  # damaged, or deleted since by the run that goes on
+            found[recorded_sha256(folder, WEIGHTS)] = step_of(folder)
+    return found
 
 
 def _spent_before(checkpoint: Checkpoint) -> Spent:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokengrow.checkpoint.layout import step_folder
 from tokengrow.evaluation.format import exponent
 from tokengrow.evaluation.report_data import LeftOut, RunRecord, Values
 
-SAYS_NOTHING = {"out", "resume", "logger", "keep_checkpoints", "log_every"}
+SAYS_NOTHING = {"out", "resume", "logger", "checkpoint_every", "keep_checkpoints", "log_every"}
 """Keys of a recipe that change nothing of what is trained."""
 
 
@@ -57,10 +58,15 @@ def config_differences(runs: Sequence[RunRecord]) -> list[Difference]:
     found = [] if len(set(ladders)) == 1 else [Difference("stages", ladders)]
     for key in dict.fromkeys(key for values in flat for key in values):
         values = tuple(each.get(key) for each in flat)
-        has_it = [each for each in values if each is not None] if _of_a_stage(key) else values
-        if len(set(has_it)) > 1:
+        compared = zip(values, runs, strict=True)
+        if len({value for value, run in compared if _has_stage_of(run.config, key)}) > 1:
             found.append(Difference(key, values))
     return found
+
+
+def _has_stage_of(config: Values, key: str) -> bool:
+    """Whether a recipe has the stage that a key is of, if it is of one."""
+    return not _of_a_stage(key) or key.split(".")[1] in config["stages"]
 
 
 def _compared(config: Values) -> dict[str, Any]:
@@ -199,7 +205,7 @@ def _parent_by_path(run: RunRecord, runs: Sequence[RunRecord]) -> tuple[int, int
     for index, other in enumerate(runs):
         if other is not run and other.folder in _named(run):
             steps = list(other.weights.values())
-            step = next((s for s in steps if path.name.endswith(f"{s:08d}")), max(steps))
+            step = next((s for s in steps if path.name == step_folder(s)), max(steps))
             return index, step, len(_outside(run))
     return None
 

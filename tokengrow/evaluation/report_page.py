@@ -69,7 +69,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """41.3 is `41 s`, 3723 is `1 h 02 min`."""
+    """41.3 is `41 s`, 3723 is `62 min`, 10_000 is `2 h 47 min`."""
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tokengrow.evaluation.figure import empty_figure
 from tokengrow.evaluation.format import count, power, shortened
 from tokengrow.evaluation.report_data import Point, RunRecord
 
@@ -29,6 +30,8 @@ DIRECT = 16
 """Characters of the longest name that still stands at the end of its line, and not in a legend."""
 
 Png = bytes
+Cost = Callable[[Point], float | None]
+"""Of a validation; None: not recorded."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,22 @@ def loss_plots(runs: Sequence[RunRecord]) -> dict[str, Png]:
     """Validation loss against each cost: name of the file, without its ending, to its content.
 
     Beside each other, runs also get the last part of their FLOPs alone. A cost that no run has
-    recorded has no plot.
+    recorded has no plot, nor have runs that were not validated since they began.
     """
     lines = lines_of(runs)
-    made = {"loss-vs-flops": _loss_plot(lines, "training FLOPs", lambda point: point.flops)}
-    if len(runs) > 1:
-        made["loss-vs-flops-end"] = _loss_plot(
-            _ends(lines), "training FLOPs", lambda point: point.flops
-        )
-    made["loss-vs-tokens"] = _loss_plot(lines, "training tokens", lambda point: point.tokens)
-    if any(point.seconds for line in lines for point in line.points):
-        made["loss-vs-time"] = _loss_plot(lines, "wall time, seconds", lambda point: point.seconds)
-    return made
+    wanted: dict[str, tuple[list[Line], str, Cost]] = {
+        "loss-vs-flops": (lines, "training FLOPs", lambda point: point.flops),
+        "loss-vs-flops-end": (_ends(lines), "training FLOPs", lambda point: point.flops),
+        "loss-vs-tokens": (lines, "training tokens", lambda point: point.tokens),
+        "loss-vs-time": (lines, "wall time, seconds", lambda point: point.seconds),
+    }
+    if len(runs) == 1:
+        del wanted["loss-vs-flops-end"]
+    return {
+        name: _loss_plot(shown, label, cost)
+        for name, (shown, label, cost) in wanted.items()
+        if any(_on_axis(line.points, cost) for line in shown)
+    }
 
 
 def _ends(lines: Sequence[Line]) -> list[Line]:
@@ -104,7 +111,7 @@ def _ends(lines: Sequence[Line]) -> list[Line]:
     ]
 
 
-def _loss_plot(lines: Sequence[Line], label: str, cost: Callable[[Point], float | None]) -> Png:
+def _loss_plot(lines: Sequence[Line], label: str, cost: Cost) -> Png:
     """Loss against a cost on a logarithmic axis, where equal ratios are equal distances."""
     figure, axes = _figure()
     axes.set_xscale("log")
@@ -134,9 +141,7 @@ def _loss_plot(lines: Sequence[Line], label: str, cost: Callable[[Point], float 
     return _png(figure)
 
 
-def _on_axis(
-    points: Sequence[Point], cost: Callable[[Point], float | None]
-) -> list[tuple[float, float]]:
+def _on_axis(points: Sequence[Point], cost: Cost) -> list[tuple[float, float]]:
     """(cost, loss) of what a logarithmic axis can show: not of a model that was never trained."""
     return [(x, point.loss) for point in points if point.tokens and (x := cost(point))]
 
@@ -225,10 +230,10 @@ def cost_plot(runs: Sequence[RunRecord]) -> Png:
 
 
 def flops_at_last_size(run: RunRecord) -> float | None:
-    """FLOPs of training the last size alone on all tokens of the run, reckoned, not measured; None
-    of a run that has one size, or has not trained the last one yet."""
+    """FLOPs of training the last size alone on all tokens of the run, those behind its source too,
+    reckoned, not measured; None where there was one size alone, or no update of the last one."""
     last = run.rungs[-1]
-    if not last.tokens or len({rung.parameters for rung in run.rungs}) == 1:
+    if not last.tokens or not run.lineage:
         return None
     return run.total_tokens * last.flops / last.tokens
 
@@ -244,13 +249,7 @@ def _shade(index: int, parts: int) -> float:
 
 
 def _figure(height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
-    # Imported here: it takes half a second that no other command should pay. The object interface
-    # with its own canvas leaves the user's pyplot state and backend alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(SIZE[0], height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.label.set_fontsize(FONT)
@@ -259,7 +258,7 @@ def _figure(height: float = SIZE[1]) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _png(figure: Any) -> Png:
+def _png(figure: "Figure") -> Png:
     content = BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     return content.getvalue()

@@ -39,7 +39,7 @@ from tokengrow.distributed.fabric import build_fabric, release, started_by
 from tokengrow.distributed.launch import GUIDE
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.errors import UserError
-from tokengrow.files import as_yaml, locked, write_atomically
+from tokengrow.files import as_yaml, half_written, locked, write_atomically
 from tokengrow.growth.plan import moving_tau, plan_growth
 from tokengrow.model.architectures import build_model
 from tokengrow.model.tokenformer import LanguageModel, fastest_attention
@@ -52,8 +52,8 @@ from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.optim import load_optimizer_state
 from tokengrow.training.resume import (
     CONFIG_FILE,
+    RECORDS,
     find_start,
-    half_a_record,
     what_resumes,
     where_it_stands,
 )
@@ -213,7 +213,7 @@ def _take(run: Run, held: ExitStack, newest: Checkpoint | None) -> None:
         for path in list(out.iterdir()):
             if left_by_a_kill(path):
                 shutil.rmtree(path)
-            elif half_a_record(path):
+            elif half_written(path, RECORDS):
                 path.unlink()
     except BlockingIOError:
         raise UserError(

@@ -1,7 +1,6 @@
 """Where a run starts: at initial weights, at another run's checkpoint, or where it was left."""
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from tokengrow.checkpoint.layout import RUN_CONFIG, SESSIONS, find_checkpoints
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
 from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
-from tokengrow.files import TEMPORARY, read_yaml
+from tokengrow.files import half_written, read_yaml
 from tokengrow.growth.plan import plan_growth
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
@@ -38,7 +37,9 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
         UserError: `out` holds something else, or a run that this one cannot go on with.
     """
     out = Path(config.out)
-    holds_something = out.is_dir() and any(not half_a_record(path) for path in out.iterdir())
+    holds_something = out.is_dir() and any(
+        not half_written(path, RECORDS) for path in out.iterdir()
+    )
     if config.resume == "never" and holds_something:
         raise UserError(
             f"out={out} is not empty: choose another out=, or resume=auto to go on there"
@@ -59,11 +60,6 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
         seen = source.train_state["next_batch"] * source.run.get("batch_size", config.batch_size)
         state.next_batch = -(-seen // config.batch_size)
     return state, source
-
-
-def half_a_record(path: Path) -> bool:
-    """Whether this is what remains of writing one of `RECORDS` when the process was killed."""
-    return any(fnmatch(path.name, f"{name}.*{TEMPORARY}") for name in RECORDS)
 
 
 def what_resumes(out: Path) -> str:

@@ -133,7 +133,11 @@ class TrainState:
         """What a run that starts from a checkpoint notes of it: a growth outside of any run, too,
         keeps what its source had cost."""
         ancestor, spent = checkpoint.ancestor(), checkpoint.train_state
-        before = spent.get("source") or {"tokens": 0, "flops": 0.0}
+        before = spent.get("source")
+        if before is None:
+            # A run of a version that did not note what its own source had cost.
+            unknown = bool(checkpoint.run.get("source"))
+            before = dict.fromkeys(("tokens", "flops"), None if unknown else 0)
         return {
             "weights_sha256": ancestor["weights_sha256"],
             "step": checkpoint.step,
