@@ -19,6 +19,9 @@ T = TypeVar("T")
 MISSING_VALUE = "???"
 """How YAML marks a value that the user has to give."""
 
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+"""Types of scalars as a user knows them."""
+
 
 def typed(cls: type[T], values: Any, where: str = "") -> T:
     """Builds the dataclass `cls` from a plain mapping, nested dataclasses included.
@@ -78,7 +81,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return dict(value)
     if kind in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise UserError(f"{key} must be a list, not {value!r}")
+            way = f": write {key}=[{value}]" if isinstance(value, str | int | float) else ""
+            raise UserError(f"{key} must be a list, not {value!r}{way}")
         if kind is tuple and items[-1] is not Ellipsis and len(value) != len(items):
             raise UserError(f"{key} must have {len(items)} values, not {len(value)}: {value!r}")
         each = items if kind is tuple and items[-1] is not Ellipsis else [items[0]] * len(value)
@@ -100,4 +104,7 @@ def _scalar(value: Any, hint: Any, key: str) -> Any:
         node.value = value
         return OmegaConf.to_container(node)["value"]  # type: ignore[call-overload, index]
     except OmegaConfBaseException as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+        kinds = [name for kind, name in NAMES.items() if kind in (hint, *get_args(hint))]
+        if not kinds:
+            raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{key} must be {' or '.join(kinds)}, not {value!r}") from None

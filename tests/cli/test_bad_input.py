@@ -56,6 +56,50 @@ def refused(command: Command, somewhere: Path, tmp_path: Path) -> Command:
     return call
 
 
+# Words of the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["generate", "source=x", "prompt=import", "os"],
+            "os is no key=value: quote text with spaces, prompt='import os'",
+        ),
+        (
+            ["generate", "source=x", "prompt=a", "=", "b"],
+            "b is no key=value: quote text with spaces, prompt='a = b'",
+        ),
+        (["generate", "runs/a"], "runs/a is no key=value: --help lists the keys"),
+        (["generate", "."], ". is no key=value: did you mean source=.?"),
+        (["report", "."], ". is no key=value: did you mean runs=[.]?"),
+        (
+            ["report", "runs=[a", "b]", "out=x"],
+            "runs=[a: the list has no end: spaces want quotes, as in 'runs=[a, b]'",
+        ),
+        (
+            ["generate", "source=x", "stop=['it's']"],
+            "stop=['it's'] cannot be read: put text into double quotes inside single ones, "
+            "'stop=[\"...\"]'",
+        ),
+        (
+            ["eval", "source=x", "--tasks", "piqa"],
+            "unknown option --tasks: did you mean tasks=...?",
+        ),
+        (["eval", "source=x", "--limit=5"], "unknown option --limit: did you mean limit=5?"),
+        (
+            ["plan", "--batch-size", "4"],
+            "unknown option --batch-size: did you mean batch_size=...?",
+        ),
+        (["eval", "--multirn"], "unknown option --multirn: did you mean '--multirun'?"),
+    ],
+)
+def test_what_is_no_key_and_value_is_told_how_to_write_it(
+    refused: Command, words: list[str], sentence: str
+) -> None:
+    assert refused(*words) == sentence
+
+
 # Keys and groups
 
 
@@ -383,7 +427,7 @@ def test_a_refused_sampling_setting_is_named(
         ),
         (["batch_size=0"], "batch_size must be at least 1: 0"),
         (["stop=['a', '']"], "stop has an empty string, which would end every text: leave it out"),
-        (["stop=a"], "stop must be a list, not 'a'"),
+        (["stop=a"], "stop must be a list, not 'a': write stop=[a]"),
         (["prompts=none.txt"], "prompts: none.txt does not exist: give a .txt or .jsonl file"),
         (["prompts=."], "prompts: . is a folder: give a .txt or .jsonl file"),
     ],

@@ -111,7 +111,7 @@ def test_a_plan_needs_no_sources(command: Command) -> None:
         ),
         (
             "{books: {source: text, files: [a.txt], weight: much}}",
-            "data.sources.books.weight: Value 'much' of type 'str' could not be converted",
+            "data.sources.books.weight must be a number, not 'much'",
         ),
         (
             "{books: {source: text, files: [absent.txt]}}",

@@ -89,7 +89,7 @@ def test_what_is_no_report_is_not_overwritten(
     [
         ("runs=[none]", "runs names none, which does not exist: give folders of runs"),
         ("runs=[]", "runs is empty: give the folders of runs (runs=[DIR,DIR])"),
-        ("runs=none", "runs must be a list, not 'none'"),
+        ("runs=none", "runs must be a list, not 'none': write runs=[none]"),
     ],
 )
 def test_a_wrong_input_is_one_sentence_and_nothing_is_written(

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 
+from tokengrow.cli.explain import OPTIONS
 from tokengrow.cli.resolve import resolve_train
 from tokengrow.cli.verb import as_hydra_reads_it, as_hydra_reads_them
 from tokengrow.training.ladder import StageConfig
@@ -55,10 +57,35 @@ def test_a_prompt_is_taken_to_the_letter(prompt: str, composed: Composed) -> Non
         ("out=runs/plain", "out=runs/plain"),
         ("source=runs/s/a=1,runs/b", "source='runs/s/a=1',runs/b"),
         ("prompts=runs/s/a=1/questions.txt", "prompts='runs/s/a=1/questions.txt'"),
+        ("runs=['runs/a=1, 2', runs/a=3]", "runs=['runs/a=1, 2', 'runs/a=3']"),
     ],
 )
 def test_a_path_may_hold_an_equals_sign_as_the_folders_of_a_sweep_do(word: str, read: str) -> None:
     assert as_hydra_reads_it(word) == [read]
+
+
+def test_a_path_may_hold_umlauts(composed: Composed) -> None:
+    words = [*as_hydra_reads_it("source=Läufe/a"), *as_hydra_reads_it("prompts=Fragen/übung.txt")]
+    values = composed("generate", *words)
+    assert (values["source"], values["prompts"]) == ("Läufe/a", "Fragen/übung.txt")
+
+
+@pytest.mark.parametrize(
+    ("typed", "strings"),
+    [
+        ("[ü]", ["ü"]),
+        ("[END, Ende ,(x),it's]", ["END", "Ende", "(x)", "it's"]),
+        (r"[\n\n]", [r"\n\n"]),
+        (r'["\n",\n]', [r"\n", r"\n"]),
+        ("""['a, b',"it's"]""", ["a, b", "it's"]),
+        ("[1,true,${x}]", ["1", "true", "${x}"]),
+        ("[]", []),
+    ],
+)
+def test_stop_strings_are_taken_to_the_letter(
+    typed: str, strings: list[str], composed: Composed
+) -> None:
+    assert composed("generate", "source=x", *as_hydra_reads_it(f"stop={typed}"))["stop"] == strings
 
 
 def test_a_path_may_begin_in_the_users_folder(
@@ -137,3 +164,8 @@ def test_null_stands_for_what_the_sources_run_had(composed: Composed, source: Pa
     assert given.run.batch_size == 8
     assert given.recipe.data == {"source": "text", "files": ["a"]}
     assert given.recipe.store is None
+
+
+def test_the_options_that_are_known_are_hydras_and_json() -> None:
+    theirs = {option for option in get_args_parser()._option_string_actions if option[:2] == "--"}
+    assert set(OPTIONS) == theirs | {"--json"}

@@ -1,13 +1,15 @@
 """A wrong input as one sentence that names the key, the valid values and the way out."""
 
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +27,15 @@ SWEEP_PLUGINS = {
     "hydra/sweeper": ("optuna",),
 }
 """Choices that come with the extra `sweep`."""
+
+OPTIONS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run"),
+    *("--multirun", "--shell-completion", "--config-path", "--config-name", "--config-dir"),
+    *("--experimental-rerun", "--info", "--json"),
+)
+"""Hydra's, and our own."""
+
+KEY = r"[+~]{0,2}[\w./@-]+"
 
 
 def refuse(name: str, message: str | None, status: int = WRONG_INPUT) -> NoReturn:
@@ -53,6 +64,52 @@ def explain(name: str, error: Exception) -> str | None:
     return None
 
 
+def unknown_option(name: str, words: Sequence[str]) -> str | None:
+    """One sentence for the first option that no verb knows; None: there is none.
+
+    Args:
+        name: of the verb.
+        words: of the command line.
+    """
+    for word in words:
+        option, _, value = word.partition("=")
+        if not re.fullmatch(r"--\w[\w.-]*", option):
+            continue
+        if any(known.startswith(option) for known in OPTIONS):
+            continue
+        key = option.removeprefix("--").replace("-", "_")
+        if key in _valid_keys(name):
+            return f"unknown option {option}: did you mean {key}={value or '...'}?"
+        return f"unknown option {option}{nearest(option, OPTIONS)}"
+    return None
+
+
+def _unreadable(name: str, word: str) -> str:
+    """One sentence for a word of the command line that is none of Hydra's grammar."""
+    key, equals, value = word.partition("=")
+    if not equals or not re.fullmatch(KEY, key):
+        return f"{word} is no key=value: {_meant(name, word)}"
+    if value.count("[") > value.count("]"):
+        return f"{word}: the list has no end: spaces want quotes, as in '{key}=[a, b]'"
+    word = next((typed for typed in sys.argv[1:] if typed.startswith(f"{key}=")), word)
+    text = '["..."]' if value.startswith("[") else '"..."'
+    return f"{word} cannot be read: put text into double quotes inside single ones, '{key}={text}'"
+
+
+def _meant(name: str, word: str) -> str:
+    """What a word without a key was to be."""
+    keys, words = list(_valid_keys(name)), sys.argv[1:]
+    if Path(word).is_dir():
+        for key, written in (("source", f"source={word}"), ("runs", f"runs=[{word}]")):
+            if key in keys and not any(each.startswith(f"{key}=") for each in words):
+                return f"did you mean {written}?"
+    before = words[: words.index(word)] if word in words else []
+    if begun := [n for n, each in enumerate(before) if re.match(f"{KEY}=", each)]:
+        key, _, text = " ".join([*before[begun[-1] :], word]).partition("=")
+        return f"quote text with spaces, {key}={shlex.quote(text)}"
+    return "--help lists the keys"
+
+
 def _of_hydra(name: str, error: Exception) -> str:
     """One sentence for an exception of Hydra or OmegaConf, with the nearest valid key or choice."""
     if isinstance(error, MissingConfigException) and error.options:
@@ -60,6 +117,8 @@ def _of_hydra(name: str, error: Exception) -> str:
         if choice in SWEEP_PLUGINS.get(group, ()):
             return f"{group}={choice} is in an extra: pip install 'tokengrow[sweep]'"
         return f"{group}={choice}: there is no such choice{nearest(choice, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return _unreadable(name, error.override)
     text = str(error)
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)

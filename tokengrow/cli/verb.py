@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tokengrow.checkpoint.store import left_by_a_kill
-from tokengrow.cli.explain import explain, refuse
+from tokengrow.cli.explain import explain, refuse, unknown_option
 from tokengrow.cli.sweep import sweep_report
 from tokengrow.distributed.contact import LostContact
 from tokengrow.distributed.launch import process_rank
@@ -33,14 +33,23 @@ for which launchers try again."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
-PATHS = ("source", "out", "store", "runs", "prompts", "data_dir")
+PATHS = (
+    *("source", "out", "store", "runs", "prompts", "data_dir"),
+    *("data.files", "data.validation_files", "tokenizer.file"),
+)
 """Keys whose values are paths, or a list of them."""
 
 HOME = r"(?:^|(?<=[\[,]))\s*~(?=/)"
 """At the beginning of such a path: no shell replaces it behind a key."""
 
-UNQUOTED_PATH = r"[^\s\[\],'\"][^\[\],'\"]*=[^\[\],'\"]*(?=[\],]|$)"
-"""One such path, with an equals sign, which Hydra reads inside of quotes alone."""
+QUOTES = "'\""
+
+QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+
+UNQUOTED = r"[^\s\[\],](?:[^\[\],]*[^\s\[\],])?"
+
+VALUE = re.compile(f"{QUOTED}|{UNQUOTED}")
+"""A value, or one of a list."""
 
 STAGE_KEYS = r"((model|optim|plateau)(\.\w+)+|steps|tokens|flops|plateau)"
 """What of a stage the command line may give though its recipe does not."""
@@ -81,11 +90,14 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
 
     # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if (sentence := unknown_option(name, as_typed)) is not None:
+        refuse(name, sentence)
     sys.argv[1:] = as_hydra_reads_them(as_typed)
     try:
         with sweep_report():
             job()
     except (HydraException, OmegaConfBaseException) as error:
+        sys.argv[1:] = as_typed  # what the sentence speaks of
         refuse(name, explain(name, error))
     except KeyboardInterrupt as interrupt:
         told = "; ".join(["interrupted", *interrupt.args])
@@ -132,24 +144,35 @@ def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
 def as_hydra_reads_it(word: str) -> list[str]:
     """An argument of the command line in Hydra's grammar, for keys that are not plain values.
 
-    A prompt is text, whatever it holds: it is quoted, and so is a path with an equals sign; ~ in
-    front of one is the user's folder. A stage has keys that the recipe need not list, so they are
-    added where they are not there; a change of nothing goes before them, which Hydra refuses where
-    the stage itself is not there.
+    A prompt is text, whatever it holds: it is quoted, and so are stop strings, and a path with an
+    equals sign or an umlaut; ~ in front of one is the user's folder. A stage has keys that the
+    recipe need not list, so they are added where they are not there; a change of nothing goes
+    before them, which Hydra refuses where the stage itself is not there.
     """
     key, equals, value = word.partition("=")
     if equals and key == "prompt":
-        # Hydra: a quote is escaped by a backslash, and backslashes before a quote are doubled.
-        value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-        return [f"prompt='{value}'".replace("${", "\\${")]
+        return [f"prompt={_as_text(value)}"]
+    if equals and key == "stop":
+        return [f"stop={VALUE.sub(_stop_as_text, value)}"]
     if key in PATHS:
         value = re.sub(HOME, lambda _: str(Path.home()), value)
-        # Folders of a sweep are named optim.lr=0.001.
-        return [f"{key}{equals}{re.sub(UNQUOTED_PATH, _quoted, value)}"]
+        return [f"{key}{equals}{VALUE.sub(_path_as_text, value)}"]
     if stage := re.fullmatch(rf"(stages\.[^.]+)\.{STAGE_KEYS}", key):
         return [f"{stage[1]}={{}}", f"++{word}"]
     return [word]
 
 
-def _quoted(path: re.Match[str]) -> str:
-    return f"'{path[0]}'"
+def _as_text(value: str) -> str:
+    # Hydra: a quote is escaped by a backslash, and backslashes before a quote are doubled.
+    value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"'{value}'".replace("${", "\\${")
+
+
+def _stop_as_text(found: re.Match[str]) -> str:
+    return found[0] if found[0][0] in QUOTES else _as_text(found[0])
+
+
+def _path_as_text(found: re.Match[str]) -> str:
+    # Folders of a sweep are named optim.lr=0.001. Both Hydra reads inside of quotes alone.
+    special = "=" in found[0] or not found[0].isascii()
+    return f"'{found[0]}'" if special and found[0][0] not in QUOTES else found[0]
