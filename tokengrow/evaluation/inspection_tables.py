@@ -11,7 +11,7 @@ from tokengrow.model.config import ROLES
 
 RULES = (
     "contribution c: mean over the text of f² ‖v‖², f a token's weight, v its value",
-    "growth n: the n-th row of the lineage; in %, 0 is exactly 0",
+    "growth n: the n-th row of the lineage; in %, 0 and 100 are exact",
     "effective number: (Σ c)² / Σ c² over the tokens of a layer",
     f"dead: c is at most {DEAD:.1%} of Σ c² / Σ c, an even share of the effective number",
     "norm of the scores: root of the mean of ‖x Kᵀ‖² over the text",
@@ -68,12 +68,15 @@ def generation_name(generation: Generation) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Per cent with three decimals: 0 is nothing at all, a dash not there."""
+    """Per cent with three decimals, six characters at most: 0 is nothing at all, 100 is all, a dash
+    not there."""
     if share is None:
         return "-"
-    if share == 0:
-        return "0"
-    return f"{100 * share:.3f}" if share >= LEAST_SHARE else f"<{100 * LEAST_SHARE:.3f}"
+    if share in (0, 1):
+        return f"{100 * share:.0f}"
+    if share < LEAST_SHARE:
+        return f"<{100 * LEAST_SHARE:.3f}"
+    return f"{100 * min(share, 1 - LEAST_SHARE):.3f}"
 
 
 def _sizes(found: Inspection) -> Table:
