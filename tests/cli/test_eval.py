@@ -66,7 +66,7 @@ def test_tasks_are_a_table_beside_the_published_model(
     for task in ("lambada_openai", "piqa", "hellaswag", "arc_easy", "winogrande"):
         assert any(row[:1] == [task] for row in rows), task
     assert max(map(len, outcome.out[: outcome.out.index("TokenFormer-150M:")].splitlines())) <= 80
-    assert "the published model of the nearest size, arXiv 2410.23168, Table 1" in outcome.out
+    assert "the nearest published size, arXiv 2410.23168, Table 1" in outcome.out
     scores = {(score["task"], score["metric"]): score for score in found["scores"]}
     assert set(COLUMNS) - set(scores) == {("arc_challenge", "acc_norm")}
     lambada = scores["lambada_openai", "acc"]

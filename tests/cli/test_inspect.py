@@ -40,7 +40,7 @@ def test_it_prints_what_the_newest_checkpoint_is_and_writes_nothing(
     said = " ".join(outcome.out.split())
     assert "step_00000008" in said
     assert "1 tokens attention 8 -> 12 4 " in said, "grown at step 4"
-    assert "Contribution by generation, in 512 tokens of text" in said, "16 sequences of 32"
+    assert "Contribution by generation in %, on 512 tokens of text" in said, "16 sequences of 32"
     assert "effective number: (Σ c)² / Σ c²" in said
     assert list(tmp_path.iterdir()) == []
 

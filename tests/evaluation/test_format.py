@@ -6,8 +6,8 @@ from tokengrow.evaluation.format import (
     bytes_text,
     count,
     exponent,
+    folded,
     power,
-    shortened,
     three_digits,
 )
 
@@ -48,7 +48,8 @@ def test_a_small_quantity_has_its_order_and_nothing_is_0() -> None:
     assert found == ["7.1e-15", "0", "3.4e-02", "12.6"]
 
 
-def test_of_a_long_name_the_middle_is_left_out() -> None:
-    assert shortened("large-scratch", 13) == "large-scratch"
-    assert shortened("large-scratch", 9) == "larg…atch"
-    assert len(shortened("large-scratch", 8)) == 8
+def test_a_long_name_is_folded_and_nothing_of_it_is_left_out() -> None:
+    assert folded("lr=0.0003,layers=2", 20) == "lr=0.0003,layers=2"
+    assert folded("lr=0.0003,layers=2", 12) == "lr=0.0003,\nlayers=2"
+    assert folded("large-scratch", 9) == "large-scr\natch"
+    assert folded("a-very-long-word,b", 9) == "a-very-lo\nng-word,b"

@@ -14,7 +14,7 @@ from rich.console import Console
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.evaluation.inspection import Inspection, inspect_checkpoint
 from tokengrow.evaluation.inspection_plots import plot_history, plot_tokens
-from tokengrow.evaluation.inspection_tables import history_table, tables
+from tokengrow.evaluation.inspection_tables import RULES, history_table, percent, tables
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
@@ -77,6 +77,22 @@ def test_every_table_of_a_large_model_fits_80_columns(
         assert not any("…" in line for line in lines), lines
 
 
+def test_the_lines_below_fit_too() -> None:
+    assert max(map(len, RULES)) <= 80
+
+
+def test_a_share_has_the_same_decimals_whatever_its_size() -> None:
+    shares = (1.0, 0.999999, 0.06, 0.00259, 0.00001, 0.000009, 0.0, None)
+    assert [percent(share) for share in shares] == [
+        "100", "99.999", "6.000", "0.259", "0.001", "<0.001", "0", "-",
+    ]  # fmt: skip
+
+
+def test_the_columns_of_sizes_are_explained_where_there_are_tokens(grown: Inspection) -> None:
+    said = " ".join(word for line in words(grown, "Parameters by role") for word in line)
+    assert "N: parameter tokens of a layer." in said and "tau: scale after the norm." in said
+
+
 def test_the_lineage_is_a_row_per_axis_with_equal_changes_in_one_line(grown: Inspection) -> None:
     *_, birth, tokens, ffn, depth = words(grown, "Lineage")
     assert birth[:2] == ["0", "birth"]
@@ -87,12 +103,12 @@ def test_the_lineage_is_a_row_per_axis_with_equal_changes_in_one_line(grown: Ins
 
 
 def test_a_row_says_what_the_tokens_of_a_growth_do(grown: Inspection) -> None:
-    *_, birth, growth = words(grown, "Contribution by generation, in 64 tokens of text")
-    assert birth[:3] == ["0", "birth", "96"], "2 layers of 4 x 8 + 16"
-    assert growth[:4] == ["1", "tokens,", "depth", "108"], "2 x (4 x 4 + 4) + 4 x 12 + 20"
-    assert growth[4] == "0", "updates"
+    *_, birth, growth = words(grown, "Contribution by generation in %, on 64 tokens of text")
+    assert birth[:2] == ["birth", "96"], "2 layers of 4 x 8 + 16"
+    assert growth[:3] == ["growth", "1", "108"], "2 x (4 x 4 + 4) + 4 x 12 + 20"
+    assert growth[3] == "0", "updates"
     assert growth[-2:] == ["0", "0"], "of output and ffn"
-    assert birth[-2:] == ["100%", "100%"]
+    assert birth[-2:] == ["100", "100"]
 
 
 def test_a_model_of_one_generation_has_no_table_of_what_a_growth_brought(
@@ -107,7 +123,7 @@ def test_without_text_lengths_are_shown_instead(sources: list[Checkpoint]) -> No
     found = inspect_checkpoint(sources[1])
     rows = words(found, "Length of keys and values")
     of_growth = rows[-2:]
-    assert of_growth[0][:5] == ["1", "tokens,", "depth", "108", "keys"]
+    assert of_growth[0][:4] == ["growth", "1", "108", "keys"]
     layer = next(each for each in found.layers if (each.layer, each.role) == (1, "ffn"))
     # Of three layers only the new one has new keys that are not zero: 20 of 28 in the FFN.
     expected = layer.key_norm[1] * (20 / 28) ** 0.5
@@ -119,10 +135,10 @@ def test_a_history_has_a_row_per_checkpoint_and_dashes_before_a_growth(
 ) -> None:
     past = [inspect_checkpoint(source, TEXT) for source in sources]
     *_, before, after = [line.split() for line in printed(history_table(past)) if line.strip()]
-    assert before == ["20", "100%", "-", f"{100 * past[0].dead()[0] / 96:.3g}%"]
+    assert before == ["20", "100", "-", f"{100 * past[0].dead()[0] / 96:.1f}%"]
     assert after[0] == "20"
     roles = past[1].shares().values()
-    assert after[2] == f"{100 * sum(share[1] for share in roles) / 5:.3g}%"
+    assert after[2] == f"{100 * sum(share[1] for share in roles) / 5:.3f}"
 
 
 @pytest.mark.parametrize(

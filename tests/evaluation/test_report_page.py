@@ -12,7 +12,7 @@ from arms import make_arms
 
 from tokengrow.data.store import TokenStore
 from tokengrow.evaluation.report import FACTS, FIGURES, PAGE, POINTS, Report
-from tokengrow.evaluation.report_page import duration, lasted
+from tokengrow.evaluation.report_page import breaks, duration, lasted
 from tokengrow.training.ladder import TrainConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -28,6 +28,7 @@ TELLS = """<script>addEventListener("load", () => parent.postMessage(JSON.string
   width: document.documentElement.scrollWidth,
   pictures: [...document.images].map((image) => [image.naturalWidth, image.clientWidth]),
   tables: [...document.querySelectorAll(".wide")].map((each) => each.scrollWidth),
+  runs: document.querySelector(".runs").scrollWidth,
   text: document.body.innerText,
 }), "*"))</script>"""
 
@@ -74,6 +75,12 @@ def test_writing_it_again_replaces_it_and_nothing_else(folder: Path, tmp_path: P
     assert not (again / "loss-vs-flops-end.png").exists(), "a single run has no such figure"
 
 
+def test_a_name_breaks_between_its_parts_and_not_inside_of_them() -> None:
+    assert breaks("lr=0.0003,layers=2") == "lr=0.0003,<wbr>layers=2"
+    assert breaks("stages.large.steps") == "stages.<wbr>large.<wbr>steps"
+    assert breaks("a/<b>") == "a/<wbr>&lt;b&gt;"
+
+
 def test_how_long_something_took_is_said_in_few_characters() -> None:
     assert [duration(s) for s in (41.3, 99.6, 185, 3723, 10_000)] == [
         "41 s", "2 min", "3 min", "62 min", "2 h 47 min",
@@ -94,6 +101,7 @@ def test_on_a_phone_nothing_runs_over_the_edge_and_every_picture_shows(
     assert len(seen["pictures"]) == len(FIGURES)
     assert all(natural > 800 and 300 < shown <= 358 for natural, shown in seen["pictures"])
     assert max(seen["tables"]) > 390, "what is wider scrolls inside its own box"
+    assert seen["runs"] <= 358, "the costs of all runs are seen without"
     assert "not reached" in seen["text"] and "from small, step 4" in seen["text"]
 
 

@@ -16,7 +16,7 @@ from tokengrow.checkpoint.layout import COMPLETE, SESSIONS, TIMES, TRAIN_STATE, 
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import Report, points_csv
-from tokengrow.evaluation.report_data import RunRecord, Spent, read_runs, run_names
+from tokengrow.evaluation.report_data import RunRecord, Spent, read_runs, run_names, told_apart
 from tokengrow.evaluation.report_facts import Branch, config_differences, lineage_tree, notes
 from tokengrow.training.ladder import TrainConfig
 
@@ -164,12 +164,13 @@ def test_a_path_that_is_no_run_is_refused(name: str, why: str, tmp_path: Path) -
         read_runs([tmp_path / name])
 
 
-def test_a_run_that_is_named_twice_is_read_once(
+def test_a_run_that_is_named_twice_is_read_once_and_that_is_said(
     arms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(arms)
-    read, _ = read_runs([arms / "small", Path("small")])
+    read, left_out = read_runs([arms / "small", Path("small")])
     assert len(read) == 1
+    assert notes(read, left_out) == ["Left out: small (named twice, shown once)."]
 
 
 def test_checkpoints_of_one_run_are_told_apart_by_their_steps(arms: Path) -> None:
@@ -182,6 +183,38 @@ def test_checkpoints_of_one_run_are_told_apart_by_their_steps(arms: Path) -> Non
 def test_runs_of_one_name_are_told_apart_by_their_parents() -> None:
     assert run_names([Path("a/large"), Path("b/large")]) == ["a/large", "b/large"]
     assert run_names([Path("a/small"), Path("b/large")]) == ["small", "large"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["arm=grown", "arm=small"], ["grown", "small"]),
+        (
+            ["optim.lr=0.0003,model.layers=2", "optim.lr=0.0006,model.layers=4"],
+            ["lr=0.0003,layers=2", "lr=0.0006,layers=4"],
+        ),
+        (
+            ["optim.lr=0.0003,model.layers=2", "optim.lr=0.0006,model.layers=2"],
+            ["0.0003", "0.0006"],
+        ),
+        (
+            ["stages.a.steps=1,stages.b.steps=2", "stages.a.steps=2,stages.b.steps=1"],
+            ["stages.a.steps=1,stages.b.steps=2", "stages.a.steps=2,stages.b.steps=1"],
+        ),
+        (["data.mix=[1,2],seed=0", "data.mix=[2,1],seed=0"], ["[1,2]", "[2,1]"]),
+        (["arm=grown", "scratch"], ["arm=grown", "scratch"]),
+        (["arm=grown", "arm=grown"], ["arm=grown", "arm=grown"]),
+    ],
+)
+def test_the_jobs_of_a_sweep_are_called_by_what_tells_them_apart(
+    names: list[str], told: list[str]
+) -> None:
+    assert told_apart(names) == told
+
+
+def test_of_two_sweeps_with_the_same_jobs_both_are_named() -> None:
+    folders = [Path(sweep, f"seed={seed}") for sweep in "ab" for seed in (1, 2)]
+    assert run_names(folders) == ["a/1", "a/2", "b/1", "b/2"]
 
 
 def test_the_points_are_a_csv_file(runs: dict[str, RunRecord]) -> None:
@@ -306,8 +339,9 @@ def test_a_run_that_noted_no_hash_is_found_by_its_path(runs: dict[str, RunRecord
 
 def test_runs_that_were_validated_on_other_tokens_are_not_compared_in_silence() -> None:
     one = record("one", (1e3, 4.0))
-    other = replace(one, name="other", fingerprint="of others")
-    assert notes([one, one], []) == []
+    better = record("better", (1e3, 3.9))
+    other = replace(better, name="other", fingerprint="of others")
+    assert notes([one, better], []) == []
     (said,) = notes([one, other], [])
     assert said.startswith("The runs were not all validated on the same tokens")
 
@@ -315,8 +349,18 @@ def test_runs_that_were_validated_on_other_tokens_are_not_compared_in_silence() 
 def test_runs_on_different_devices_are_not_timed_against_each_other_in_silence() -> None:
     cpu, gpu = ({"device": name, "processes": 1} for name in ("CPU (1 thread)", "NVIDIA H100"))
     one = record("one", (1e3, 4.0), sessions=(cpu,))
-    (said,) = notes([one, replace(one, sessions=(gpu,))], [])
+    other = record("other", (1e3, 3.9), sessions=(gpu,))
+    (said,) = notes([one, other], [])
     assert said == "The runs were trained on different devices: their wall times do not compare."
+
+
+def test_lines_that_lie_on_each_other_are_said() -> None:
+    one = record("one", (1e3, 4.0), (2e3, 3.5))
+    same, longer = replace(one, name="same"), record("longer", (1e3, 4.0), (2e3, 3.5), (3e3, 3.4))
+    assert notes([one, same, longer], []) == [
+        "one and same have the same losses at the same costs: one line of the figures lies on the "
+        "other."
+    ]
 
 
 def test_the_facts_are_json(runs: dict[str, RunRecord]) -> None:

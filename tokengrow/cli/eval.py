@@ -234,7 +234,7 @@ def show(console: Console, results: dict[str, Any], path: Path) -> None:
 
         near = nearest_published(checkpoint["parameters"])
         console.print(score_table([Score(**score) for score in results["scores"]], near))
-        console.print(f"{near.name}: the published model of the nearest size, {SOURCE}\n")
+        console.print(f"{near.name}: the nearest published size, {SOURCE}\n")
     if PERPLEXITY in results:
         measured = Perplexity.from_dict(results[PERPLEXITY])
         console.print(perplexity_table(measured))

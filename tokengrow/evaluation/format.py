@@ -1,7 +1,10 @@
 """Numbers and tables as people read them, within 80 columns."""
 
+import re
+
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 
 def count(number: float) -> str:
@@ -17,12 +20,15 @@ def power(number: float) -> str:
     return f"{number:.2e}".replace("e+0", "e").replace("e+", "e")
 
 
-def shortened(name: str, length: int) -> str:
-    """A name with at most `length` characters: of a long one the middle is left out."""
-    if len(name) <= length:
-        return name
-    end = length // 2
-    return f"{name[: length - 1 - end]}…{name[-end:]}"
+def folded(name: str, length: int) -> str:
+    """A name in lines of at most `length` characters, which end at a comma or a slash where they
+    can."""
+    lines = [""]
+    for piece in re.findall(rf"[^,/]{{0,{length - 1}}}[,/]|[^,/]{{1,{length}}}", name):
+        if len(lines[-1]) + len(piece) > length:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def exponent(number: float) -> str:
@@ -46,11 +52,20 @@ def bytes_text(number: int) -> str:
     return f"{number} B"
 
 
-def table(title: str, name: str, numbers: tuple[str, ...]) -> Table:
-    """An empty table: one column of names, then columns of numbers; a header may hold a newline."""
+def table(title: str, name: str, numbers: tuple[str, ...], caption: str | None = None) -> Table:
+    """An empty table: one column of names, then columns of numbers; a header may hold a newline.
+
+    Args:
+        title: above it, in one line.
+        name: header of the first column.
+        numbers: headers of the others.
+        caption: what one has to know, below it.
+    """
     made = Table(
-        title=title,
+        title=Text(title, style="table.title", no_wrap=True, overflow="ignore"),
         title_justify="left",
+        caption=caption,
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,

@@ -48,7 +48,7 @@ def plot_tokens(found: Inspection, path: Path) -> Path:
     if several:
         _same_scale(grid[:, 1])
         grid[0][1].set_title("by generation", fontsize=10)
-        grid[-1][1].set_xlabel("share of the contribution")
+        grid[-1][1].set_xlabel("% of the contribution")
     figure.colorbar(
         image, ax=list(grid[:, 0]), location="bottom", aspect=60, pad=0.02, extend="both",
         label=f"contribution over an even share, power of ten; dead: up to {math.log10(DEAD):.0f}",
@@ -100,16 +100,17 @@ def _dots(axes: "Axes", found: Inspection, role: str) -> None:
         for generation in shown(found):
             if share := shares[generation.number]:
                 color = _color(generation, found.generations)
-                axes.plot(share, layer.layer, "o", color=color, markersize=size)
+                axes.plot(100 * share, layer.layer, "o", color=color, markersize=size)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
 
 
 def _same_scale(column: Iterable["Axes"]) -> None:
-    """Shares of all roles from the least one, or a hundredth, to 1."""
+    """Shares of all roles from the least one, or 1 %, to all."""
     least = min(axes.get_xlim()[0] for axes in column)
     for axes in column:
-        axes.set_xlim(min(least, 1e-2), 2)
+        axes.set_xlim(min(least, 1), 200)
 
 
 def plot_history(past: Sequence[Inspection], path: Path) -> Path:
@@ -133,14 +134,17 @@ def plot_history(past: Sequence[Inspection], path: Path) -> Path:
             "linewidth": 1.2,
         }
         for role, axes in zip(ROLES, panels, strict=False):
-            axes.plot(steps, [each.shares()[role][number] or None for each in there], **style)
-        dead = [each.dead()[number] / max(each.generations[number].tokens, 1) for each in there]
-        panels[-1].plot(steps, dead, label=generation_name(generation), **style)
+            axes.plot(steps, [100 * each.shares()[role][number] or None for each in there], **style)
+        dead = [
+            100 * each.dead()[number] / max(each.generations[number].tokens, 1) for each in there
+        ]
+        panels[-1].plot(steps, dead, label=_name(generation), **style)
     for role, axes in zip(ROLES, panels, strict=False):
-        axes.set_title(f"{role}: share of the contribution", fontsize=10)
+        axes.set_title(f"{role}: % of the contribution", fontsize=10)
         axes.set_yscale("log")
-    panels[-1].set_title("dead tokens, all roles", fontsize=10)
-    panels[-1].set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter("{x:g}")
+    panels[-1].set_title("% of dead tokens, all roles", fontsize=10)
+    panels[-1].set_ylim(-3, 103)
     panels[-1].legend(title="came with", fontsize=8)
     grown = [entry["source"]["step"] for entry in newest.checkpoint.lineage]
     began = past[0].checkpoint.step
@@ -154,6 +158,12 @@ def plot_history(past: Sequence[Inspection], path: Path) -> Path:
     return path
 
 
+def _name(generation: Generation) -> str:
+    """`growth 2 (tokens)`: with the axes that brought tokens, as no lineage stands beside it."""
+    axes = [axis for axis in generation.axes if axis in ("tokens", "depth")]
+    return generation_name(generation) + (f" ({', '.join(axes)})" if axes else "")
+
+
 def _color(generation: Generation, all_of_them: Sequence[Generation]) -> Any:
     """Dark for what is old, bright for what is new."""
     from matplotlib import colormaps
@@ -165,4 +175,4 @@ def _rectangle(generation: Generation, all_of_them: Sequence[Generation]) -> Any
     """Of the legend."""
     from matplotlib.patches import Patch
 
-    return Patch(color=_color(generation, all_of_them), label=generation_name(generation))
+    return Patch(color=_color(generation, all_of_them), label=_name(generation))

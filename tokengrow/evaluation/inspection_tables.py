@@ -10,12 +10,22 @@ from tokengrow.evaluation.inspection import DEAD, Generation, Inspection, LayerT
 from tokengrow.model.config import ROLES
 
 RULES = (
-    "contribution c: f² ‖v‖², f being a token's weight and v its value, mean over the text",
+    "contribution c: mean over the text of f² ‖v‖², f a token's weight, v its value",
+    "growth n: the n-th row of the lineage; in %, 0 and 100 are exact",
     "effective number: (Σ c)² / Σ c² over the tokens of a layer",
     f"dead: c is at most {DEAD:.1%} of Σ c² / Σ c, an even share of the effective number",
     "norm of the scores: root of the mean of ‖x Kᵀ‖² over the text",
 )
 """What the numbers are, one line each."""
+
+LEAST_SHARE = 1e-5
+"""The smallest that three decimals of a per cent show."""
+
+PARTS_CAPTION = (
+    "N: parameter tokens of a layer. D_in, D_out: channels (or token ids) that it reads, and that "
+    "it gives. tau: scale after the norm.\n"
+)
+"""What the columns of sizes are."""
 
 
 def tables(found: Inspection) -> Iterator[Table]:
@@ -27,7 +37,7 @@ def tables(found: Inspection) -> Iterator[Table]:
     if found.text_tokens:
         yield _work(found)
         if len(shown(found)) > 1:
-            yield _by_layer(found, "Contribution of tokens that a growth brought", _appended)
+            yield _by_layer(found, "Contribution of tokens that a growth brought, in %", _appended)
         yield _by_layer(found, "Effective number of tokens (dead ones)", _effective)
         yield _by_layer(found, "Norm of the scores", _score_norm)
     elif found.layers:
@@ -38,12 +48,12 @@ def history_table(past: Sequence[Inspection]) -> Table:
     """One row per checkpoint of a run: the share of each generation, in the mean over the roles."""
     newest = past[-1]
     columns = tuple(generation_name(generation) for generation in shown(newest))
-    rows = table("Contribution by generation, mean of roles", "step", (*columns, "dead"))
+    rows = table("Contribution by generation in %, mean of roles", "step", (*columns, "dead"))
     for found in past:
         shares = [*found.mean_shares(), *[None] * len(newest.generations)]
-        cells = [_percent(shares[generation.number]) for generation in shown(newest)]
+        cells = [percent(shares[generation.number]) for generation in shown(newest)]
         tokens = sum(generation.tokens for generation in found.generations)
-        rows.add_row(f"{found.checkpoint.step:,}", *cells, _percent(sum(found.dead()) / tokens))
+        rows.add_row(f"{found.checkpoint.step:,}", *cells, f"{sum(found.dead()) / tokens:.1%}")
     return rows
 
 
@@ -53,21 +63,20 @@ def shown(found: Inspection) -> list[Generation]:
 
 
 def generation_name(generation: Generation) -> str:
-    """`2 tokens`: its number in the lineage, and the axes that brought tokens."""
-    axes = [axis for axis in generation.axes if axis in ("tokens", "depth")]
-    return f"{generation.number} {', '.join(axes) or 'birth'}"
+    """`growth 2`: the growth by its number in the lineage."""
+    return f"growth {generation.number}" if generation.number else "birth"
 
 
-def _percent(share: float | None) -> str:
-    """At most six characters, however small the share is: 0 is nothing at all, a dash not there."""
+def percent(share: float | None) -> str:
+    """Per cent with three decimals, six characters at most: 0 is nothing at all, 100 is all, a dash
+    not there."""
     if share is None:
         return "-"
-    if share == 0:
-        return "0"
-    percent = 100 * share
-    if percent < 0.001:
-        return f"{percent:.0e}%".replace("e-0", "e-")
-    return f"{percent:.3g}%" if percent >= 0.1 else f"{percent:.1g}%"
+    if share in (0, 1):
+        return f"{100 * share:.0f}"
+    if share < LEAST_SHARE:
+        return f"<{100 * LEAST_SHARE:.3f}"
+    return f"{100 * min(share, 1 - LEAST_SHARE):.3f}"
 
 
 def _sizes(found: Inspection) -> Table:
@@ -89,7 +98,12 @@ def _sizes(found: Inspection) -> Table:
 
 
 def _parts(found: Inspection) -> Table:
-    rows = table("Parameters by role", "role", ("N", "D_in", "D_out", "tau", "parameters", "share"))
+    rows = table(
+        "Parameters by role",
+        "role",
+        ("N", "D_in", "D_out", "tau", "parameters", "share"),
+        PARTS_CAPTION if any(part.tokens for part in found.parts) else None,
+    )
     taus = found.checkpoint.config.to_dict().get("tau", {})
     shares = of_all([part.parameters for part in found.parts])
     for part, share in zip(found.parts, shares, strict=True):
@@ -150,7 +164,7 @@ def _changes(changes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
 def _work(found: Inspection) -> Table:
     """Who does the work: a row per generation."""
     rows = table(
-        f"Contribution by generation, in {found.text_tokens:,} tokens of text",
+        f"Contribution by generation in %, on {found.text_tokens:,} tokens of text",
         "came with",
         ("tokens", "updates", "dead", *ROLES),
     )
@@ -161,8 +175,8 @@ def _work(found: Inspection) -> Table:
             generation_name(generation),
             f"{generation.tokens:,}",
             "-" if generation.updates is None else f"{generation.updates:,}",
-            _percent(dead[number] / generation.tokens),
-            *(_percent(shares[role][number]) for role in ROLES),
+            f"{dead[number] / generation.tokens:.1%}",
+            *(percent(shares[role][number]) for role in ROLES),
         )
     return rows
 
@@ -178,7 +192,7 @@ def _by_layer(found: Inspection, title: str, cell: Any) -> Table:
 
 def _appended(layer: LayerTokens) -> str:
     assert layer.activity
-    return _percent(sum(of_all(layer.activity.contribution)[1:]))
+    return percent(sum(of_all(layer.activity.contribution)[1:]))
 
 
 def _effective(layer: LayerTokens) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow import __version__
-from tokengrow.evaluation.format import count, exponent, power, shortened, table
+from tokengrow.evaluation.format import count, exponent, folded, power, table
 from tokengrow.evaluation.report_data import LeftOut, RunRecord, read_runs
 from tokengrow.evaluation.report_facts import config_differences, lineage_tree, notes
 from tokengrow.evaluation.report_page import duration, page
@@ -30,7 +30,7 @@ NAMES = {PAGE, FACTS, POINTS, *(f"{name}.png" for name in FIGURES)}
 """All files that a report may have."""
 
 LONGEST_NAME = 28
-"""Characters of a run's name in a table of 80 columns."""
+"""Characters of a line of a run's name in a table of 80 columns."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Report:
         for run in self.runs:
             seconds = run.total_seconds
             made.add_row(
-                shortened(run.name, LONGEST_NAME),
+                folded(run.name, LONGEST_NAME),
                 f"{run.lowest.loss:.4f}",
                 f"{run.points[-1].loss:.4f}",
                 count(run.rungs[-1].parameters),

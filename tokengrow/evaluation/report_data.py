@@ -5,6 +5,7 @@ too. No tensor is.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.errors import UserError
 
 Values = Mapping[str, Any]
+
+ASSIGNMENT = re.compile(r"([^=,]+)=(.*?)(?=,[^=,]+=|$)")
+"""A key and its value in the name of a job; a value may hold commas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +171,14 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
     Raises:
         UserError: a path that is none of these, or no run that has a checkpoint.
     """
-    given = (run for path in paths for run in _runs_of(path))
-    folders = list({folder.resolve(): folder for folder in given}.values())
     read: list[Checkpoint] = []
     left_out = []
-    for folder in folders:
+    seen = set()
+    for folder in (run for path in paths for run in _runs_of(path)):
+        if folder.resolve() in seen:
+            left_out.append(LeftOut(folder=folder, reason="named twice, shown once"))
+            continue
+        seen.add(folder.resolve())
         try:
             checkpoint = load_checkpoint(folder, tensors=False)
         except UserError as error:
@@ -200,12 +207,37 @@ def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with those of their parents where the bare names are not unique."""
+    """The folders' names, with those of their parents where the bare names are not unique; of jobs
+    of a sweep, what tells them apart."""
     depth = 1
     parts = [folder.resolve().parts for folder in folders]
     while len({each[-depth:] for each in parts}) < len(set(parts)):
         depth += 1
-    return ["/".join(each[-depth:]) for each in parts]
+    told = told_apart([each[-1] for each in parts])
+    return ["/".join((*each[-depth:-1], name)) for each, name in zip(parts, told, strict=True)]
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names of jobs without what they share: `arm=grown` and `arm=small` are `grown` and `small`;
+    `optim.lr=1,model.layers=2` is `lr=1,layers=2` where lr and layers mean one key each. Names that
+    are not all made of KEY=VALUE, and those of one job, stay as they are."""
+    jobs = [dict(ASSIGNMENT.findall(name)) for name in names]
+    made = [",".join(f"{key}={value}" for key, value in job.items()) for job in jobs]
+    if made != list(names) or len(set(names)) == 1:
+        return list(names)
+    keys = list(dict.fromkeys(key for job in jobs for key in job))
+    differing = [key for key in keys if len({job.get(key) for job in jobs}) > 1]
+    if len(differing) == 1 and all(differing[0] in job for job in jobs):
+        return [job[differing[0]] for job in jobs]
+    last = [key.rpartition(".")[2] for key in differing]
+    short = {
+        key: name if last.count(name) == 1 else key
+        for key, name in zip(differing, last, strict=True)
+    }
+    return [
+        ",".join(f"{short[key]}={value}" for key, value in job.items() if key in short) or name
+        for job, name in zip(jobs, names, strict=True)
+    ]
 
 
 def _runs_of(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@ was made of what, and what must be known before their numbers are compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +245,19 @@ def notes(runs: Sequence[RunRecord], left_out: Sequence[LeftOut]) -> list[str]:
             )
         if run.stands != "finished":
             said.append(f"{run.name} is {run.stands}; it is shown up to its newest checkpoint.")
+    said += [
+        f"{one.name} and {other.name} have the same losses at the same costs: one line of the "
+        "figures lies on the other."
+        for one, other in combinations(runs, 2)
+        if _course(one) == _course(other)
+    ]
     devices = {(each["device"], each["processes"]) for run in runs for each in run.sessions}
     if len(devices) > 1:
         said.append("The runs were trained on different devices: their wall times do not compare.")
     said += [f"Left out: {each.folder} ({each.reason})." for each in left_out]
     return said
+
+
+def _course(run: RunRecord) -> list[tuple[float, float]]:
+    """What a figure shows of a run."""
+    return [(point.flops, point.loss) for point in run.points]

@@ -1,12 +1,14 @@
 """The page of a report: one HTML file that needs no other, nor a network."""
 
 import base64
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from tokengrow.evaluation.format import count, exponent, power
 from tokengrow.evaluation.report_plots import Png, style
@@ -57,6 +59,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
         "drift": _or_dash(exponent),
         "duration": _or_dash(duration),
         "times": lambda ratio: "not reached" if ratio is None else f"{ratio:.2f} ×",
+        "breaks": breaks,
         "data": lambda png: base64.b64encode(png).decode(),
     }
     text = (files("tokengrow.evaluation") / TEMPLATE).read_text(encoding="utf-8")
@@ -66,6 +69,12 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
         styles=[style(number) for number in range(len(report["runs"]))],
         lasted=lasted,
     )
+
+
+def breaks(name: str) -> Markup:
+    """A name that a line may end in: after its commas, slashes and dots, not inside a word or a
+    number."""
+    return Markup(re.sub(r"([,/]|\.(?=\D))", r"\1<wbr>", str(escape(name))))
 
 
 def duration(seconds: float) -> str:

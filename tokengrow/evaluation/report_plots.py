@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from tokengrow.evaluation.figure import empty_figure
-from tokengrow.evaluation.format import count, power, shortened
+from tokengrow.evaluation.format import count, folded, power
 from tokengrow.evaluation.report_data import Point, RunRecord
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ ROW = 0.225
 
 DIRECT = 16
 """Characters of the longest name that still stands at the end of its line, and not in a legend."""
+
+LABEL, LEGEND = 24, 60
+"""Characters of a line of a name beside a bar, and in a legend."""
 
 Png = bytes
 Cost = Callable[[Point], float | None]
@@ -123,8 +126,8 @@ def _loss_plot(lines: Sequence[Line], label: str, cost: Cost) -> Png:
         color, dashes = style(line.style)
         xs, ys = zip(*shown, strict=True)
         many = len(xs) > 60
-        axes.plot(xs, ys, color=color, linestyle=dashes, linewidth=1.6, label=line.label,
-                  marker=None if many else ".", markersize=4,
+        axes.plot(xs, ys, color=color, linestyle=dashes, linewidth=1.6,
+                  label=folded(line.label, LEGEND), marker=None if many else ".", markersize=4,
                   zorder=2.5 - 0.01 * line.style)  # fmt: skip
         if grown := _on_axis(line.grown, cost):
             axes.plot(*zip(*grown, strict=True), linestyle="none", marker="D", markersize=6,
@@ -168,9 +171,10 @@ def _label(figure: "Figure", axes: "Axes", ends: Sequence[tuple[float, float, st
     """Names the lines where they end; names that are too long for that, in a legend below."""
     longest = max((len(label) for *_, label, _ in ends), default=0)
     if longest > DIRECT:
-        columns = 1 if longest > 24 else 2
+        columns = 1 if longest > LABEL else 2
         legend = figure.legend(loc="outside lower center", ncols=columns, fontsize=SMALL)
-        rows = math.ceil(len(legend.get_texts()) / columns)
+        lines = sum(text.get_text().count("\n") + 1 for text in legend.get_texts())
+        rows = math.ceil(lines / columns)
         figure.set_figheight(SIZE[1] + ROW * rows)
         return
     figure.canvas.draw()  # decides where the axes end
@@ -205,8 +209,9 @@ def spread(places: Sequence[float], apart: float) -> list[float]:
 
 
 def cost_plot(runs: Sequence[RunRecord]) -> Png:
-    """A bar for each run: the FLOPs of its rungs on top of what lies behind its source; beside it
-    a mark where the last size alone would be after as many tokens."""
+    """A bar for each run: the FLOPs of its rungs on top of what lies behind its source, and a mark
+    where the last size alone would be after as many tokens; beside the axes the sum and the loss,
+    where no mark strikes them through."""
     figure, axes = _figure(height=1.5 + 0.5 * len(runs))
     for number, run in enumerate(runs):
         left = 0.0
@@ -216,13 +221,13 @@ def cost_plot(runs: Sequence[RunRecord]) -> Png:
             axes.barh(number, flops, left=left, color=face, edgecolor="white", height=0.6,
                       alpha=1.0 if index == 0 else _shade(index, len(parts) - 1))  # fmt: skip
             left += flops
-        axes.text(left, number, f" {power(left)}\n loss {run.lowest.loss:.3f}", va="center",
-                  fontsize=SMALL)  # fmt: skip
+        axes.text(1.02, number, f"{power(left)}\nloss {run.lowest.loss:.3f}", va="center",
+                  fontsize=SMALL, transform=axes.get_yaxis_transform())  # fmt: skip
         if (at_once := flops_at_last_size(run)) is not None:
             axes.plot([at_once] * 2, [number - 0.38, number + 0.38], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(runs)), [shortened(run.name, 24) for run in runs])
+    axes.set_yticks(range(len(runs)), [folded(run.name, LABEL) for run in runs])
     axes.invert_yaxis()
-    axes.set_xlim(right=1.28 * max(_reach(runs)))
+    axes.set_xlim(right=1.03 * max(_reach(runs)))
     axes.set_xlabel("training FLOPs, cumulative")
     axes.locator_params(axis="x", nbins=4)
     axes.xaxis.set_major_formatter(lambda x, _: _power_of_ten(x) if x else "0")
