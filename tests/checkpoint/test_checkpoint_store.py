@@ -306,11 +306,21 @@ class TestLoading:
         (run / "step_00000003" / "COMPLETE").write_text("{}garbage")
         assert load_checkpoint(run).step == 2
 
-    def test_nothing_whole_is_an_error(self, run: Path) -> None:
+    def test_nothing_whole_is_an_error(self, run: Path, caplog: pytest.LogCaptureFixture) -> None:
         for step in (1, 2, 3):
             flip_byte(run / layout.step_folder(step) / "config.yaml")
-        with pytest.raises(UserError, match="holds no whole checkpoint"):
+        with pytest.raises(UserError, match=r"holds no whole checkpoint.* give another run"):
             load_checkpoint(run)
+        assert [message.rpartition("; ")[2] for message in caplog.messages] == [
+            "falling back to an older one",
+            "falling back to an older one",
+            "there is no older one",
+        ]
+
+    def test_of_a_folder_of_runs_one_is_to_be_named(self, run: Path) -> None:
+        said = f"{run.parent} is a folder of runs: name one of them, for example {run}$"
+        with pytest.raises(UserError, match=said):
+            load_checkpoint(run.parent)
 
     def test_a_path_that_does_not_exist_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{tmp_path}/nowhere does not exist"):

@@ -133,7 +133,11 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     [
         ("piqa_valid.jsonl", '{"goal": 1}\n{"goal"', "piqa_valid.jsonl, line 2: no JSON"),
         ("piqa_valid.jsonl", "[1]\n", "piqa_valid.jsonl, line 1: no mapping of columns"),
-        ("piqa_valid.jsonl", '{"aim": "x"}\n', "has not the columns of baber/piqa: .*'goal'"),
+        (
+            "piqa_valid.jsonl",
+            '{"aim": "x"}\n',
+            "valid.jsonl has not the columns of baber/piqa: 'goal' is missing",
+        ),
         ("piqa_valid.parquet", "PAR2", "cannot read .*piqa_valid.parquet as Parquet"),
     ],
 )
@@ -175,6 +179,6 @@ def test_without_files_and_network_the_way_out_is_named(monkeypatch: pytest.Monk
         raise ConnectionError("Couldn't reach 'baber/piqa' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    message = "Couldn't reach .* give data_dir=DIR that holds piqa_validation.jsonl"
+    message = "Couldn't reach .* give data_dir=DIR that holds piqa_valid.jsonl"
     with pytest.raises(UserError, match=message):
         load_tasks(["piqa"])

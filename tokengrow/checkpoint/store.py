@@ -135,10 +135,13 @@ def load_checkpoint(path: str | Path, tensors: bool = True, streamed: bool = Fal
             f"{path} holds weights in another format: first `tokengrow convert source={path} "
             "to=tokengrow out=DIR`"
         )
+    runs = [run for run in sorted(path.iterdir()) if layout.find_checkpoints(run)]
+    if found is None and runs:
+        raise UserError(f"{path} is a folder of runs: name one of them, for example {runs[0]}")
     if found is None:
         raise UserError(
             f"{path} holds no whole checkpoint: neither it nor a step_* in it has a whole "
-            f"{layout.COMPLETE} and what that lists"
+            f"{layout.COMPLETE} and what that lists: give another run, or train this one anew"
         )
     return found
 
@@ -157,11 +160,13 @@ def newest_checkpoint(run: Path, tensors: bool = True, streamed: bool = False) -
         tensors: as for `load_checkpoint`.
         streamed: likewise.
     """
-    for folder in reversed(layout.find_checkpoints(run)):
+    found = layout.find_checkpoints(run)
+    for older, folder in reversed(list(enumerate(found))):
         try:
             layout.verify(folder, tensors)
         except UserError as error:
-            log.warning("%s; falling back to an older one", error)
+            what_then = "falling back to an older one" if older else "there is no older one"
+            log.warning("%s; %s", error, what_then)
             continue
         return _read_files(folder, tensors, streamed)
     return None

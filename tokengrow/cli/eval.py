@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tokengrow import __version__
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.cli.resolve import plain
-from tokengrow.cli.text import resolve_text
+from tokengrow.cli.source import load_source
+from tokengrow.cli.text import resolve_text, text_values
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.corpus import Text
 from tokengrow.distributed.contact import in_contact
@@ -37,6 +38,7 @@ from tokengrow.evaluation.perplexity import (
     measure_perplexity,
     perplexity_table,
 )
+from tokengrow.evaluation.progress import doing
 from tokengrow.evaluation.published import SOURCE, nearest_published
 from tokengrow.evaluation.results import (
     RESPONSES,
@@ -89,6 +91,8 @@ class EvalArguments:
             raise UserError(f"tasks names one twice: {', '.join(self.tasks)}")
         if self.limit is not None and not 0 < self.limit < math.inf:
             raise UserError(f"limit must be a number above 0, not {self.limit:g}")
+        if self.limit is not None and self.limit > 1 and self.limit % 1:
+            raise UserError(f"limit must be a whole number, or a share below 1, not {self.limit:g}")
         if self.limit is not None and self.limit < 1 and PERPLEXITY in self.tasks:
             raise UserError("limit must be a number of documents for perplexity, not a share")
         if self.num_fewshot is not None and self.num_fewshot < 0:
@@ -118,7 +122,7 @@ def main(config: DictConfig) -> None:
     arguments = typed(EvalArguments, plain(config))
     # By its file: the harness prints, and is kept from it by turning stdout elsewhere.
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=process_rank() > 0)
-    results, path = evaluate(arguments, console)
+    results, path = evaluate(arguments, Console(stderr=True, quiet=process_rank() > 0))
     if rank() == 0:
         show(console, results, path)
 
@@ -133,9 +137,9 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
     Returns:
         The results, whole on the first rank alone, and their file.
     """
-    checkpoint = load_checkpoint(arguments.source)
-    assert checkpoint.folder is not None
-    with console.status("tasks: reading"):
+    with doing(console, "reading the checkpoint and the tasks"):
+        checkpoint = load_source(arguments.source)
+        assert checkpoint.folder is not None
         asked = read_tasks(arguments, checkpoint)
     key = answer_key(checkpoint, arguments.fabric.chosen_precision)
     out = Path(arguments.out) if arguments.out else default_folder(checkpoint.folder)
@@ -168,9 +172,10 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
 def read_tasks(arguments: EvalArguments, checkpoint: Checkpoint) -> Asked:
     """Finds what is asked, and refuses what is not there."""
     names = [name for name in arguments.tasks if name != PERPLEXITY]
+    limit = arguments.limit
     settings: dict[str, Any] = {
         "tasks": sorted(arguments.tasks),
-        "limit": arguments.limit,
+        "limit": limit if limit is None or limit < 1 else int(limit),
         "precision": arguments.fabric.chosen_precision,
     }
     tasks, text = None, None
@@ -189,7 +194,7 @@ def read_tasks(arguments: EvalArguments, checkpoint: Checkpoint) -> Asked:
     if PERPLEXITY in arguments.tasks:
         text = resolve_text(arguments.data, checkpoint)
         identity = sha256(json.dumps(text.identity(), sort_keys=True).encode()).hexdigest()
-        settings |= {"data": arguments.data, "data_sha256": identity}
+        settings |= {"data": text_values(arguments.data, checkpoint), "data_sha256": identity}
         settings[PERPLEXITY] = asdict(arguments.perplexity)
     return Asked(tasks, text, settings)
 

@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.cli.prompts import read_prompts
 from tokengrow.cli.resolve import plain
+from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_file, run_verb
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
@@ -72,7 +73,8 @@ def main(config: DictConfig) -> None:
     out = None if arguments.out is None else new_file(arguments.out)
     # Neither the shell nor Hydra makes a line's end of \n, where most texts are to end.
     stop = [each.replace("\\n", "\n") for each in arguments.stop]
-    author = Author.of(load_checkpoint(arguments.source), arguments.sampling, stop)
+    author = Author.of(load_source(arguments.source), arguments.sampling, stop)
+    author.note_long(prompts)
     if arguments.interactive:
         converse(author)
         return
@@ -110,6 +112,14 @@ class Author:
         # Half-precision weights stay so on a GPU alone: a CPU computes slower in them, not faster.
         device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
         return cls(checkpoint.model.to(device, dtype), tokenizer, sampling, stop)
+
+    def note_long(self, prompts: list[str]) -> None:
+        """Says on stderr which prompts are beyond what the model has learned to read."""
+        most = self.model.config.context_length
+        lengths = [len(ids) for ids in self.tokenizer.encode_batch(prompts)]
+        if long := [length for length in lengths if length > most]:
+            which = "the prompt has" if len(prompts) == 1 else f"{len(long):,} prompts have up to"
+            _note(f"{which} {max(long):,} tokens; the model was trained on texts of up to {most:,}")
 
     def write(self, prompts: list[str]) -> Iterator[list[Continuation]]:
         """Writes behind the prompts; yields all texts, as far as they are, at every token."""
@@ -231,6 +241,7 @@ def converse(author: Author) -> None:
             return
         if not prompt:
             continue
+        author.note_long([prompt])
         speed = Speed()
         try:
             print_texts(author, [[prompt]], speed, echo=False)

@@ -11,9 +11,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.resolve_model import resolve_growth
+from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store
@@ -47,7 +48,7 @@ def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
     arguments = typed(GrowArguments, plain(config))
     out = new_folder(arguments.out)
-    source = load_checkpoint(arguments.source, streamed=True)
+    source = load_source(arguments.source, streamed=True)
     plan = resolve_growth(arguments.model, source.config, config=arguments.growth)
     if not plan.steps:
         size = as_tokenformer(source.config, "that does not grow: train each size from scratch")

@@ -15,6 +15,7 @@ from tokengrow.checkpoint.layout import find_checkpoints, step_of
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.recorded import open_text
 from tokengrow.cli.resolve import plain
+from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
@@ -50,7 +51,7 @@ def main(config: DictConfig) -> None:
     """Prints what `source` is; with `out`, writes it there too."""
     arguments = typed(InspectArguments, plain(config))
     out = new_folder(arguments.out) if arguments.out else None
-    newest = load_checkpoint(arguments.source, streamed=True)
+    newest = load_source(arguments.source, streamed=True)
     console = Console()
     earlier = _earlier(Path(arguments.source), newest, console) if arguments.history else []
     ids, problem = _text(arguments, newest, console)

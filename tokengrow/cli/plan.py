@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.resolve import Values, plain, resolve_train
 from tokengrow.cli.resolve_model import resolve_growth, resolve_model, without_nulls
+from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import run_verb
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
@@ -95,7 +95,7 @@ def _need_no_data(config: DictConfig) -> None:
 def _run(values: Values, flops_per_second: str | None) -> Budget:
     """The budget of a recipe's stages."""
     run = resolve_train(values).run
-    source = load_checkpoint(run.source, tensors=False).config if run.source else None
+    source = load_source(run.source, tensors=False).config if run.source else None
     if flops_per_second is None:
         return run_budget(run, source)
     if flops_per_second == MEASURED:
@@ -109,7 +109,7 @@ def _growth(arguments: GrowthArguments) -> Budget:
     """The budget of one growth, or of one model."""
     batch, precision = arguments.micro_batch_size, arguments.fabric.chosen_precision
     if arguments.source is not None:
-        source = load_checkpoint(arguments.source, tensors=False).config
+        source = load_source(arguments.source, tensors=False).config
         plan = resolve_growth(arguments.model, source, config=arguments.growth)
         return growth_budget(plan, batch, precision)
     if not without_nulls(arguments.model):

@@ -8,10 +8,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.cli.recorded import open_text
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.resolve_model import resolve_model, without_nulls
+from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
@@ -48,7 +49,7 @@ def main(config: DictConfig) -> None:
     """Prunes `source` to `model` and writes the result, optimizer state included, into `out`."""
     arguments = typed(PruneArguments, plain(config))
     out = new_folder(arguments.out)
-    source = load_checkpoint(arguments.source)
+    source = load_source(arguments.source)
     whole = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
     target = resolve_pruning(arguments.model, whole)
     console = Console()

@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.cli.resolve_model import overlay, resolve_growth, resolve_model, without_nulls
+from tokengrow.cli.source import load_source
 from tokengrow.data.corpus import CORPORA, Corpus
 from tokengrow.data.megatron_source import MegatronConfig
 from tokengrow.data.tokenizer import TokenizerConfig
@@ -114,7 +115,7 @@ def resolve_train(values: Values) -> TrainArguments:
     """
     source = None
     if values["source"] is not None:
-        source = load_checkpoint(str(values["source"]), tensors=False)
+        source = load_source(str(values["source"]), tensors=False)
         values = {**inherit(values, source.run), "source": str(Path(values["source"]).resolve())}
     names = {item.name for item in fields(Recipe)}
     recipe = typed(Recipe, {key: value for key, value in values.items() if key in names})

@@ -43,6 +43,14 @@ def resolve_text(values: Values, source: Checkpoint) -> Text:
     return resolve_corpus(values)
 
 
+def text_values(values: Values, source: Checkpoint) -> Values:
+    """The `data` section as a record names it; for `data=same`, what the source's run recorded."""
+    if values["source"] is not None:
+        return values
+    recorded = source.run["tokens_from"]
+    return {"store": recorded["store"]} if recorded["store"] else recorded["data"]
+
+
 def _stored(folder: str) -> StoredText:
     """The text of a store that a run was trained on."""
     store = open_store(Path(folder))

@@ -24,8 +24,8 @@ from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.distributed.exchange import all_here, from_every_rank, rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.errors import UserError
-from tokengrow.evaluation.harness_progress import Advance, counted
 from tokengrow.evaluation.harness_responses import Responses
+from tokengrow.evaluation.progress import Advance, counted
 from tokengrow.evaluation.scoring import Scored, Window, read_batch_size
 from tokengrow.evaluation.source import Evaluated
 from tokengrow.evaluation.windows import windows_of
@@ -35,6 +35,13 @@ from tokengrow.typed import typed
 
 ROWS_AT_ONCE = 16
 """Texts that are generated together where the batch size is automatic."""
+
+ANSWERS = {
+    "loglikelihood": "answers",
+    "loglikelihood_rolling": "documents",
+    "generate_until": "texts",
+}
+"""Kinds of requests to what they are in the progress."""
 
 Answer = tuple[float, bool]
 """Log-likelihood in nats, and whether it is what the model would have written."""
@@ -222,7 +229,7 @@ class TokengrowLM(TemplateLM):
         rest = [one for one, there in zip(requests, known, strict=True) if there is None]
         share = f" (rank 0 of {self.world_size})" if self.world_size > 1 else ""
         counts = len(requests) - len(rest), len(requests)
-        with counted(self._console, f"{kind}{share}", *counts) as self._advance:
+        with counted(self._console, f"{ANSWERS[kind]}{share}", *counts) as self._advance:
             new = iter(answer(rest) if rest else [])
         return (next(new) if there is None else there for there in known)
 

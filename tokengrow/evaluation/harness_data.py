@@ -19,8 +19,15 @@ GUIDE = "docs/evaluating.md"
 SPLIT_NAMES = {"validation": ("validation", "valid", "val", "dev")}
 """A split's name in a dataset to its names in files."""
 
-STEMS = {"lambada_openai": ("lambada",)}
-"""What a task's files may be called beside the names of the task and of its dataset."""
+USUAL_FILES = {
+    "lambada_openai": "lambada_test",
+    "hellaswag": "hellaswag_val",
+    "piqa": "piqa_valid",
+    "arc_easy": "ARC-Easy_test",
+    "arc_challenge": "ARC-Challenge_test",
+    "winogrande": "winogrande_dev",
+}
+"""Task to what the file of its questions is called in the guide, after its publishers."""
 
 LABELS = "_labels.lst"
 """Ending of a file with one number a line, the column `label` of the .jsonl file beside it."""
@@ -79,6 +86,11 @@ def asked_file(config: Mapping[str, Any]) -> str:
     return _file_names(config, _asked_split(config))[0]
 
 
+def asked_path(config: Mapping[str, Any], folder: Path) -> Path | None:
+    """The file with a task's questions, if the folder has one."""
+    return _find(config, folder, _asked_split(config))
+
+
 def _asked_split(config: Mapping[str, Any]) -> str:
     """The split that holds a task's questions, by the harness's rule."""
     return config.get("test_split") or config["validation_split"]
@@ -87,14 +99,13 @@ def _asked_split(config: Mapping[str, Any]) -> str:
 def _file_names(config: Mapping[str, Any], split: str) -> list[str]:
     """What a split's file may be called, the likeliest first."""
     task, dataset = config["task"], str(config["dataset_path"]).rpartition("/")[2]
-    stems = dict.fromkeys([task, *STEMS.get(task, ()), config.get("dataset_name"), dataset])
-    return [
-        f"{stem}_{name}.{ending}"
-        for stem in stems
-        if stem
-        for name in SPLIT_NAMES.get(split, (split,))
-        for ending in ("jsonl", "parquet")
-    ]
+    stems = dict.fromkeys([task, config.get("dataset_name"), dataset])
+    endings = SPLIT_NAMES.get(split, (split,))
+    names = [f"{stem}_{ending}" for stem in stems if stem for ending in endings]
+    usual = USUAL_FILES.get(task, "")
+    if usual.rpartition("_")[2] in endings:
+        names.insert(0, usual)
+    return [f"{name}.{kind}" for name in names for kind in ("jsonl", "parquet")]
 
 
 def _find(config: Mapping[str, Any], folder: Path, split: str) -> Path | None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import datasets
 import lm_eval
 import lm_eval.api.task
+from jinja2 import UndefinedError
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -21,13 +23,16 @@ from rich.table import Table
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.evaluation.harness import TokengrowLM
-from tokengrow.evaluation.harness_data import GUIDE, asked_file, local_task
+from tokengrow.evaluation.harness_data import GUIDE, asked_file, asked_path, local_task
 from tokengrow.evaluation.published import Published
 from tokengrow.files import sha256
 from tokengrow.typed import nearest
 
 FEWSHOT_SEED = 1234
 """The harness's own default: which examples stand before a question."""
+
+COLUMN = re.compile("'\\w+'")
+"""The name of a column in what is said where it is missing."""
 
 BOOTSTRAP = 1000
 """Resamples for the standard error of a metric that has no formula for it, such as perplexity."""
@@ -238,9 +243,11 @@ def _built(manager: TaskManager, spec: Any, data_dir: Path | None) -> Mapping[st
         if data_dir is None:
             raise
         # What a task asks of its rows, it asks in templates and functions of its own.
+        file, what = asked_path(spec, data_dir), f"{type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, UndefinedError | KeyError) and (column := COLUMN.search(str(error))):
+            what = f"{column[0]} is missing"
         raise UserError(
-            f"{name}: its file in data_dir={data_dir} has not the columns of "
-            f"{spec['dataset_path']}: {type(error).__name__}: {_first_line(error)}"
+            f"{name}: {file} has not the columns of {spec['dataset_path']}: {what} ({GUIDE})"
         ) from None
 
 

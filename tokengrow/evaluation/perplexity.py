@@ -8,14 +8,13 @@ Shapes: `T` context length, `S` stride.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tokengrow.data.build import BATCH_CHARACTERS, batches
@@ -24,6 +23,7 @@ from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.exchange import from_every_rank, rank, world_size
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
+from tokengrow.evaluation.progress import doing
 from tokengrow.evaluation.scoring import Scored, Scorer, Window
 from tokengrow.evaluation.windows import windows_of
 
@@ -186,17 +186,23 @@ def measure_perplexity(
         )
     run = _Run(tokenizer, context_length, stride or context_length)
     share = slice(rank(), None, world_size())
-    with _bar(progress) as show:
+    begun = time.monotonic()
+    console = Console(stderr=True, quiet=not progress or rank() > 0)
+    with doing(console, "perplexity: reading the text") as say:
+
+        def show(loss: float, scored: int) -> None:
+            speed = scored / max(time.monotonic() - begun, 1e-9)
+            so_far = f"perplexity {_digits(_exp(loss))}, {scored:,} of {run.tokens:,} tokens read"
+            say(f"{so_far}, {speed:,.0f} tokens/s")
 
         def done(_: int, scored: Scored) -> None:
             run.add(scored)
-            of_all_ranks = min(run.scored * world_size(), run.tokens)
-            show(run.nats / run.scored, of_all_ranks, run.tokens)
+            show(run.nats / run.scored, min(run.scored * world_size(), run.tokens))
 
         for chunk in _chunks(run.windows(documents), TOKENS_AT_ONCE * world_size()):
             scorer.score(chunk[share], done)
         found = run.result()
-        show(found.loss, found.tokens, found.tokens)
+        show(found.loss, found.tokens)
     return found
 
 
@@ -294,19 +300,3 @@ def _exp(nats: float) -> float:
         return math.exp(nats)
     except OverflowError:
         return math.inf
-
-
-@contextmanager
-def _bar(visible: bool) -> Iterator[Callable[[float, int, int], None]]:
-    """A line on stderr; gives what updates it, from nats per token and tokens scored and read."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    hidden = not visible or rank() > 0
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as shown:
-        task = shown.add_task("perplexity", total=None)
-
-        def show(loss: float, scored: int, read: int) -> None:
-            speed = scored / (shown.tasks[0].elapsed or math.inf)
-            line = f"perplexity {_digits(_exp(loss))}, {scored:,} of {read:,} tokens read"
-            shown.update(task, description=f"{line}, {speed:,.0f} tokens/s")
-
-        yield show

@@ -45,7 +45,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Writes results; their folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(results, indent=1, ensure_ascii=False).encode())
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def read_results(path: Path) -> dict[str, Any]:
