@@ -103,6 +103,19 @@ def test_what_is_no_key_and_value_is_told_how_to_write_it(
     assert refused(*words) == sentence
 
 
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        ("abc", "limit must be a number, not 'abc'"),
+        ("2.5", "limit must be a whole number, or a share below 1, not 2.5"),
+    ],
+)
+def test_a_limit_is_a_whole_number_or_a_share(
+    refused: Command, source: Path, limit: str, sentence: str
+) -> None:
+    assert refused("eval", f"source={source}", "tasks=[piqa]", f"limit={limit}") == sentence
+
+
 # Keys and groups
 
 
@@ -367,7 +380,9 @@ def test_a_run_of_other_stages_is_refused(
 
 def test_a_source_that_is_not_there_is_refused(refused: Command) -> None:
     for verb, more in (("generate", []), ("grow", ["out=x"]), ("plan", ["model.tokens.ffn=64"])):
-        assert "nowhere does not exist" in refused(verb, "source=nowhere", *more)
+        assert refused(verb, "source=nowhere", *more) == (
+            "source: nowhere does not exist: give the folder of a run or of a checkpoint"
+        )
 
 
 def test_a_damaged_source_is_refused(refused: Command, source: Path, tmp_path: Path) -> None:

@@ -88,6 +88,25 @@ def test_results_that_have_no_place_are_refused_before_anything_is_measured(
     assert (tmp_path / "eval").read_text() == "a file of mine"
 
 
+def test_a_file_without_text_is_named(measured: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    words = "data=text", f"data.files=[{tmp_path}/empty.txt]", "perplexity.split=all"
+    outcome = measured(*words)
+    assert outcome.status == 2
+    assert f"there is no document in {tmp_path}/empty.txt: check data" in outcome.err
+
+
+def test_the_text_of_the_sources_run_is_named_in_the_file(
+    measured: Call, source: Path, tmp_path: Path
+) -> None:
+    assert measured("limit=1").status == 0
+    [file] = (tmp_path / "eval").glob("*.json")
+    written = file.read_text()
+    assert written.endswith("}\n")
+    recorded = load_checkpoint(source).run["tokens_from"]["store"]
+    assert json.loads(written)["settings"]["data"] == {"store": recorded}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -174,6 +174,26 @@ class TestManyPrompts:
         generated(f"prompts={file}", f"out={out}")
         assert [record["prompt"] for record in records(out)] == ["import ", "    def é(x):"]
 
+    def test_prompts_may_come_through_a_pipe(self, source: Path) -> None:
+        words = f"source={source}", "sampling.max_tokens=8", "prompts=/dev/stdin"
+        command = [sys.executable, "-m", "tokengrow", "generate", *words]
+        done = subprocess.run(
+            command, input="import \n\ndef f(x):\n", capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("import ")
+        assert "\n\ndef f(x):" in done.stdout
+
+    def test_a_prompt_longer_than_the_context_is_told_on_stderr(
+        self, command: Command, source: Path
+    ) -> None:
+        words = "generate", f"source={source}", "sampling.max_tokens=1"
+        [said, speed] = command(*words, f"prompt={'x = 1; ' * 30}").err.splitlines()
+        assert re.fullmatch(
+            r"the prompt has \d+ tokens; the model was trained on texts of up to 32", said
+        )
+        assert SPEED.fullmatch(speed + "\n")
+
     def test_one_prompt_may_go_into_a_file_too(
         self, generated: Callable[..., str], tmp_path: Path
     ) -> None:

@@ -140,7 +140,9 @@ def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None)
             "data: its validation split has no document: raise data.validation_fraction, or set "
             "perplexity.split=all"
         )
-    raise UserError("data: there is no document in it: check data")
+    named = [str(file) for file, *_ in text.identity().get("files", [])]
+    where = ", ".join(named[:3]) + ", ..." * (len(named) > 3)
+    raise UserError(f"data: there is no document in {where or 'it'}: check data")
 
 
 def _first_bytes(documents: Iterable[str], most: int | None) -> Iterator[str]:
