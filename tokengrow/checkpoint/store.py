@@ -130,20 +130,24 @@ def load_checkpoint(path: str | Path, tensors: bool = True, streamed: bool = Fal
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}: give the folder of a run or of a checkpoint")
     found = newest_checkpoint(path, tensors, streamed)
-    if found is None and _is_foreign(path):
-        raise UserError(
-            f"{path} holds weights in another format: first `tokengrow convert source={path} "
+    if found is None:
+        raise UserError(_what_else(path))
+    return found
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder is that holds no whole checkpoint, and the way out."""
+    if _is_foreign(folder):
+        return (
+            f"{folder} holds weights in another format: first `tokengrow convert source={folder} "
             "to=tokengrow out=DIR`"
         )
-    runs = [run for run in sorted(path.iterdir()) if layout.find_checkpoints(run)]
-    if found is None and runs:
-        raise UserError(f"{path} is a folder of runs: name one of them, for example {runs[0]}")
-    if found is None:
-        raise UserError(
-            f"{path} holds no whole checkpoint: neither it nor a step_* in it has a whole "
-            f"{layout.COMPLETE} and what that lists: give another run, or train this one anew"
-        )
-    return found
+    if runs := [run for run in sorted(folder.iterdir()) if layout.find_checkpoints(run)]:
+        return f"{folder} is a folder of runs: name one of them, for example {runs[0]}"
+    return (
+        f"{folder} holds no whole checkpoint: neither it nor a step_* in it has a whole "
+        f"{layout.COMPLETE} and what that lists: give another run, or train this one anew"
+    )
 
 
 def _is_foreign(folder: Path) -> bool:
