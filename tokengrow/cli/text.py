@@ -21,18 +21,11 @@ def resolve_text(values: Values, source: Checkpoint) -> Text:
     Raises:
         UserError: no text: token files, several texts, or a run that recorded none.
     """
-    place = f"data={values['source']}"
-    if values["source"] is None:
-        recorded = source.run.get("tokens_from")
-        if not recorded:
-            raise UserError(
-                "data=same: source records no text, as no run made it: name one, for example "
-                "data=text data.files=[FILE]"
-            )
-        if recorded["store"]:
-            return _stored(recorded["store"])
-        values = recorded["data"]
-        place = f"data=same is data={values['source']}, which"
+    same = values["source"] is None
+    values = text_values(values, source)
+    if same and "store" in values:
+        return _stored(values["store"])
+    place = f"data=same is data={values['source']}, which" if same else f"data={values['source']}"
     if values["source"] == MEGATRON:
         raise UserError(
             f"{place} holds token ids, and documents are wanted as text: name the text that they "
@@ -44,10 +37,19 @@ def resolve_text(values: Values, source: Checkpoint) -> Text:
 
 
 def text_values(values: Values, source: Checkpoint) -> Values:
-    """The `data` section as a record names it; for `data=same`, what the source's run recorded."""
+    """The `data` section as a record names it; for `data=same`, what the source's run recorded.
+
+    Raises:
+        UserError: it recorded nothing.
+    """
     if values["source"] is not None:
         return values
-    recorded = source.run["tokens_from"]
+    recorded = source.run.get("tokens_from")
+    if not recorded:
+        raise UserError(
+            "data=same: source records no text, as no run made it: name one, for example "
+            "data=text data.files=[FILE]"
+        )
     return {"store": recorded["store"]} if recorded["store"] else recorded["data"]
 
 
