@@ -389,5 +389,6 @@ class TestShown:
         self, unigram: TokenFormer, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
     ) -> None:
         texts = ["abab a", "é a"]
-        measure_perplexity(texts, tokenizer, Scorer(unigram, batch_size=1), progress=True)
+        scorer, console = Scorer(unigram, batch_size=1), Console(stderr=True)
+        measure_perplexity(texts, tokenizer, scorer, console=console)
         assert "perplexity 5.3836, 7 of 7 tokens read" in capsys.readouterr().err

@@ -225,7 +225,7 @@ def ask(
         limit = None if arguments.limit is None else int(arguments.limit)
         documents = documents_of(asked.text, arguments.perplexity, limit)
         stride = arguments.perplexity.stride
-        measured = measure_perplexity(documents, model.tokenizer, model.scorer, stride, True)
+        measured = measure_perplexity(documents, model.tokenizer, model.scorer, stride, console)
         found[PERPLEXITY] = measured.to_dict()
     return found
 

@@ -163,7 +163,7 @@ def measure_perplexity(
     tokenizer: Tokenizer,
     scorer: Scorer,
     stride: int | None = None,
-    progress: bool = False,
+    console: Console | None = None,
 ) -> Perplexity:
     """Measures a model on documents, which are read and forgotten one after another.
 
@@ -175,7 +175,7 @@ def measure_perplexity(
         tokenizer: the model's.
         scorer: with the model.
         stride: S, at most the model's context length T; None: T.
-        progress: show the perplexity so far, tokens and tokens/s on stderr.
+        console: where the perplexity so far, tokens and tokens/s are shown; by default nowhere.
 
     Raises:
         UserError: a stride beyond T, which would leave tokens out, or no tokens.
@@ -189,8 +189,7 @@ def measure_perplexity(
     run = _Run(tokenizer, context_length, stride or context_length)
     share = slice(rank(), None, world_size())
     begun = time.monotonic()
-    console = Console(stderr=True, quiet=not progress or rank() > 0)
-    with doing(console, "perplexity: reading the text") as say:
+    with doing(console or Console(quiet=True), "perplexity: reading the text") as say:
 
         def show(loss: float, scored: int) -> None:
             speed = scored / max(time.monotonic() - begun, 1e-9)
