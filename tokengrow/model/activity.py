@@ -9,7 +9,7 @@ Shapes: `B` batch, `T` sequence, `N` parameter tokens, `D` width.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.pattention import Pattention
 from tokengrow.model.rotary import rotary_table
-from tokengrow.model.tokenformer import TokenFormer, fastest_attention, pattention_layers
+from tokengrow.model.tokenformer import PattentionBlock, fastest_attention, pattention_layers
 
 Layer = tuple[int, str]
 """A Pattention layer: number of its block, and role."""
@@ -86,7 +86,7 @@ def _block(
 ) -> nn.Module:
     """One block of the model there, in float32."""
     with torch.device("meta"):
-        block = TokenFormer(replace(config, layers=1)).blocks[0]
+        block = PattentionBlock(config, number)
     state = {
         name: weights[f"blocks.{number}.{name}"].to(device, torch.float32)
         for name in block.state_dict()
