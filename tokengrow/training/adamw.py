@@ -77,7 +77,7 @@ class AgedAdamW(torch.optim.AdamW):
         self._unknown: Tensor | float = 0.0
         self._growth, self._done = GrowthConfig(), 0
         self._steps: dict[Tensor, float] = {}
-        self._kinds: dict[Tensor, int] = {}
+        self._kinds: dict[Tensor, int] | None = None
         self._grown = False
         self._skip: Tensor | None = None
 
@@ -94,7 +94,7 @@ class AgedAdamW(torch.optim.AdamW):
             for parameter, each in self._loaded.items()
         }
         self._youngest = {parameter: each.youngest() for parameter, each in ages.items()}
-        self._kinds = self._numbered_kinds()
+        self._kinds = None
 
     def ages(self) -> dict[Tensor, Ages]:
         """How old the entries of parameters are now."""
@@ -111,7 +111,7 @@ class AgedAdamW(torch.optim.AdamW):
         self._growth, self._done = growth, done - self._updates
         self._steps = {parameter: self._step_of(parameter) for parameter in self._loaded}
         self._grown = any(self._has_new(parameter) for parameter in self._loaded)
-        self._kinds = self._numbered_kinds()
+        self._kinds = None
 
     def _step_of(self, parameter: Tensor) -> float:
         """Updates that a parameter has had."""
@@ -164,6 +164,8 @@ class AgedAdamW(torch.optim.AdamW):
             for parameter, _, _ in aside:
                 parameter.grad = None
             super().step()
+            if aside and self._kinds is None:
+                self._kinds = self._numbered_kinds()
             factors: dict[tuple[int, int], Factors] = {}
             for parameter, gradient, group in aside:
                 parameter.grad = gradient
@@ -260,6 +262,7 @@ class AgedAdamW(torch.optim.AdamW):
         state["step"] += 1
         oldest = state["step"] - self._held(parameter)
         before = [tensor.clone() for tensor in tensors] if self._frozen else []
+        assert self._kinds is not None
         kind = (self._kinds[parameter], id(group))
         if kind not in factors:
             factors[kind] = self._factors(group, ages, oldest, parameter.dtype)
