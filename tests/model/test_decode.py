@@ -1,42 +1,15 @@
 """The decoder: its steps against the full forward, its limits."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from uneven import random_ids, uneven_model
 
 from tokengrow.kernels.naive import ACTIVATIONS
-from tokengrow.model.config import ModelConfig, Taus, Tokens
 from tokengrow.model.decode import Decoder
 from tokengrow.model.tokenformer import TokenFormer
-
-VOCAB = 50
-
-
-def model(dtype: torch.dtype = torch.float32, **changes: Any) -> TokenFormer:
-    """Of unequal parameter tokens and taus; its logits have a spread of about 4."""
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "context_length": 16,
-        "layers": 3,
-        "width": 16,
-        "heads": 2,
-        "head_dim": 12,
-        "tokens": Tokens(query=12, key=11, value=13, output=10, ffn=24),
-        "tau": Taus(query=3.0, key=2.5, ffn=6.0),
-        "init": "published",
-    }
-    built = TokenFormer(ModelConfig(**{**sizes, **changes})).eval()
-    built.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        built.embedding.weight.mul_(50)
-    return built.to(dtype)
-
-
-def random_ids(*shape: int) -> Tensor:
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
 
 
 def stepped(decoder: Decoder, ids: Tensor, prompt: int) -> Tensor:
@@ -59,7 +32,7 @@ class TestSteps:
     def test_equal_the_full_forward(
         self, activation: str, batch: int, dtype: torch.dtype, limit: float
     ) -> None:
-        run, ids = model(dtype, activation=activation), random_ids(batch, 20)
+        run, ids = uneven_model(dtype, activation=activation), random_ids(batch, 20)
         found, wanted = stepped(Decoder(run, batch, 24), ids, 5), whole(run, ids, 5)
         assert found.dtype == dtype
         assert wanted.std() > 1
@@ -67,14 +40,14 @@ class TestSteps:
 
     def test_in_bfloat16(self) -> None:
         ids = random_ids(2, 20)
-        found = stepped(Decoder(model(torch.bfloat16), 2, 20), ids, 5)
-        wanted = whole(model(), ids, 5)
+        found = stepped(Decoder(uneven_model(torch.bfloat16), 2, 20), ids, 5)
+        wanted = whole(uneven_model(), ids, 5)
         assert found.dtype == torch.bfloat16
         assert (found - wanted).norm() / wanted.norm() < 0.05
 
     @pytest.mark.parametrize("rotary", [0, 2, 12])
     def test_for_any_part_of_a_head_rotated(self, rotary: int) -> None:
-        run, ids = model(torch.float64, rotary_channels=rotary), random_ids(1, 12)
+        run, ids = uneven_model(torch.float64, rotary_channels=rotary), random_ids(1, 12)
         found = stepped(Decoder(run, 1, 12), ids, 3)
         assert (found - whole(run, ids, 3)).abs().max() <= 1e-12
 
@@ -86,19 +59,19 @@ class TestSteps:
         assert (found - wanted).abs().max() <= 5e-6
 
     def test_whatever_fresh_memory_holds(self, nan_in_fresh_memory: None) -> None:
-        run, ids = model(), random_ids(1, 6)
+        run, ids = uneven_model(), random_ids(1, 6)
         assert torch.empty(1).isnan()
         assert stepped(Decoder(run, 1, 12), ids, 2).isfinite().all()
 
     def test_a_prompt_begins_a_new_text(self) -> None:
-        run, ids = model(), random_ids(2, 12)
+        run, ids = uneven_model(), random_ids(2, 12)
         decoder = Decoder(run, 2, 12)
         first = stepped(decoder, ids, 4)
         stepped(decoder, ids.flip(1), 6)
         assert torch.equal(stepped(decoder, ids, 4), first)
 
     def test_leave_no_gradients(self) -> None:
-        decoder = Decoder(model(), 1, 4)
+        decoder = Decoder(uneven_model(), 1, 4)
         assert not stepped(decoder, random_ids(1, 4), 2).requires_grad
 
 
@@ -112,7 +85,7 @@ def nan_in_fresh_memory() -> Iterator[None]:
 
 class TestCapacity:
     def test_a_prompt_may_fill_it(self) -> None:
-        run, ids = model(), random_ids(2, 8)
+        run, ids = uneven_model(), random_ids(2, 8)
         decoder = Decoder(run, 2, 8)
         assert (decoder.prefill(ids) - whole(run, ids, 8)[:, 0]).abs().max() <= 2e-5
         with pytest.raises(ValueError, match="holds 8 tokens; 9 were given"):
@@ -120,7 +93,7 @@ class TestCapacity:
 
     def test_steps_may_fill_it(self) -> None:
         ids = random_ids(1, 8)
-        decoder = Decoder(model(), 1, 8)
+        decoder = Decoder(uneven_model(), 1, 8)
         first = stepped(decoder, ids, 1)
         with pytest.raises(ValueError, match="holds 8 tokens; 9 were given"):
             decoder.step(ids[:, 0])
@@ -128,4 +101,4 @@ class TestCapacity:
 
     def test_a_longer_prompt_is_refused(self) -> None:
         with pytest.raises(ValueError, match="holds 8 tokens; 9 were given"):
-            Decoder(model(), 1, 8).prefill(random_ids(1, 9))
+            Decoder(uneven_model(), 1, 8).prefill(random_ids(1, 9))

@@ -5,41 +5,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from uneven import random_ids, uneven_model
 
 from tokengrow.kernels.naive import ACTIVATIONS
-from tokengrow.model.config import ModelConfig, Taus, Tokens
 from tokengrow.model.decode import Decoder
 from tokengrow.model.rotary import rotary_table
 from tokengrow.model.tokenformer import KVCache, TokenFormer
 
-VOCAB, LENGTH, PROMPT = 50, 14, 8
+LENGTH, PROMPT = 14, 8
 STARTS = torch.tensor([3, 0, 7])
 """Columns in which the texts of a batch start; the prompt of the last is one token."""
 
 
 def model(**changes: Any) -> TokenFormer:
-    """In float64, of unequal parameter tokens and taus; its logits have a spread of about 4."""
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "context_length": 16,
-        "layers": 3,
-        "width": 16,
-        "heads": 2,
-        "head_dim": 12,
-        "rotary_channels": 6,
-        "tokens": Tokens(query=12, key=11, value=13, output=10, ffn=24),
-        "tau": Taus(query=3.0, key=2.5, ffn=6.0),
-        "init": "published",
-    }
-    built = TokenFormer(ModelConfig(**{**sizes, **changes})).eval()
-    built.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        built.embedding.weight.mul_(50)
-    return built.double()
-
-
-def random_ids(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+    """In float64, with half of each head rotated, so that positions weigh."""
+    return uneven_model(torch.float64, **{"rotary_channels": 6, **changes})
 
 
 def stepped(decoder: Decoder, ids: Tensor, prompt: int, start: Tensor | None = None) -> Tensor:
