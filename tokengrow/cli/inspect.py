@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokengrow.checkpoint.layout import find_checkpoints, step_of
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
-from tokengrow.cli.recorded import open_text
+from tokengrow.cli.recorded import open_source_tokens
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_folder, run_verb
@@ -80,7 +80,7 @@ def _text(
     if not isinstance(source.config, ModelConfig):
         return None, "no parameter tokens: it is no TokenFormer, and there is no more to look into"
     try:
-        tokens = open_text(arguments.store, source, console)
+        tokens = open_source_tokens(arguments.store, source, console)
     except UserError as error:
         if arguments.store:
             raise

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
-from tokengrow.cli.recorded import open_text
+from tokengrow.cli.recorded import open_source_tokens
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.resolve_model import resolve_model, without_nulls
 from tokengrow.cli.source import load_source
@@ -53,7 +53,7 @@ def main(config: DictConfig) -> None:
     whole = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
     target = resolve_pruning(arguments.model, whole)
     console = Console()
-    tokens = open_text(arguments.store, source, console)
+    tokens = open_source_tokens(arguments.store, source, console)
     text, probe = (
         spread_batch(
             tokens.sequences(split, source.config.context_length), arguments.batch_sequences

@@ -1,4 +1,4 @@
-"""The text of a checkpoint: that of a store, or what its run recorded."""
+"""The tokens of a checkpoint's text: those of a store, or what its run recorded."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.optim import OptimConfig
 
 
-def open_text(store: str | None, source: Checkpoint, console: Console) -> TokenSource:
+def open_source_tokens(store: str | None, source: Checkpoint, console: Console) -> TokenSource:
     """The tokens of the store that is given, else those that the source was trained on.
 
     Raises:
         UserError: neither can be opened, or its tokens are another tokenizer's.
     """
-    tokens = open_store(Path(store)) if store else _recorded_text(source, console)
+    tokens = open_store(Path(store)) if store else _recorded_tokens(source, console)
     place = f"store={store}" if store else "the text of the source's run"
     theirs = source.tokenizer not in (None, tokens.tokenizer().to_json())
     if theirs or tokens.vocab_size > source.config.vocab_size:
@@ -31,7 +31,7 @@ def open_text(store: str | None, source: Checkpoint, console: Console) -> TokenS
     return tokens
 
 
-def _recorded_text(source: Checkpoint, console: Console) -> TokenSource:
+def _recorded_tokens(source: Checkpoint, console: Console) -> TokenSource:
     """The text that the source's run recorded, in the source's own tokens."""
     recorded = source.run.get("tokens_from")
     if not recorded:
