@@ -2,8 +2,8 @@
 
 import pytest
 
-from tokengrow.evaluation.harness_run import Score, score_table
 from tokengrow.evaluation.published import ROWS, nearest_published
+from tokengrow.evaluation.scores import Score, score_table
 from tokengrow.model.config import ModelConfig
 
 

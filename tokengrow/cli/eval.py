@@ -48,6 +48,7 @@ from tokengrow.evaluation.results import (
     results_file,
     write_results,
 )
+from tokengrow.evaluation.scores import Score, score_table
 from tokengrow.evaluation.scoring import read_batch_size
 from tokengrow.evaluation.source import Evaluated, answer_key
 from tokengrow.typed import typed
@@ -235,8 +236,6 @@ def show(console: Console, results: dict[str, Any], path: Path) -> None:
     checkpoint = results["checkpoint"]
     console.print(f"{checkpoint['folder']}: {count(checkpoint['parameters'])} parameters\n")
     if "scores" in results:
-        from tokengrow.evaluation.harness_run import Score, score_table
-
         near = nearest_published(checkpoint["parameters"])
         console.print(score_table([Score(**score) for score in results["scores"]], near))
         console.print(f"{near.name}: the nearest published size, {SOURCE}\n")

@@ -18,13 +18,11 @@ from jinja2 import UndefinedError
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
-from rich.table import Table
 
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import table
 from tokengrow.evaluation.harness import TokengrowLM
 from tokengrow.evaluation.harness_data import GUIDE, asked_file, asked_path, local_task
-from tokengrow.evaluation.published import Published
+from tokengrow.evaluation.scores import Score
 from tokengrow.files import sha256
 from tokengrow.typed import nearest
 
@@ -36,26 +34,6 @@ COLUMN = re.compile("'\\w+'")
 
 BOOTSTRAP = 1000
 """Resamples for the standard error of a metric that has no formula for it, such as perplexity."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One figure of one task."""
-
-    task: str
-    """The harness's name."""
-    metric: str
-    """The harness's name, with the filter of the answers where it is not `none`."""
-    value: float | None
-    """As the harness gives it: an accuracy is a share of 1; None: no finite number."""
-    error: float | None
-    """Its standard error."""
-    samples: int
-    """Questions that were asked."""
-    shots: int
-    """Examples before each."""
-    version: Any
-    """Of the task's definition."""
 
 
 @dataclass(frozen=True)
@@ -135,42 +113,6 @@ def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list
             log_samples=False,
         )
     return [] if found is None else list(_scores(found))
-
-
-def score_table(scores: Sequence[Score], published: Published) -> Table:
-    """A row for each figure, beside that of a published model where there is one.
-
-    Args:
-        scores: accuracies are shown in per cent.
-        published: the model to hold them against.
-    """
-    headers = ("metric", "shots", "n", "value", "±", published.name.replace("-", "\n"))
-    rows, task = table("Tasks", "task", headers), None
-    for score in scores:
-        first, task = score.task != task, score.task
-        share = in_per_cent(score.metric)
-        scale = 100 if share else 1
-        figure = None if score.shots else published.figures.get((score.task, score.metric))
-        found = (number and number * scale for number in (score.value, score.error))
-        rows.add_row(
-            score.task if first else "",
-            f"{score.metric} %" if share else score.metric,
-            str(score.shots) if first else "",
-            f"{score.samples:,}" if first else "",
-            *("-" if number is None else _number(number, share) for number in (*found, figure)),
-        )
-    return rows
-
-
-def in_per_cent(metric: str) -> bool:
-    """Whether a metric is a share of 1."""
-    return metric.startswith(("acc", "exact_match", "f1"))
-
-
-def _number(value: float, share: bool) -> str:
-    if share:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.2e}"
 
 
 @contextmanager
