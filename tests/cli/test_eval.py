@@ -83,7 +83,7 @@ def test_the_file_says_what_was_asked_of_what_and_where(
     assert found["checkpoint"]["folder"] == str(source)
     assert found["checkpoint"]["weights_sha256"] in (source / "COMPLETE").read_text()
     assert repr(found["settings"]["limit"]) == "5"
-    assert list(found["settings"]["files"]) == ["lambada_test.jsonl"]
+    assert list(found["settings"]["files"]["lambada_openai"]) == ["lambada_test.jsonl"]
     assert found["ran"]["processes"] == 1
     assert found["settings"]["lm_eval"] == version("lm_eval")
     assert found["ran"]["versions"]["torch"] == torch.__version__

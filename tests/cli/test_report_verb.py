@@ -143,3 +143,57 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(
     assert outcome.status == 0
     assert "report      not written (File exists): `tokengrow report runs=[" in outcome.out
     assert (tmp_path / "run" / "report").read_text() == "a file of somebody's"
+
+
+@pytest.fixture
+def evaluated(command: Command, runs: Path, tmp_path: Path) -> Path:
+    """The runs, asked for the perplexity of one text; grown at its first rung too."""
+    folder, text = shutil.copytree(runs, tmp_path / "runs"), tmp_path / "text.txt"
+    text.write_text("def grow(model):\n    return model\n" * 4)
+    asked = "tasks=[perplexity]", "data=text", f"data.files=[{text}]", "perplexity.split=all"
+    for source in ("grown", "grown/step_00000003", "scratch"):
+        outcome = command("eval", f"source={folder / source}", *asked, "fabric=cpu")
+        assert outcome.status == 0, outcome.err
+    return folder
+
+
+def found_in(run: Path, step: int) -> dict[str, float]:
+    (path,) = (run / "eval").glob(f"step_{step:08d}-*.json")
+    found: dict[str, float] = json.loads(path.read_text())["perplexity"]
+    return found
+
+
+def test_what_the_runs_were_asked_is_compared(
+    command: Command, evaluated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    outcome = command("report", f"runs=[{evaluated}]", f"out={out}")
+    assert outcome.status == 0, outcome.err
+    grown, scratch = found_in(evaluated / "grown", 6), found_in(evaluated / "scratch", 4)
+    (scores,) = json.loads((out / "report.json").read_text())["scores"]
+    steps = [(figure["step"], figure["value"]) for figure in scores["figures"]["bits_per_byte"]]
+    assert steps == [(6, grown["bits_per_byte"]), (4, scratch["bits_per_byte"])]
+    for found in grown, scratch:
+        shown = f"{found['bits_per_byte']:.4f}"
+        assert shown in outcome.out
+        assert shown in (out / "index.html").read_text()
+
+
+def test_a_report_up_to_a_checkpoint_says_nothing_of_later_ones(
+    command: Command, evaluated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    command("report", f"runs=[{evaluated}/grown/step_00000003]", f"out={out}")
+    (scores,) = json.loads((out / "report.json").read_text())["scores"]
+    (figure,) = scores["figures"]["bits_per_byte"]
+    assert figure["value"] == found_in(evaluated / "grown", 3)["bits_per_byte"]
+
+
+def test_damaged_results_are_named_and_left_out(
+    command: Command, evaluated: Path, tmp_path: Path
+) -> None:
+    (path,) = (evaluated / "scratch" / "eval").glob("*.json")
+    path.write_text(path.read_text()[:-20])
+    outcome = command("report", f"runs=[{evaluated}]", f"out={tmp_path}/report")
+    assert outcome.status == 0, outcome.err
+    assert f"Left out: {path}" in outcome.out

@@ -59,6 +59,7 @@ def record(name: str, *points: tuple[float, float], **changes: Any) -> RunRecord
     values: dict[str, Any] = {
         "name": name,
         "folder": Path(name),
+        "step": len(points) - 1,
         "stands": "finished",
         "before": Spent(),
         "rungs": (rung,),
@@ -74,6 +75,7 @@ def record(name: str, *points: tuple[float, float], **changes: Any) -> RunRecord
         "source": None,
         "weights": {},
         "sessions": (),
+        "evaluations": (),
         "fingerprint": "of these tokens",
     }
     return RunRecord(**{**values, **changes})

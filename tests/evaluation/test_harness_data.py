@@ -70,7 +70,7 @@ def test_rows_may_be_parquet(task_files: Path, tmp_path: Path) -> None:
         task = loaded.loaded["tasks"]["arc_challenge"]
         task.build_all_requests()
     assert [request.args[1] for request in task.instances[:2]] == [" a stone", " a snowball"]
-    assert list(loaded.files) == ["arc_challenge_test.parquet"]
+    assert list(loaded.files["arc_challenge"]) == ["arc_challenge_test.parquet"]
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_rows(task_files: Path, tmp_path: Path) -> None:
@@ -95,11 +95,11 @@ def test_examples_come_from_the_training_split(task_files: Path) -> None:
 def test_the_files_are_known_by_their_content(task_files: Path, tmp_path: Path) -> None:
     for path in task_files.glob("piqa*"):
         shutil.copy(path, tmp_path)
-    before = load_tasks(["piqa"], tmp_path).files
+    before = load_tasks(["piqa"], tmp_path).files["piqa"]
     assert set(before) == {"piqa_valid.jsonl", "piqa_valid_labels.lst"}
     labels = tmp_path / "piqa_valid_labels.lst"
     labels.write_text("1" + labels.read_text()[1:])
-    after = load_tasks(["piqa"], tmp_path).files
+    after = load_tasks(["piqa"], tmp_path).files["piqa"]
     assert {name for name in before if before[name] != after[name]} == {labels.name}
 
 

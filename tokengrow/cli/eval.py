@@ -41,6 +41,7 @@ from tokengrow.evaluation.perplexity import (
 from tokengrow.evaluation.progress import doing
 from tokengrow.evaluation.published import SOURCE, nearest_published
 from tokengrow.evaluation.results import (
+    PERPLEXITY,
     RESPONSES,
     default_folder,
     describe_checkpoint,
@@ -55,9 +56,6 @@ from tokengrow.typed import typed
 
 if TYPE_CHECKING:  # the harness is an extra, and imported where a task of it is asked for
     from tokengrow.evaluation.harness_run import Tasks
-
-PERPLEXITY = "perplexity"
-"""The one of `tasks` that is not the harness's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,11 @@ def power(number: float) -> str:
     return f"{number:.2e}".replace("e+0", "e").replace("e+", "e")
 
 
-def folded(name: str, length: int) -> str:
+LONGEST_NAME = 28
+"""Characters of a line of a run's name in a table of 80 columns."""
+
+
+def folded(name: str, length: int = LONGEST_NAME) -> str:
     """A name in lines of at most `length` characters, which end at a comma or a slash where they
     can."""
     lines = [""]

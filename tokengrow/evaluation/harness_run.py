@@ -42,8 +42,8 @@ class Tasks:
 
     loaded: dict[str, Any]
     """For `lm_eval.evaluate`."""
-    files: dict[str, str]
-    """Name of each file of `data_dir` that was read to its SHA-256."""
+    files: dict[str, dict[str, str]]
+    """Task to the files of `data_dir` that it reads: the name of each to its SHA-256."""
 
 
 def load_tasks(
@@ -66,12 +66,15 @@ def load_tasks(
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"data_dir={data_dir} is no folder: give one that holds task files")
     specs: list[Any] = list(names)
-    files: list[Path] = []
+    files: dict[str, dict[str, str]] = {}
     if data_dir is not None:
         leaves = [leaf for name in names for leaf in _leaves(manager, name)]
         found = [local_task(_config(manager, leaf), data_dir, num_fewshot or 0) for leaf in leaves]
         specs = [each.config for each in found]
-        files = [path for each in found for path in each.files]
+        files = {
+            leaf: {path.name: sha256(path) for path in each.files}
+            for leaf, each in zip(leaves, found, strict=True)
+        }
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     with quiet():
         for spec in specs:
@@ -79,7 +82,7 @@ def load_tasks(
                 loaded[key].update(more)
     for task in loaded["tasks"].values():
         _set_shots(task, num_fewshot)
-    return Tasks(loaded, {path.name: sha256(path) for path in files})
+    return Tasks(loaded, files)
 
 
 def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list[Score]:

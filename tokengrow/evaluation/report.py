@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tokengrow.evaluation.report_facts import config_differences, lineage_tree, 
 from tokengrow.evaluation.report_page import duration, page
 from tokengrow.evaluation.report_plots import cost_plot, flops_at_last_size, loss_plots
 from tokengrow.evaluation.report_ratio import RULE, compute_ratios
+from tokengrow.evaluation.report_scores import Scores, compare_scores, score_table
 from tokengrow.files import half_written, write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
@@ -28,9 +30,6 @@ FIGURES = ("loss-vs-flops", "loss-vs-flops-end", "loss-vs-tokens", "loss-vs-time
 """PNGs, those that there are."""
 NAMES = {PAGE, FACTS, POINTS, *(f"{name}.png" for name in FIGURES)}
 """All files that a report may have."""
-
-LONGEST_NAME = 28
-"""Characters of a line of a run's name in a table of 80 columns."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Report:
             "runs": [_facts(run) for run in self.runs],
             "rule": RULE,
             "ratios": compute_ratios(self.runs),
+            "scores": [asdict(scores) for scores in self.scores],
             "differences": [asdict(each) for each in config_differences(self.runs)],
             "lineage": [asdict(each) for each in lineage_tree(self.runs)],
         }
@@ -98,6 +98,15 @@ class Report:
             write_atomically(folder / name, content)
         return folder / PAGE
 
+    @cached_property
+    def scores(self) -> list[Scores]:
+        """What `tokengrow eval` found of the runs."""
+        return compare_scores(self.runs)
+
+    def score_tables(self) -> list[Table]:
+        """Of what several of the runs were asked."""
+        return [score_table(scores, self.runs) for scores in self.scores if scores.answered > 1]
+
     def table(self) -> Table:
         """One line per run."""
         made = table(
@@ -108,7 +117,7 @@ class Report:
         for run in self.runs:
             seconds = run.total_seconds
             made.add_row(
-                folded(run.name, LONGEST_NAME),
+                folded(run.name),
                 f"{run.lowest.loss:.4f}",
                 f"{run.points[-1].loss:.4f}",
                 count(run.rungs[-1].parameters),
@@ -122,7 +131,8 @@ class Report:
 def _facts(run: RunRecord) -> dict[str, Any]:
     """Of one run: all that is read of it but its recipe, and what follows from it."""
     values = asdict(run)
-    del values["folder"], values["config"], values["weights"], values["lineage"]
+    for key in ("folder", "config", "weights", "lineage", "evaluations"):
+        del values[key]
     return {
         **values,
         "parameters": run.rungs[-1].parameters,

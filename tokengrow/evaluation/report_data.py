@@ -23,6 +23,7 @@ from tokengrow.checkpoint.layout import (
 )
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.errors import UserError
+from tokengrow.evaluation.results import read_results, results_files
 
 Values = Mapping[str, Any]
 
@@ -92,6 +93,8 @@ class RunRecord:
     """By which the report calls it."""
     folder: Path
     """Of the run."""
+    step: int
+    """Of its newest checkpoint."""
     stands: str
     """Finished, or where it stands."""
     before: Spent
@@ -116,6 +119,8 @@ class RunRecord:
     """SHA-256 of the weights of each whole checkpoint on the disk, to its step."""
     sessions: tuple[Values, ...]
     """Where it ran; empty: not recorded."""
+    evaluations: tuple[Values, ...]
+    """What `tokengrow eval` found of its checkpoints, up to the newest one that is shown."""
     fingerprint: str
     """Of its tokens."""
 
@@ -193,7 +198,11 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
     if not read:
         told = "; ".join(f"{each.folder}: {each.reason}" for each in left_out)
         raise UserError(f"runs has nothing to report on ({told}): give runs that have a checkpoint")
-    records = [_record(each, name) for each, name in zip(read, _names(read), strict=True)]
+    records = []
+    for checkpoint, name in zip(read, _names(read), strict=True):
+        evaluations, damaged = _evaluations(checkpoint)
+        records.append(_record(checkpoint, name, evaluations))
+        left_out += damaged
     return records, left_out
 
 
@@ -265,7 +274,7 @@ def _run_folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.folder.resolve().parent
 
 
-def _record(checkpoint: Checkpoint, name: str) -> RunRecord:
+def _record(checkpoint: Checkpoint, name: str, evaluations: Iterable[Values]) -> RunRecord:
     state, folder = checkpoint.train_state, _run_folder(checkpoint)
     before, times = _spent_before(checkpoint), checkpoint.times
     ends = state["stage_ends"]
@@ -286,6 +295,7 @@ def _record(checkpoint: Checkpoint, name: str) -> RunRecord:
     return RunRecord(
         name=name,
         folder=folder,
+        step=checkpoint.step,
         stands=_stands(checkpoint),
         before=before,
         rungs=tuple(rungs),
@@ -298,8 +308,24 @@ def _record(checkpoint: Checkpoint, name: str) -> RunRecord:
         source=state.get("source"),
         weights=_weights(folder),
         sessions=_sessions(folder),
+        evaluations=tuple(evaluations),
         fingerprint=state["fingerprint"],
     )
+
+
+def _evaluations(checkpoint: Checkpoint) -> tuple[list[Values], list[LeftOut]]:
+    """The results that lie in a run, of checkpoints up to one of them."""
+    read: list[Values] = []
+    damaged = []
+    for path in results_files(_run_folder(checkpoint)):
+        try:
+            results = read_results(path)
+        except UserError as error:
+            damaged.append(LeftOut(folder=path, reason=str(error)))
+            continue
+        if results["checkpoint"]["step"] <= checkpoint.step:
+            read.append(results)
+    return read, damaged
 
 
 def _weights(run: Path) -> dict[str, int]:

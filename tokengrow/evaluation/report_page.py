@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from tokengrow.evaluation.format import count, exponent, power
 from tokengrow.evaluation.report_plots import Png, style
+from tokengrow.evaluation.scores import figure_and_error, metric_text
 
 TEMPLATE = "report.html.jinja"
 
@@ -58,6 +59,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
         "loss": _or_dash("{:.4f}".format),
         "drift": _or_dash(exponent),
         "duration": _or_dash(duration),
+        "metric": metric_text,
         "times": lambda ratio: "not reached" if ratio is None else f"{ratio:.2f} ×",
         "breaks": breaks,
         "data": lambda png: base64.b64encode(png).decode(),
@@ -68,6 +70,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
         figures=[(name, *CAPTIONS[name], png) for name, png in figures.items()],
         styles=[style(number) for number in range(len(report["runs"]))],
         lasted=lasted,
+        figure_and_error=figure_and_error,
     )
 
 

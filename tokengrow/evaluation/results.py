@@ -11,6 +11,10 @@ from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
 from tokengrow.files import write_atomically
 
+PERPLEXITY = "perplexity"
+"""The one task that is not the harness's."""
+FOLDER = "eval"
+"""Of the results, in a run."""
 RESPONSES = "responses"
 """Folder beside the results in which answers are kept as they come."""
 
@@ -18,8 +22,8 @@ RESPONSES = "responses"
 def default_folder(checkpoint: Path) -> Path:
     """Where the results of a checkpoint go: `eval` in its run, or beside a bare checkpoint."""
     if checkpoint in step_folders(checkpoint.parent):
-        return checkpoint.parent / "eval"
-    return checkpoint.with_name(f"{checkpoint.name}-eval")
+        return checkpoint.parent / FOLDER
+    return checkpoint.with_name(f"{checkpoint.name}-{FOLDER}")
 
 
 def results_file(folder: Path, checkpoint: Path, key: str, settings: Mapping[str, Any]) -> Path:
@@ -47,6 +51,11 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False)
     write_atomically(path, f"{text}\n".encode())
+
+
+def results_files(run: Path) -> list[Path]:
+    """The results that lie in a run, where `default_folder` puts them."""
+    return sorted((run / FOLDER).glob("step_*.json"))
 
 
 def read_results(path: Path) -> dict[str, Any]:

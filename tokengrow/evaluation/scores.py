@@ -10,6 +10,9 @@ from rich.table import Table
 from tokengrow.evaluation.format import table
 from tokengrow.evaluation.published import Published
 
+IN_FOUR_PLACES = "bits_per_byte"
+"""A metric whose differences are small."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -42,26 +45,46 @@ def score_table(scores: Sequence[Score], published: Published) -> Table:
     rows, task = table("Tasks", "task", headers), None
     for score in scores:
         first, task = score.task != task, score.task
-        share = in_per_cent(score.metric)
-        scale = 100 if share else 1
         figure = None if score.shots else published.figures.get((score.task, score.metric))
-        found = (number and number * scale for number in (score.value, score.error))
+        if figure is not None and in_per_cent(score.metric):
+            figure /= 100
         rows.add_row(
             score.task if first else "",
-            f"{score.metric} %" if share else score.metric,
+            metric_text(score.metric),
             str(score.shots) if first else "",
             f"{score.samples:,}" if first else "",
-            *("-" if number is None else _number(number, share) for number in (*found, figure)),
+            *(figure_text(score.metric, each) for each in (score.value, score.error, figure)),
         )
     return rows
 
 
 def in_per_cent(metric: str) -> bool:
-    """Whether a metric is a share of 1."""
+    """Whether a metric is a share of 1, shown in per cent."""
     return metric.startswith(("acc", "exact_match", "f1"))
 
 
-def _number(value: float, share: bool) -> str:
-    if share:
-        return f"{value:.1f}"
+def metric_text(metric: str) -> str:
+    """A metric's name with its unit."""
+    return f"{metric} %" if in_per_cent(metric) else metric
+
+
+def figure_text(metric: str, value: float | None) -> str:
+    """A figure as people read it, in the unit of `metric_text`.
+
+    Args:
+        metric: the harness's name.
+        value: as the harness gives it; None: a dash.
+    """
+    if value is None:
+        return "-"
+    if in_per_cent(metric):
+        return f"{100 * value:.1f}"
+    if metric.startswith(IN_FOUR_PLACES):
+        return f"{value:.4f}"
     return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.2e}"
+
+
+def figure_and_error(metric: str, value: float | None, error: float | None) -> str:
+    """`49.3 ± 4.1`; the figure alone where it has no error."""
+    shown = figure_text(metric, value)
+    return shown if error is None else f"{shown} ± {figure_text(metric, error)}"

@@ -1,0 +1,128 @@
+"""What a report says of evaluations: only figures of the same questions beside each other."""
+
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+
+from arms import record
+from rich.console import Console
+
+from tokengrow.evaluation.report_data import RunRecord
+from tokengrow.evaluation.report_scores import Figure, Scores, compare_scores, score_table
+
+
+def evaluation(step: int = 1, began: str = "2026-01-01", **found: Any) -> dict[str, Any]:
+    """Results as `tokengrow eval` writes them: of PIQA if nothing else is said."""
+    settings = {"files": {"piqa": {"piqa_valid.jsonl": "93503c"}}}
+    return {
+        "checkpoint": {"step": step},
+        "settings": {**settings, **found.pop("settings", {})},
+        "ran": {"began": began},
+        **(found or {"scores": [score()]}),
+    }
+
+
+def score(**changes: Any) -> dict[str, Any]:
+    values = {"task": "piqa", "metric": "acc", "value": 0.5, "error": 0.04, "samples": 150}
+    return {**values, "shots": 0, "version": 1.0, **changes}
+
+
+def measured(context_length: int = 128, **changes: Any) -> dict[str, Any]:
+    """The results of perplexity, on one text."""
+    sums = {"bytes": 3664, "context_length": context_length, "stride": 128, "tokens": 1196}
+    ratios = {"bits_per_byte": 1.9875, "word_perplexity": 54276.6, "token_perplexity": 68.058}
+    settings = {"data_sha256": "8bb3c4", "perplexity": {"split": "validation"}}
+    return evaluation(settings=settings, perplexity={**sums, **ratios, **changes})
+
+
+def run(name: str, *evaluations: dict[str, Any]) -> RunRecord:
+    """A run whose newest checkpoint is that of step 1."""
+    return replace(record(name, (1.0, 4.0), (2.0, 3.0)), evaluations=evaluations)
+
+
+def values(scores: Scores) -> dict[str, list[float | None]]:
+    return {
+        metric: [figure and figure.value for figure in figures]
+        for metric, figures in scores.figures.items()
+    }
+
+
+def test_runs_that_were_asked_the_same_stand_beside_each_other() -> None:
+    both = score(metric="acc_norm", value=0.6)
+    one = run("one", evaluation(scores=[score(), both]))
+    other = run("other", evaluation(scores=[score(value=0.7), both]))
+    (scores,) = compare_scores([one, other])
+    assert (scores.task, scores.asked) == ("piqa", "150 questions, 0 shots")
+    assert values(scores) == {"acc": [0.5, 0.7], "acc_norm": [0.6, 0.6]}
+
+
+def test_a_run_that_was_not_asked_has_no_figure() -> None:
+    (scores,) = compare_scores([run("one"), run("other", evaluation())])
+    assert values(scores) == {"acc": [None, 0.5]}
+
+
+def test_what_was_asked_otherwise_stands_apart() -> None:
+    of_other_files = evaluation(settings={"files": {"piqa": {"piqa_valid.jsonl": "000000"}}})
+    for other in (
+        evaluation(scores=[score(samples=20)]),
+        evaluation(scores=[score(shots=5)]),
+        evaluation(scores=[score(version=2.0)]),
+        of_other_files,
+    ):
+        apart = compare_scores([run("one", evaluation()), run("other", other)])
+        assert [values(scores) for scores in apart] == [{"acc": [0.5, None]}, {"acc": [None, 0.5]}]
+
+
+def test_files_of_another_task_asked_along_make_no_difference() -> None:
+    files = {"piqa": {"piqa_valid.jsonl": "93503c"}, "lambada_openai": {"lambada_test.jsonl": "4a"}}
+    other = evaluation(settings={"files": files})
+    (scores,) = compare_scores([run("one", evaluation()), run("other", other)])
+    assert values(scores) == {"acc": [0.5, 0.5]}
+
+
+def test_perplexity_compares_over_tokenizers_on_one_text_in_the_same_windows() -> None:
+    other = measured(tokens=900, bits_per_byte=1.5, word_perplexity=2000.0)
+    (scores,) = compare_scores([run("one", measured()), run("other", other)])
+    assert scores.asked == "3.7 kB, windows of 128 tokens, 128 new"
+    assert values(scores) == {
+        "bits_per_byte": [1.9875, 1.5],
+        "word_perplexity": [54276.6, 2000.0],
+    }
+    longer = run("longer", measured(256))
+    assert len(compare_scores([run("one", measured()), longer])) == 2
+
+
+def test_the_newest_checkpoint_counts_and_of_its_evaluations_the_last() -> None:
+    one = run(
+        "one",
+        evaluation(1, "2026-01-02", scores=[score(value=0.62)]),
+        evaluation(1, "2026-01-01", scores=[score(value=0.61)]),
+        evaluation(0, "2026-01-03", scores=[score(value=0.4)]),
+    )
+    (scores,) = compare_scores([one])
+    assert scores.figures == {"acc": (Figure(value=0.62, error=0.04, step=1),)}
+
+
+def test_tasks_come_by_name_and_what_more_were_asked_first() -> None:
+    few = evaluation(scores=[score(samples=20)])
+    arc = evaluation(scores=[score(task="arc_easy")])
+    one, two = run("one", measured(), few, evaluation(), arc), run("two", evaluation())
+    scores = compare_scores([one, two])
+    assert [(each.task, each.asked.split()[0]) for each in scores] == [
+        ("arc_easy", "150"),
+        ("piqa", "150"),
+        ("piqa", "20"),
+        ("perplexity", "3.7"),
+    ]
+
+
+def test_a_table_names_the_step_of_a_checkpoint_that_is_not_the_newest() -> None:
+    unknown = evaluation(scores=[score(value=None)])
+    runs = [run("one", evaluation(0)), run("two"), run("three", unknown)]
+    (scores,) = compare_scores(runs)
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(score_table(scores, runs))
+    title, header, _, *rows = (line for line in console.export_text().splitlines() if line.strip())
+    assert title.strip() == "piqa (150 questions, 0 shots)"
+    assert header.split() == ["run", "acc", "%"]
+    assert [" ".join(row.split()) for row in rows] == ["one, step 0 50.0 ± 4.0", "three - ± 4.0"]
