@@ -52,31 +52,38 @@ class OptimConfig:
     """Largest norm of the gradient of a global batch."""
 
     def __post_init__(self) -> None:
+        wsd = self.schedule == "wsd"
+        # Key to whether its value is valid, and what is.
         checks = {
-            "lr": self.lr > 0,
-            "min_lr": 0 <= self.min_lr <= self.lr or self.schedule == "constant",
-            "warmup_steps": self.warmup_steps >= 0,
-            "decay_steps": self.decay_steps is None
-            or (self.decay_steps > self.warmup and self.schedule != "wsd"),
-            "decay_share": 0 < self.decay_share <= 1,
-            "betas": len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "eps": self.eps > 0,
-            "weight_decay": self.weight_decay >= 0,
-            "grad_clip": self.grad_clip > 0,
-            "schedule": self.schedule in SCHEDULES,
-            "enter": self.enter in ENTRIES,
+            "lr": (self.lr > 0, "it must be above 0"),
+            "min_lr": (
+                0 <= self.min_lr <= self.lr or self.schedule == "constant",
+                f"it must lie between 0 and lr ({self.lr})",
+            ),
+            "warmup_steps": (self.warmup_steps >= 0, "it must be 0 or more"),
+            "decay_steps": (
+                self.decay_steps is None or (self.decay_steps > self.warmup and not wsd),
+                "with schedule wsd give decay_share, and null here"
+                if wsd
+                else f"it must exceed warmup_steps ({self.warmup:g})",
+            ),
+            "decay_share": (
+                0 < self.decay_share <= 1,
+                "it must be above 0 and at most 1; schedule=constant does not decay",
+            ),
+            "betas": (
+                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                "two numbers are needed, each from 0 to below 1",
+            ),
+            "eps": (self.eps > 0, "it must be above 0"),
+            "weight_decay": (self.weight_decay >= 0, "it must be 0 or more"),
+            "grad_clip": (self.grad_clip > 0, "it must be above 0; inf clips nothing"),
+            "schedule": (self.schedule in SCHEDULES, f"valid are {', '.join(SCHEDULES)}"),
+            "enter": (self.enter in ENTRIES, f"valid are {', '.join(ENTRIES)}"),
         }
-        for key, holds in checks.items():
+        for key, (holds, reason) in checks.items():
             if not holds:
-                reason = {"schedule": f": valid are {', '.join(SCHEDULES)}"}
-                reason["enter"] = f": valid are {', '.join(ENTRIES)}"
-                reason["min_lr"] = f": it must lie between 0 and lr ({self.lr})"
-                reason["decay_steps"] = f": it must exceed warmup_steps ({self.warmup:g})"
-                if self.schedule == "wsd":
-                    reason["decay_steps"] = ": with schedule wsd give decay_share, and null here"
-                raise UserError(
-                    f"optim.{key} cannot be {getattr(self, key)!r}{reason.get(key, '')}"
-                )
+                raise UserError(f"optim.{key} cannot be {getattr(self, key)!r}: {reason}")
 
     @property
     def warmup(self) -> float:
