@@ -98,13 +98,13 @@ def test_answers_that_differ_in_their_last_token_share_a_row(
 ) -> None:
     model = placed()
     shapes: list[tuple[int, ...]] = []
-    forward = type(model.model).forward
+    hidden_states = type(model.model).hidden_states
 
     def watched(self: Any, batch: torch.Tensor, *rest: Any) -> torch.Tensor:
         shapes.append(tuple(batch.shape))
-        return forward(self, batch, *rest)
+        return hidden_states(self, batch, *rest)
 
-    monkeypatch.setattr(type(model.model), "forward", watched)
+    monkeypatch.setattr(type(model.model), "hidden_states", watched)
     letters = [request("loglikelihood", "Answer:\n", letter) for letter in "ABCD"]
     answers = TokengrowLM(model).loglikelihood(letters)
     assert len({likelihood for likelihood, _ in answers}) == 4

@@ -121,15 +121,20 @@ class TestForwardPasses:
         def __post_init__(self) -> None:
             self.config = SimpleNamespace(context_length=CONTEXT_LENGTH)
             self.shapes: list[tuple[int, ...]] = []
+            self.asked: list[int] = []
 
         def parameters(self) -> Iterator[nn.Parameter]:
             yield nn.Parameter(torch.zeros(1))
 
-        def __call__(self, ids: Tensor) -> Tensor:
+        def hidden_states(self, ids: Tensor) -> Tensor:
             self.shapes.append(tuple(ids.shape))
             if len(ids) > self.fits:
                 raise torch.OutOfMemoryError("out of memory")
             return torch.nn.functional.one_hot(ids, 512).float()
+
+        def logits(self, hidden_states: Tensor) -> Tensor:
+            self.asked.append(len(hidden_states))
+            return hidden_states
 
     def test_continuations_that_differ_in_their_last_token_alone_share_one(self) -> None:
         model = self.Counting()
@@ -137,6 +142,15 @@ class TestForwardPasses:
         scored = Scorer(model).score(windows)
         assert model.shapes == [(1, 3)]
         assert [each.greedy for each in scored] == [False, False, True]
+
+    def test_logits_are_those_of_scored_tokens_alone(
+        self, windows: list[Window], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 16)
+        model = self.Counting()
+        Scorer(model, 20).score(windows)
+        assert sum(model.asked) == sum(len(window.continuation) for window in windows)
+        assert max(model.asked) == 16
 
     def test_the_longest_come_first(self, windows: list[Window]) -> None:
         model = self.Counting()

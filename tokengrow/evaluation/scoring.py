@@ -4,7 +4,7 @@ A window is a context and what follows it. Windows of about the same length go t
 together, padded on the right: under causal attention no position sees what stands behind it, so
 padding changes nothing. Windows that give the model the same ids share one row of a batch.
 
-Shapes: `B` rows of a batch, `T` sequence, `V` vocabulary, `M` scored tokens.
+Shapes: `B` rows of a batch, `T` sequence, `D` width, `V` vocabulary, `M` scored tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -155,14 +155,34 @@ class Scorer:
         for row, source in zip(ids, batch, strict=True):
             row[: len(source.ids)] = torch.tensor(source.ids)
         with self.autocast():
-            logits = self.model(ids.to(self.device))  # [B, T, V]
+            hidden_states = self.model.hidden_states(ids.to(self.device))  # [B, T, D]
         windows = [asked for row in batch for asked in row.asked]
         lengths = [len(continuation) for _, continuation in windows]
-        found, likeliest = (each.split(lengths) for each in _look_up(logits, _places(batch)))
+        answers = self._look_up(hidden_states, _places(batch))
+        found, likeliest = (each.split(lengths) for each in answers)
         return [
             (index, Scored(tuple(log.tolist()), log.double().sum().item(), bool(best.all())))
             for (index, _), log, best in zip(windows, found, likeliest, strict=True)
         ]
+
+    def _look_up(self, hidden_states: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability of each scored token, and whether it is the likeliest at its place.
+
+        Args:
+            hidden_states: [B, T, D].
+            places: [3, M], as `_places` gives them.
+
+        Returns:
+            [M] float32, or float64 of a model in that, and [M] bool, on the CPU.
+        """
+        found, likeliest = [], []
+        for rows, columns, targets in places.to(self.device).split(ROWS_AT_ONCE, dim=1):
+            with self.autocast():
+                logits = self.model.logits(hidden_states[rows, columns])  # [M, V]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            likeliest.append(logits.argmax(dim=-1) == targets)
+            found.append(logits.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0])
+        return torch.cat(found).cpu(), torch.cat(likeliest).cpu()
 
     def _batch_size(self, length: int) -> int:
         """Rows of a batch whose longest has so many ids."""
@@ -180,7 +200,7 @@ class Scorer:
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         with self.autocast():
-            self.model(torch.full((1, length), PADDING, device=self.device))
+            self.model.hidden_states(torch.full((1, length), PADDING, device=self.device))
         peak = torch.cuda.max_memory_allocated(self.device) - before
         unused = torch.cuda.memory_reserved(self.device) - before  # held by torch, in no tensor
         free = torch.cuda.mem_get_info(self.device)[0] + unused
@@ -202,22 +222,3 @@ def _places(batch: Sequence[_Row]) -> Tensor:
             rows = torch.full_like(places, number)
             parts.append(torch.stack([rows, places, torch.tensor(continuation)]))
     return torch.cat(parts, dim=1)
-
-
-def _look_up(logits: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-probability of each scored token, and whether it is the likeliest at its place.
-
-    Args:
-        logits: [B, T, V].
-        places: [3, M], as `_places` gives them.
-
-    Returns:
-        [M] float32, or float64 of a model in that, and [M] bool, on the CPU.
-    """
-    found, likeliest = [], []
-    for rows, columns, targets in places.to(logits.device).split(ROWS_AT_ONCE, dim=1):
-        picked = logits[rows, columns]  # [M, V]
-        picked = picked.to(torch.promote_types(picked.dtype, torch.float32))
-        likeliest.append(picked.argmax(dim=-1) == targets)
-        found.append(picked.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0])
-    return torch.cat(found).cpu(), torch.cat(likeliest).cpu()

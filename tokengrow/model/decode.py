@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.kernels.fused import DTYPES
@@ -152,7 +151,7 @@ class Decoder:
         """
         self.cache.length = 0
         self._take_start(start)
-        logits = self.model(ids, self.cache)[:, -1]
+        logits = self.model.logits(self.model.hidden_states(ids, self.cache)[:, -1])
         self._slot.fill_(self.cache.length)
         return logits
 
@@ -195,7 +194,7 @@ class Decoder:
         model = self.model
         x = model.embedding(self._token)  # [B, D]
         x = self._through_blocks(x) if self._kernels is None else self._through(self._kernels, x)
-        logits = F.linear(model.final_norm(x), model.head_weight)
+        logits = model.logits(model.final_norm(x))
         self._slot.add_(1)
         return logits
 

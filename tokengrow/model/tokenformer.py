@@ -242,6 +242,13 @@ class LanguageModel(nn.Module):
             [B, T, V]; with targets the scalar mean cross-entropy in nats per token, for which a GPU
             never holds all logits.
         """
+        x = self.hidden_states(ids, cache)
+        if targets is None:
+            return self.logits(x)
+        return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
+
+    def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the output head is given: [B, T, D] of [B, T] ids, behind the final norm."""
         start = 0 if cache is None else cache.position
         config = self.config
         table = rotary_table(
@@ -253,10 +260,11 @@ class LanguageModel(nn.Module):
                 x = block(x, table, cache)
         if cache is not None:
             cache.length += ids.shape[1]
-        x = self.final_norm(x)
-        if targets is None:
-            return F.linear(x, self.head_weight)
-        return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
+        return self.final_norm(x)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """[..., V] of [..., D] hidden states, of those alone whose next token is asked for."""
+        return F.linear(hidden_states, self.head_weight)
 
     @classmethod
     def from_weights(
