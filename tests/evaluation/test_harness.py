@@ -14,8 +14,8 @@ from lm_eval.api.registry import get_model
 
 from tokengrow.errors import UserError
 from tokengrow.evaluation.harness import TokengrowLM
-from tokengrow.evaluation.harness_responses import Responses
 from tokengrow.evaluation.harness_run import load_tasks, run_tasks
+from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scorer, Window
 from tokengrow.evaluation.source import Evaluated
 

@@ -40,6 +40,7 @@ from tokengrow.evaluation.perplexity import (
 )
 from tokengrow.evaluation.progress import doing
 from tokengrow.evaluation.published import SOURCE, nearest_published
+from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.results import (
     PERPLEXITY,
     RESPONSES,
@@ -211,21 +212,22 @@ def ask(
         console: where progress is shown.
     """
     found: dict[str, Any] = {}
-    if asked.tasks is not None:
-        from tokengrow.evaluation.harness import TokengrowLM
-        from tokengrow.evaluation.harness_responses import Responses
-        from tokengrow.evaluation.harness_run import run_tasks
+    with Responses(folder) as responses:
+        if asked.tasks is not None:
+            from tokengrow.evaluation.harness import TokengrowLM
+            from tokengrow.evaluation.harness_run import run_tasks
 
-        with Responses(folder) as responses:
             lm = TokengrowLM(model, responses, console)
             scores = run_tasks(lm, asked.tasks, arguments.limit)
-        found["scores"] = [asdict(score) for score in scores]
-    if asked.text is not None:
-        limit = None if arguments.limit is None else int(arguments.limit)
-        documents = documents_of(asked.text, arguments.perplexity, limit)
-        stride = arguments.perplexity.stride
-        measured = measure_perplexity(documents, model.tokenizer, model.scorer, stride, console)
-        found[PERPLEXITY] = measured.to_dict()
+            found["scores"] = [asdict(score) for score in scores]
+        if asked.text is not None:
+            limit = None if arguments.limit is None else int(arguments.limit)
+            documents = documents_of(asked.text, arguments.perplexity, limit)
+            stride = arguments.perplexity.stride
+            measured = measure_perplexity(
+                documents, model.tokenizer, model.scorer, stride, responses, console
+            )
+            found[PERPLEXITY] = measured.to_dict()
     return found
 
 

@@ -9,7 +9,7 @@ Shapes: `T` context length, `S` stride.
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
 from typing import Any
@@ -24,11 +24,15 @@ from tokengrow.distributed.exchange import from_every_rank, rank, world_size
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.evaluation.progress import doing
+from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scored, Scorer, Window
 from tokengrow.evaluation.windows import windows_of
 
 TOKENS_AT_ONCE = 2**17
 """Read by the windows that a rank scores at once: memory for ids, and many batches."""
+
+KIND = "window"
+"""What windows are called among the answers that are kept."""
 
 SPLITS: dict[str, tuple[Split, ...]] = {
     "validation": ("validation",),
@@ -163,6 +167,7 @@ def measure_perplexity(
     tokenizer: Tokenizer,
     scorer: Scorer,
     stride: int | None = None,
+    responses: Responses | None = None,
     console: Console | None = None,
 ) -> Perplexity:
     """Measures a model on documents, which are read and forgotten one after another.
@@ -175,6 +180,7 @@ def measure_perplexity(
         tokenizer: the model's.
         scorer: with the model.
         stride: S, at most the model's context length T; None: T.
+        responses: the windows that are known already, and where those scored are kept.
         console: where the perplexity so far, tokens and tokens/s are shown; by default nowhere.
 
     Raises:
@@ -187,24 +193,48 @@ def measure_perplexity(
             f"{context_length}: give {context_length} at most"
         )
     run = _Run(tokenizer, context_length, stride or context_length)
-    share = slice(rank(), None, world_size())
+    mine, kept = slice(rank(), None, world_size()), responses or Responses()
     begun = time.monotonic()
     with doing(console or Console(quiet=True), "perplexity: reading the text") as say:
 
         def show(loss: float, scored: int) -> None:
-            speed = scored / max(time.monotonic() - begun, 1e-9)
+            speed = (run.scored - run.known) / max(time.monotonic() - begun, 1e-9)
             so_far = f"perplexity {_digits(_exp(loss))}, {scored:,} of {run.tokens:,} tokens read"
             say(f"{so_far}, {speed:,.0f} tokens/s")
 
-        def done(_: int, scored: Scored) -> None:
-            run.add(scored)
+        def add(window: Window, log_likelihood: float, known: bool) -> None:
+            run.add(len(window.continuation), log_likelihood, known)
             show(run.nats / run.scored, min(run.scored * world_size(), run.tokens))
 
         for chunk in _chunks(run.windows(documents), TOKENS_AT_ONCE * world_size()):
-            scorer.score(chunk[share], done)
+            _score(chunk[mine], scorer, kept, add)
         found = run.result()
         show(found.loss, found.tokens)
     return found
+
+
+def _score(
+    windows: Sequence[Window],
+    scorer: Scorer,
+    responses: Responses,
+    add: Callable[[Window, float, bool], None],
+) -> None:
+    """Adds the log-likelihood of each window: first those that are known, then, as they come, those
+    that are not."""
+    new = []
+    for window in windows:
+        known = responses.get(KIND, (window.context, window.continuation))
+        if known is None:
+            new.append(window)
+        else:
+            add(window, known, True)
+
+    def done(index: int, scored: Scored) -> None:
+        window = new[index]
+        responses.add(KIND, (window.context, window.continuation), scored.log_likelihood)
+        add(window, scored.log_likelihood, False)
+
+    scorer.score(new, done)
 
 
 class _Run:
@@ -212,12 +242,13 @@ class _Run:
 
     Attributes:
         documents: read so far, as are `bytes`, `words` and `tokens`.
-        scored: tokens that this rank has scored.
+        scored: tokens whose log-likelihood this rank has.
+        known: those of them that were scored before.
         nats: what they sum up to.
     """
 
     def __init__(self, tokenizer: Tokenizer, context_length: int, stride: int) -> None:
-        self.documents = self.bytes = self.words = self.tokens = self.scored = 0
+        self.documents = self.bytes = self.words = self.tokens = self.scored = self.known = 0
         self.nats = 0.0
         self._tokenizer = tokenizer
         self._context_length, self._stride = context_length, stride
@@ -233,10 +264,11 @@ class _Run:
                 at = [self._tokenizer.end_of_text, *ids]
                 yield from windows_of(at, self._context_length, self._stride)
 
-    def add(self, scored: Scored) -> None:
-        """Counts a window's tokens."""
-        self.scored += len(scored.log_probabilities)
-        self.nats -= scored.log_likelihood
+    def add(self, tokens: int, log_likelihood: float, known: bool) -> None:
+        """Counts the tokens of a window."""
+        self.scored += tokens
+        self.known += tokens if known else 0
+        self.nats -= log_likelihood
 
     def result(self) -> Perplexity:
         """The sums, those of all ranks together."""

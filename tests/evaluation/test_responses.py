@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tokengrow.evaluation.harness_responses import Responses
+from tokengrow.evaluation.responses import Responses
 
 
 def test_an_answer_is_known_to_whoever_opens_the_folder_later(tmp_path: Path) -> None:
