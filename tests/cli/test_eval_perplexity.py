@@ -71,6 +71,33 @@ def test_what_was_measured_before_is_told_again_until_the_text_changes(
     assert len(list((tmp_path / "eval").glob("*.json"))) == 2
 
 
+def test_after_a_kill_it_goes_on(
+    measured: Call, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = "data=text", f"data.files=[{book}]", "perplexity.split=all", "batch_size=1"
+    asked: list[int] = []
+    score_batch = Scorer._score_batch
+
+    def dies(self: Scorer, batch: Any) -> Any:
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(1)
+        return score_batch(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "_score_batch", dies)
+        assert measured(*arguments).status == 130
+    assert not list((tmp_path / "eval").glob("*.json"))
+    asked.clear()
+    monkeypatch.setattr(
+        Scorer, "_score_batch", lambda self, batch: asked.append(1) or score_batch(self, batch)
+    )
+    outcome = measured(*arguments)
+    assert outcome.status == 0, outcome.err
+    found = Perplexity.from_dict(found_in(tmp_path / "eval")["perplexity"])
+    assert len(asked) == -(-found.tokens // found.context_length) - 4
+
+
 def test_it_needs_no_harness(measured: Call, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     outcome = measured("data=text", f"data.files=[{book}]", "perplexity.split=all")

@@ -171,7 +171,10 @@ def test_what_the_runs_were_asked_is_compared(
     assert outcome.status == 0, outcome.err
     grown, scratch = found_in(evaluated / "grown", 6), found_in(evaluated / "scratch", 4)
     (scores,) = json.loads((out / "report.json").read_text())["scores"]
-    steps = [(figure["step"], figure["value"]) for figure in scores["figures"]["bits_per_byte"]]
+    steps = [
+        (answer["step"], answer["figures"]["bits_per_byte"]["value"])
+        for answer in scores["answers"]
+    ]
     assert steps == [(6, grown["bits_per_byte"]), (4, scratch["bits_per_byte"])]
     for found in grown, scratch:
         shown = f"{found['bits_per_byte']:.4f}"
@@ -185,15 +188,35 @@ def test_a_report_up_to_a_checkpoint_says_nothing_of_later_ones(
     out = tmp_path / "report"
     command("report", f"runs=[{evaluated}/grown/step_00000003]", f"out={out}")
     (scores,) = json.loads((out / "report.json").read_text())["scores"]
-    (figure,) = scores["figures"]["bits_per_byte"]
-    assert figure["value"] == found_in(evaluated / "grown", 3)["bits_per_byte"]
+    (answer,) = scores["answers"]
+    found = answer["figures"]["bits_per_byte"]["value"]
+    assert found == found_in(evaluated / "grown", 3)["bits_per_byte"]
 
 
-def test_damaged_results_are_named_and_left_out(
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"checkpoint": {"step"', "[]", '{"mine": 1}', '{"scores": [{"task": "piqa"}]}', None],
+)
+def test_what_is_no_results_is_named_and_left_out(
+    command: Command, runs: Path, tmp_path: Path, content: str | None
+) -> None:
+    path = shutil.copytree(runs, tmp_path / "runs") / "scratch" / "eval" / "step_00000004-0.json"
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_text(content)
+    words = f"runs=[{tmp_path}/runs,{tmp_path}/runs/scratch/step_00000004]"
+    outcome = command("report", words, f"out={tmp_path}/report")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count(f"Left out: {path} (damaged, or no results") == 1
+
+
+def test_results_of_weights_that_were_replaced_are_left_out(
     command: Command, evaluated: Path, tmp_path: Path
 ) -> None:
     (path,) = (evaluated / "scratch" / "eval").glob("*.json")
-    path.write_text(path.read_text()[:-20])
+    results = json.loads(path.read_text())
+    results["checkpoint"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(results))
     outcome = command("report", f"runs=[{evaluated}]", f"out={tmp_path}/report")
-    assert outcome.status == 0, outcome.err
-    assert f"Left out: {path}" in outcome.out
+    assert f"Left out: {path} (of other weights than those that step 4 has now" in outcome.out
+    (scores,) = json.loads((tmp_path / "report" / "report.json").read_text())["scores"]
+    assert scores["answers"][1] is None

@@ -1,4 +1,5 @@
-"""What torchrun starts: measures a checkpoint's perplexity, and writes what this rank found."""
+"""What torchrun starts: measures a checkpoint's perplexity, keeps its windows in a folder, and
+writes what this rank found."""
 
 import json
 import sys
@@ -9,12 +10,15 @@ import torch.distributed as dist
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.evaluation.perplexity import measure_perplexity
+from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scorer
 
 dist.init_process_group("gloo")
 checkpoint = load_checkpoint(sys.argv[1])
 assert checkpoint.tokenizer
 tokenizer = Tokenizer.from_json(checkpoint.tokenizer)
-found = measure_perplexity(sys.argv[2:], tokenizer, Scorer(checkpoint.model.double()), stride=9)
+scorer, texts = Scorer(checkpoint.model.double()), sys.argv[3:]
+with Responses(Path(sys.argv[2])) as responses:
+    found = measure_perplexity(texts, tokenizer, scorer, stride=9, responses=responses)
 Path(f"rank_{dist.get_rank()}.json").write_text(json.dumps(found.to_dict()))
 dist.destroy_process_group()

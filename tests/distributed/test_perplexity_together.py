@@ -10,21 +10,48 @@ from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.evaluation.perplexity import measure_perplexity
+from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scorer
+from tokengrow.evaluation.windows import windows_of
 
 WORKER = Path(__file__).parent / "perplexity_worker.py"
 
 
-def test_two_processes_both_find_what_one_finds(
-    source: Path, store: TokenStore, corpus: TextCorpus, tmp_path: Path
-) -> None:
+@pytest.fixture
+def texts(corpus: TextCorpus) -> list[str]:
+    """An odd number of windows."""
     first, second, _ = corpus.documents("validation")
-    texts = [first[:2000], "a", second[:300]]  # an odd number of windows
-    command = [*TORCHRUN, "--nproc-per-node=2", str(WORKER), str(source), *texts]
-    ended = run(command, tmp_path)
+    return [first[:2000], "a", second[:300]]
+
+
+def measured_together(source: Path, texts: list[str], folder: Path) -> list[dict[str, float]]:
+    """What each of two ranks finds, with the windows that are kept in `folder / "kept"`."""
+    kept = str(folder / "kept")
+    ended = run([*TORCHRUN, "--nproc-per-node=2", str(WORKER), str(source), kept, *texts], folder)
     assert ended.status == 0, ended.said[-5000:]
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_both_find_what_one_finds(
+    source: Path, store: TokenStore, texts: list[str], tmp_path: Path
+) -> None:
     scorer = Scorer(load_checkpoint(source).model.double())
     alone = measure_perplexity(texts, store.tokenizer(), scorer, stride=9).to_dict()
-    for rank in (0, 1):
-        together = json.loads((tmp_path / f"rank_{rank}.json").read_text())
+    for together in measured_together(source, texts, tmp_path):
         assert together == pytest.approx(alone, rel=1e-12)
+
+
+def test_two_processes_go_on_from_what_one_has_scored(
+    source: Path, store: TokenStore, texts: list[str], tmp_path: Path
+) -> None:
+    scorer, kept = Scorer(load_checkpoint(source).model.double()), tmp_path / "kept"
+    with Responses(kept) as responses:
+        measure_perplexity(texts[:2], store.tokenizer(), scorer, stride=9, responses=responses)
+    (of_one,) = kept.iterdir()
+    (_, whole) = measured_together(source, texts, tmp_path)
+    new = [path for path in kept.iterdir() if path != of_one]
+    lines = [line for path in new for line in path.read_text().splitlines()]
+    rest = measure_perplexity(texts[2:], store.tokenizer(), scorer, stride=9)
+    assert len(lines) == len([*windows_of([0] * (rest.tokens + 1), rest.context_length, 9)])
+    alone = measure_perplexity(texts, store.tokenizer(), scorer, stride=9)
+    assert whole == pytest.approx(alone.to_dict(), rel=1e-12)

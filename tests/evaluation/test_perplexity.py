@@ -2,11 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,8 +35,7 @@ from tokengrow.evaluation.perplexity import (
     measure_perplexity,
     perplexity_table,
 )
-from tokengrow.evaluation.responses import Responses
-from tokengrow.evaluation.scoring import Scored, Scorer, Window
+from tokengrow.evaluation.scoring import Scorer, Window
 from tokengrow.evaluation.windows import spans
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
@@ -234,45 +232,6 @@ def test_the_batch_size_changes_nothing(
     )
     assert alone.nats == pytest.approx(together.nats, rel=1e-12)
     assert alone.tokens == together.tokens
-
-
-class Interrupted(Scorer):
-    """Is killed after some windows."""
-
-    def __init__(self, model: TokenFormer, windows: int = 1000) -> None:
-        super().__init__(model, batch_size=1)
-        self.left, self.asked = windows, 0
-
-    def score(self, windows: Sequence[Window], done: Any = None) -> list[Scored]:
-        self.asked += len(windows)
-        found = super().score(windows[: self.left], done)
-        if len(found) < len(windows):
-            raise KeyboardInterrupt
-        return found
-
-
-def test_after_a_kill_what_was_scored_is_not_asked_again(
-    unigram: TokenFormer, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    texts = ["abab a", "é a", "ba a"]  # a window each
-    with Responses(tmp_path) as responses, pytest.raises(KeyboardInterrupt):
-        measure_perplexity(texts, tokenizer, Interrupted(unigram, 2), responses=responses)
-    again = Interrupted(unigram)
-    with Responses(tmp_path) as responses:
-        found = measure_perplexity(texts, tokenizer, again, responses=responses)
-    assert again.asked == 1
-    assert found == measure_perplexity(texts, tokenizer, Scorer(unigram, 1))
-
-
-def test_other_windows_of_the_same_text_are_asked(
-    unigram: TokenFormer, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    text = ["é ab aé"]  # six tokens, windows of four
-    for stride, windows in ((4, 2), (1, 2), (1, 0)):  # the first of each is the same
-        scorer = Interrupted(unigram)
-        with Responses(tmp_path) as responses:
-            measure_perplexity(text, tokenizer, scorer, stride, responses)
-        assert scorer.asked == windows
 
 
 def test_a_text_in_several_chunks_is_the_same_text(

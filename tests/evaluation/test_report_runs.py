@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_before_the_newest_one_is_no_obstacle(
 def test_a_folder_of_runs_stands_for_all_of_them(arms: Path) -> None:
     read, left_out = read_runs([arms])
     assert sorted(run.name for run in read) == sorted(NAMES)
-    assert [(each.folder.name, each.reason) for each in left_out] == [
+    assert [(each.path.name, each.reason) for each in left_out] == [
         ("pruned", "its checkpoint was written by no run: nothing was trained there")
     ]
 

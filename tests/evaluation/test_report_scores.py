@@ -8,12 +8,13 @@ from arms import record
 from rich.console import Console
 
 from tokengrow.evaluation.report_data import RunRecord
-from tokengrow.evaluation.report_scores import Figure, Scores, compare_scores, score_table
+from tokengrow.evaluation.report_scores import Answer, Figure, Scores, compare_scores, score_table
 
 
 def evaluation(step: int = 1, began: str = "2026-01-01", **found: Any) -> dict[str, Any]:
     """Results as `tokengrow eval` writes them: of PIQA if nothing else is said."""
-    settings = {"files": {"piqa": {"piqa_valid.jsonl": "93503c"}}}
+    files = {"piqa": {"piqa_valid.jsonl": "93503c"}}
+    settings = {"files": files, "lm_eval": "0.4.13", "limit": None, "num_fewshot": None}
     return {
         "checkpoint": {"step": step},
         "settings": {**settings, **found.pop("settings", {})},
@@ -41,9 +42,10 @@ def run(name: str, *evaluations: dict[str, Any]) -> RunRecord:
 
 
 def values(scores: Scores) -> dict[str, list[float | None]]:
+    found = [answer.figures if answer else {} for answer in scores.answers]
     return {
-        metric: [figure and figure.value for figure in figures]
-        for metric, figures in scores.figures.items()
+        metric: [each[metric].value if metric in each else None for each in found]
+        for metric in scores.metrics
     }
 
 
@@ -68,6 +70,7 @@ def test_what_was_asked_otherwise_stands_apart() -> None:
         evaluation(scores=[score(shots=5)]),
         evaluation(scores=[score(version=2.0)]),
         of_other_files,
+        evaluation(settings={"lm_eval": "0.4.12"}),
     ):
         apart = compare_scores([run("one", evaluation()), run("other", other)])
         assert [values(scores) for scores in apart] == [{"acc": [0.5, None]}, {"acc": [None, 0.5]}]
@@ -92,6 +95,32 @@ def test_perplexity_compares_over_tokenizers_on_one_text_in_the_same_windows() -
     assert len(compare_scores([run("one", measured()), longer])) == 2
 
 
+def test_perplexity_of_another_text_stands_apart() -> None:
+    of_another = {"data_sha256": "000000", "perplexity": {"split": "validation"}}
+    other_text, other_split, fewer_bytes = measured(), measured(), measured(bytes=3600)
+    other_text["settings"] |= of_another
+    other_split["settings"] |= {"perplexity": {"split": "train"}}
+    for other in other_text, other_split, fewer_bytes:
+        assert len(compare_scores([run("one", measured()), run("other", other)])) == 2
+
+
+def test_a_group_whose_questions_are_not_counted_is_told_by_its_limit() -> None:
+    scores = [score(task="mmlu", samples=0)]
+    whole = run("whole", evaluation(scores=scores))
+    part = run("part", evaluation(scores=scores, settings={"limit": 5}))
+    compared = compare_scores([whole, part])
+    assert [(each.asked, values(each)) for each in compared] == [
+        ("all questions", {"acc": [0.5, None]}),
+        ("limit=5", {"acc": [None, 0.5]}),
+    ]
+
+
+def test_what_only_an_older_checkpoint_was_asked_is_not_mixed_in() -> None:
+    older = evaluation(0, scores=[score(value=0.4), score(metric="acc_norm", value=0.4)])
+    (scores,) = compare_scores([run("one", older, evaluation(1))])
+    assert values(scores) == {"acc": [0.5]}
+
+
 def test_the_newest_checkpoint_counts_and_of_its_evaluations_the_last() -> None:
     one = run(
         "one",
@@ -100,7 +129,7 @@ def test_the_newest_checkpoint_counts_and_of_its_evaluations_the_last() -> None:
         evaluation(0, "2026-01-03", scores=[score(value=0.4)]),
     )
     (scores,) = compare_scores([one])
-    assert scores.figures == {"acc": (Figure(value=0.62, error=0.04, step=1),)}
+    assert scores.answers == (Answer(step=1, figures={"acc": Figure(value=0.62, error=0.04)}),)
 
 
 def test_tasks_come_by_name_and_what_more_were_asked_first() -> None:
@@ -125,4 +154,5 @@ def test_a_table_names_the_step_of_a_checkpoint_that_is_not_the_newest() -> None
     title, header, _, *rows = (line for line in console.export_text().splitlines() if line.strip())
     assert title.strip() == "piqa (150 questions, 0 shots)"
     assert header.split() == ["run", "acc", "%"]
-    assert [" ".join(row.split()) for row in rows] == ["one, step 0 50.0 ± 4.0", "three - ± 4.0"]
+    shown = [" ".join(row.split()) for row in rows]
+    assert shown == ["one 50.0 ± 4.0", "step 0", "three -"]

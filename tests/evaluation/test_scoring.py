@@ -110,6 +110,18 @@ def test_what_does_not_fit_is_cut_off_on_the_left(
     assert scorer.score([Window(long, continuation)]) == scorer.score([kept])
 
 
+def test_the_head_computes_as_the_model_does(
+    model: LanguageModel, windows: list[Window], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: list[torch.dtype] = []
+    logits = LanguageModel.logits
+    monkeypatch.setattr(
+        type(model), "logits", lambda self, x: dtypes.append((y := logits(self, x)).dtype) or y
+    )
+    Scorer(model, autocast=lambda: torch.autocast("cpu", torch.bfloat16)).score(windows)
+    assert set(dtypes) == {torch.bfloat16}
+
+
 class TestForwardPasses:
     """A model that counts what it is called with; the likeliest token is that which came last."""
 

@@ -70,6 +70,16 @@ class TestSteps:
         stepped(decoder, ids.flip(1), 6)
         assert torch.equal(stepped(decoder, ids, 4), first)
 
+    def test_only_the_last_token_of_a_prompt_is_given_to_the_head(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shapes, logits = [], TokenFormer.logits
+        monkeypatch.setattr(
+            TokenFormer, "logits", lambda self, x: shapes.append(tuple(x.shape)) or logits(self, x)
+        )
+        Decoder(uneven_model(), 2, 8).prefill(random_ids(2, 5))
+        assert shapes == [(2, 16)]
+
     def test_leave_no_gradients(self) -> None:
         decoder = Decoder(uneven_model(), 1, 4)
         assert not stepped(decoder, random_ids(1, 4), 2).requires_grad

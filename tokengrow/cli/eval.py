@@ -224,8 +224,9 @@ def ask(
             limit = None if arguments.limit is None else int(arguments.limit)
             documents = documents_of(asked.text, arguments.perplexity, limit)
             stride = arguments.perplexity.stride
+            scorer, tokenizer = model.scorer, model.tokenizer
             measured = measure_perplexity(
-                documents, model.tokenizer, model.scorer, stride, responses, console
+                documents, tokenizer, scorer, stride, responses=responses, console=console
             )
             found[PERPLEXITY] = measured.to_dict()
     return found

@@ -9,8 +9,9 @@ Shapes: `T` context length, `S` stride.
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -167,6 +168,7 @@ def measure_perplexity(
     tokenizer: Tokenizer,
     scorer: Scorer,
     stride: int | None = None,
+    *,
     responses: Responses | None = None,
     console: Console | None = None,
 ) -> Perplexity:
@@ -198,43 +200,28 @@ def measure_perplexity(
     with doing(console or Console(quiet=True), "perplexity: reading the text") as say:
 
         def show(loss: float, scored: int) -> None:
-            speed = (run.scored - run.known) / max(time.monotonic() - begun, 1e-9)
+            speed = run.asked / max(time.monotonic() - begun, 1e-9)
             so_far = f"perplexity {_digits(_exp(loss))}, {scored:,} of {run.tokens:,} tokens read"
-            say(f"{so_far}, {speed:,.0f} tokens/s")
+            say(f"{so_far}, {speed:,.0f} tokens/s" if run.asked else f"{so_far}, known from before")
 
-        def add(window: Window, log_likelihood: float, known: bool) -> None:
-            run.add(len(window.continuation), log_likelihood, known)
-            show(run.nats / run.scored, min(run.scored * world_size(), run.tokens))
+        def show_share() -> None:
+            if run.scored:
+                show(run.nats / run.scored, min(run.scored * world_size(), run.tokens))
+
+        def done(windows: Sequence[Window], index: int, scored: Scored) -> None:
+            window = windows[index]
+            kept.add(KIND, (window.context, window.continuation), scored.log_likelihood)
+            run.asked += len(window.continuation)
+            run.add(window, scored.log_likelihood)
+            show_share()
 
         for chunk in _chunks(run.windows(documents), TOKENS_AT_ONCE * world_size()):
-            _score(chunk[mine], scorer, kept, add)
+            new = run.without_known(chunk[mine], kept)
+            show_share()
+            scorer.score(new, partial(done, new))
         found = run.result()
         show(found.loss, found.tokens)
     return found
-
-
-def _score(
-    windows: Sequence[Window],
-    scorer: Scorer,
-    responses: Responses,
-    add: Callable[[Window, float, bool], None],
-) -> None:
-    """Adds the log-likelihood of each window: first those that are known, then, as they come, those
-    that are not."""
-    new = []
-    for window in windows:
-        known = responses.get(KIND, (window.context, window.continuation))
-        if known is None:
-            new.append(window)
-        else:
-            add(window, known, True)
-
-    def done(index: int, scored: Scored) -> None:
-        window = new[index]
-        responses.add(KIND, (window.context, window.continuation), scored.log_likelihood)
-        add(window, scored.log_likelihood, False)
-
-    scorer.score(new, done)
 
 
 class _Run:
@@ -243,12 +230,12 @@ class _Run:
     Attributes:
         documents: read so far, as are `bytes`, `words` and `tokens`.
         scored: tokens whose log-likelihood this rank has.
-        known: those of them that were scored before.
+        asked: those of them that were not known from before.
         nats: what they sum up to.
     """
 
     def __init__(self, tokenizer: Tokenizer, context_length: int, stride: int) -> None:
-        self.documents = self.bytes = self.words = self.tokens = self.scored = self.known = 0
+        self.documents = self.bytes = self.words = self.tokens = self.scored = self.asked = 0
         self.nats = 0.0
         self._tokenizer = tokenizer
         self._context_length, self._stride = context_length, stride
@@ -264,10 +251,20 @@ class _Run:
                 at = [self._tokenizer.end_of_text, *ids]
                 yield from windows_of(at, self._context_length, self._stride)
 
-    def add(self, tokens: int, log_likelihood: float, known: bool) -> None:
+    def without_known(self, windows: Sequence[Window], responses: Responses) -> list[Window]:
+        """Those that are not known yet; the others are counted."""
+        new = []
+        for window in windows:
+            known = responses.get(KIND, (window.context, window.continuation))
+            if known is None:
+                new.append(window)
+            else:
+                self.add(window, known)
+        return new
+
+    def add(self, window: Window, log_likelihood: float) -> None:
         """Counts the tokens of a window."""
-        self.scored += tokens
-        self.known += tokens if known else 0
+        self.scored += len(window.continuation)
         self.nats -= log_likelihood
 
     def result(self) -> Perplexity:

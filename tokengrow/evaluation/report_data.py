@@ -94,7 +94,7 @@ class RunRecord:
     folder: Path
     """Of the run."""
     step: int
-    """Of its newest checkpoint."""
+    """Of the checkpoint up to which it is shown."""
     stands: str
     """Finished, or where it stands."""
     before: Spent
@@ -159,10 +159,10 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A folder that the report says nothing of."""
+    """A run, or the results of an evaluation, that the report says nothing of."""
 
-    folder: Path
-    """Where it is."""
+    path: Path
+    """Its folder, or their file."""
     reason: str
     """Why."""
 
@@ -181,29 +181,30 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
     seen = set()
     for folder in (run for path in paths for run in _runs_of(path)):
         if folder.resolve() in seen:
-            left_out.append(LeftOut(folder=folder, reason="named twice, shown once"))
+            left_out.append(LeftOut(path=folder, reason="named twice, shown once"))
             continue
         seen.add(folder.resolve())
         try:
             checkpoint = load_checkpoint(folder, tensors=False)
         except UserError as error:
             reason = str(error) if find_checkpoints(folder) else "no whole checkpoint yet"
-            left_out.append(LeftOut(folder=folder, reason=reason))
+            left_out.append(LeftOut(path=folder, reason=reason))
             continue
         if checkpoint.train_state.get("validation"):
             read.append(checkpoint)
         else:
             reason = "its checkpoint was written by no run: nothing was trained there"
-            left_out.append(LeftOut(folder=folder, reason=reason))
+            left_out.append(LeftOut(path=folder, reason=reason))
     if not read:
-        told = "; ".join(f"{each.folder}: {each.reason}" for each in left_out)
+        told = "; ".join(f"{each.path}: {each.reason}" for each in left_out)
         raise UserError(f"runs has nothing to report on ({told}): give runs that have a checkpoint")
     records = []
     for checkpoint, name in zip(read, _names(read), strict=True):
-        evaluations, damaged = _evaluations(checkpoint)
-        records.append(_record(checkpoint, name, evaluations))
-        left_out += damaged
-    return records, left_out
+        weights = _weights(_run_folder(checkpoint))
+        evaluations, unread = _evaluations(checkpoint, weights)
+        records.append(_record(checkpoint, name, weights, evaluations))
+        left_out += unread
+    return records, list(dict.fromkeys(left_out))
 
 
 def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -274,7 +275,12 @@ def _run_folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.folder.resolve().parent
 
 
-def _record(checkpoint: Checkpoint, name: str, evaluations: Iterable[Values]) -> RunRecord:
+def _record(
+    checkpoint: Checkpoint,
+    name: str,
+    weights: Mapping[str, int],
+    evaluations: Iterable[Values],
+) -> RunRecord:
     state, folder = checkpoint.train_state, _run_folder(checkpoint)
     before, times = _spent_before(checkpoint), checkpoint.times
     ends = state["stage_ends"]
@@ -306,26 +312,39 @@ def _record(checkpoint: Checkpoint, name: str, evaluations: Iterable[Values]) ->
         config=checkpoint.run,
         lineage=tuple(checkpoint.lineage),
         source=state.get("source"),
-        weights=_weights(folder),
+        weights=weights,
         sessions=_sessions(folder),
         evaluations=tuple(evaluations),
         fingerprint=state["fingerprint"],
     )
 
 
-def _evaluations(checkpoint: Checkpoint) -> tuple[list[Values], list[LeftOut]]:
-    """The results that lie in a run, of checkpoints up to one of them."""
+def _evaluations(
+    checkpoint: Checkpoint, weights: Mapping[str, int]
+) -> tuple[list[Values], list[LeftOut]]:
+    """The results that lie in a run, of checkpoints up to one of them.
+
+    Args:
+        checkpoint: that one.
+        weights: of the run, as `_weights` reads them.
+    """
     read: list[Values] = []
-    damaged = []
+    left_out = []
     for path in results_files(_run_folder(checkpoint)):
         try:
             results = read_results(path)
-        except UserError as error:
-            damaged.append(LeftOut(folder=path, reason=str(error)))
+        except UserError:
+            reason = "damaged, or no results of tokengrow eval: delete it, and evaluate again"
+            left_out.append(LeftOut(path=path, reason=reason))
             continue
-        if results["checkpoint"]["step"] <= checkpoint.step:
+        evaluated = results["checkpoint"]
+        step = evaluated["step"]
+        if step in weights.values() and weights.get(evaluated["weights_sha256"]) != step:
+            reason = f"of other weights than those that step {step} has now: evaluate again"
+            left_out.append(LeftOut(path=path, reason=reason))
+        elif step <= checkpoint.step:
             read.append(results)
-    return read, damaged
+    return read, left_out
 
 
 def _weights(run: Path) -> dict[str, int]:

@@ -254,7 +254,7 @@ def notes(runs: Sequence[RunRecord], left_out: Sequence[LeftOut]) -> list[str]:
     devices = {(each["device"], each["processes"]) for run in runs for each in run.sessions}
     if len(devices) > 1:
         said.append("The runs were trained on different devices: their wall times do not compare.")
-    said += [f"Left out: {each.folder} ({each.reason})." for each in left_out]
+    said += [f"Left out: {each.path} ({each.reason})." for each in left_out]
     return said
 
 

@@ -19,14 +19,22 @@ COMPARABLE = ("bits_per_byte", "word_perplexity")
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What was found of one run."""
+    """What was found by one metric."""
 
     value: float | None
     """As the results have it; None: no finite number."""
-    error: float | None
+    error: float | None = None
     """Its standard error; None: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was found of one run."""
+
     step: int
     """Of the checkpoint."""
+    figures: dict[str, Figure]
+    """By metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +45,15 @@ class Scores:
     """The harness's name, or perplexity."""
     asked: str
     """How much, and how."""
-    figures: dict[str, tuple[Figure | None, ...]]
-    """Metric to its figure of each run; None: the run was not asked."""
+    answers: tuple[Answer | None, ...]
+    """Of each run; None: it was not asked."""
+    metrics: tuple[str, ...]
+    """Those that any run has."""
 
     @property
     def answered(self) -> int:
         """How many runs were asked."""
-        return max(sum(each is not None for each in row) for row in self.figures.values())
+        return sum(answer is not None for answer in self.answers)
 
 
 class _Asked(NamedTuple):
@@ -55,29 +65,23 @@ class _Asked(NamedTuple):
     """All else that makes a figure another one."""
 
 
-Found = dict[str, tuple[float | None, float | None]]
-"""Metric to its value and the standard error of that."""
-
-
 def compare_scores(runs: Sequence[RunRecord]) -> list[Scores]:
     """By task, perplexity last, and what more runs were asked first. Of each run the newest
     checkpoint counts that was asked, up to the one that the report shows."""
-    figures: dict[_Asked, dict[str, list[Figure | None]]] = {}
+    found: dict[_Asked, list[Answer | None]] = {}
     for index, run in enumerate(runs):
         for results in sorted(run.evaluations, key=_age):
-            step = results["checkpoint"]["step"]
-            for asked, found in _found(results):
-                rows = figures.setdefault(asked, {})
-                for metric, (value, error) in found.items():
-                    row = rows.setdefault(metric, [None] * len(runs))
-                    row[index] = Figure(value=value, error=error, step=step)
+            for asked, figures in _figures(results).items():
+                answers = found.setdefault(asked, [None] * len(runs))
+                answers[index] = Answer(step=results["checkpoint"]["step"], figures=figures)
     made = [
         Scores(
             task=asked.task,
             asked=asked.asked,
-            figures={metric: tuple(row) for metric, row in rows.items()},
+            answers=tuple(answers),
+            metrics=tuple(dict.fromkeys(m for each in answers if each for m in each.figures)),
         )
-        for asked, rows in figures.items()
+        for asked, answers in found.items()
     ]
     return sorted(made, key=lambda each: (each.task == PERPLEXITY, each.task, -each.answered))
 
@@ -86,36 +90,57 @@ def _age(results: Values) -> tuple[int, str]:
     return results["checkpoint"]["step"], results["ran"]["began"]
 
 
-def _found(results: Values) -> Iterator[tuple[_Asked, Found]]:
+def _figures(results: Values) -> dict[_Asked, dict[str, Figure]]:
     """The figures of an evaluation, by what was asked."""
+    made: dict[_Asked, dict[str, Figure]] = {}
+    for asked, metric, figure in (*_of_tasks(results), *_of_perplexity(results)):
+        made.setdefault(asked, {})[metric] = figure
+    return made
+
+
+def _of_tasks(results: Values) -> Iterator[tuple[_Asked, str, Figure]]:
     settings = results["settings"]
     for score in (Score(**values) for values in results.get("scores", ())):
-        amount = f"{score.samples:,} questions, {score.shots} shots"
-        exactly = [score.version, settings.get("files", {}).get(score.task)]
-        found = {score.metric: (score.value, score.error)}
-        yield _Asked(score.task, amount, json.dumps(exactly)), found
-    if PERPLEXITY in results:
-        measured = results[PERPLEXITY]
-        amount = (
-            f"{bytes_text(measured['bytes'])}, windows of {measured['context_length']:,} tokens, "
-            f"{measured['stride']:,} new"
-        )
-        exactly = [settings["data_sha256"], settings[PERPLEXITY]["split"], measured["bytes"]]
-        found = {metric: (measured[metric], None) for metric in COMPARABLE}
-        yield _Asked(PERPLEXITY, amount, json.dumps(exactly)), found
+        exactly = [
+            score.version,
+            settings.get("lm_eval"),  # prompts and examples are its own
+            settings.get("files", {}).get(score.task),
+        ]
+        asked = f"{score.samples:,} questions, {score.shots} shots"
+        if not score.samples:  # a group of the harness, which counts the questions of its tasks
+            limit = settings["limit"]
+            asked = "all questions" if limit is None else f"limit={limit:g}"
+            exactly.append(settings["num_fewshot"])
+        figure = Figure(value=score.value, error=score.error)
+        yield _Asked(score.task, asked, json.dumps(exactly)), score.metric, figure
+
+
+def _of_perplexity(results: Values) -> Iterator[tuple[_Asked, str, Figure]]:
+    if PERPLEXITY not in results:
+        return
+    settings, found = results["settings"], results[PERPLEXITY]
+    asked = (
+        f"{bytes_text(found['bytes'])}, windows of {found['context_length']:,} tokens, "
+        f"{found['stride']:,} new"
+    )
+    exactly = json.dumps([settings["data_sha256"], settings[PERPLEXITY]["split"], found["bytes"]])
+    for metric in COMPARABLE:
+        yield _Asked(PERPLEXITY, asked, exactly), metric, Figure(value=found.get(metric))
 
 
 def score_table(scores: Scores, runs: Sequence[RunRecord]) -> Table:
     """A line for each run that was asked, a column for each metric."""
-    headers = tuple(metric_text(metric) for metric in scores.figures)
+    headers = tuple(metric_text(metric).replace(" (", "\n(") for metric in scores.metrics)
     made = table(f"{scores.task} ({scores.asked})", "run", headers)
-    for run, *figures in zip(runs, *scores.figures.values(), strict=True):
-        if found := [figure for figure in figures if figure]:
-            newest = found[0].step == run.step
-            name = run.name if newest else f"{run.name}, step {found[0].step:,}"
-            texts = (
-                figure_and_error(metric, figure.value, figure.error) if figure else "-"
-                for metric, figure in zip(scores.figures, figures, strict=True)
-            )
-            made.add_row(folded(name), *texts)
+    for run, answer in zip(runs, scores.answers, strict=True):
+        if answer is not None:
+            name = folded(run.name)
+            if answer.step != run.step:
+                name += f"\nstep {answer.step:,}"
+            made.add_row(name, *(_text(metric, answer) for metric in scores.metrics))
     return made
+
+
+def _text(metric: str, answer: Answer) -> str:
+    figure = answer.figures.get(metric)
+    return "-" if figure is None else figure_and_error(metric, figure.value, figure.error)

@@ -25,10 +25,10 @@ class Responses:
         self._file: TextIO | None = None
         self._known: dict[str, Any] = {}
         for path in sorted(folder.glob("*.jsonl")) if folder else []:
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     key, answer = json.loads(line)
-                except ValueError:
+                except (ValueError, TypeError):
                     continue
                 self._known[key] = answer
 
@@ -43,10 +43,10 @@ class Responses:
         """The answer to a request, with lists for tuples; None: not known.
 
         Args:
-            kind: the harness's name of it, such as `loglikelihood`.
+            kind: of request; the harness's name of it, such as `loglikelihood`, if it has one.
             arguments: what is asked: values that JSON knows.
         """
-        return self._known.get(_key(kind, arguments))
+        return self._known.get(_key(kind, arguments)) if self._known else None
 
     def add(self, kind: str, arguments: Iterable[Any], answer: Any) -> None:
         """Keeps an answer."""

@@ -9,6 +9,8 @@ from typing import Any
 from tokengrow.checkpoint.layout import step_folders
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
+from tokengrow.evaluation.perplexity import Perplexity
+from tokengrow.evaluation.scores import Score
 from tokengrow.files import write_atomically
 
 PERPLEXITY = "perplexity"
@@ -62,9 +64,26 @@ def read_results(path: Path) -> dict[str, Any]:
     """Reads what `write_results` wrote.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, or choose another out=") from None
+        results = json.loads(path.read_text(encoding="utf-8"))
+        _check(results)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"{path} is damaged ({type(error).__name__}: {error})"
+        raise UserError(f"{what}: delete it, or choose another out=") from None
+    return results
+
+
+def _check(results: Any) -> None:
+    """Raises where something is missing, or of another kind, that is read of results."""
+    needed = [("checkpoint", "step"), ("checkpoint", "weights_sha256"), ("ran", "began")]
+    needed += [("settings", "limit")]
+    for score in results.get("scores", ()):
+        Score(**score)
+    if PERPLEXITY in results:
+        Perplexity.from_dict(results[PERPLEXITY])
+        needed += [("settings", "data_sha256"), ("settings", PERPLEXITY)]
+    missing = [f"{section}.{key}" for section, key in needed if key not in results[section]]
+    if missing:
+        raise KeyError(*missing)

@@ -85,6 +85,6 @@ def figure_text(metric: str, value: float | None) -> str:
 
 
 def figure_and_error(metric: str, value: float | None, error: float | None) -> str:
-    """`49.3 ± 4.1`; the figure alone where it has no error."""
+    """`49.3 ± 4.1`; the figure alone where it has no error, a dash where there is no figure."""
     shown = figure_text(metric, value)
-    return shown if error is None else f"{shown} ± {figure_text(metric, error)}"
+    return shown if value is None or error is None else f"{shown} ± {figure_text(metric, error)}"

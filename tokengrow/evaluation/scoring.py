@@ -24,7 +24,8 @@ TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 32768}
 """Device to the most tokens of a batch of automatic size: more are no faster."""
 
 SHARE_OF_MEMORY = 0.8
-"""Of a GPU's free memory, what a batch of automatic size may take."""
+"""Of a GPU's free memory, what a batch of automatic size may take; the rest is for the logits of
+`ROWS_AT_ONCE` places."""
 
 ROWS_AT_ONCE = 1024
 """Positions whose float32 log-probabilities, [rows, V], are held at once."""
@@ -176,12 +177,12 @@ class Scorer:
             [M] float32, or float64 of a model in that, and [M] bool, on the CPU.
         """
         found, likeliest = [], []
-        for rows, columns, targets in places.to(self.device).split(ROWS_AT_ONCE, dim=1):
-            with self.autocast():
+        with self.autocast():  # around all: the head's weights are cast once
+            for rows, columns, targets in places.to(self.device).split(ROWS_AT_ONCE, dim=1):
                 logits = self.model.logits(hidden_states[rows, columns])  # [M, V]
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            likeliest.append(logits.argmax(dim=-1) == targets)
-            found.append(logits.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0])
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                likeliest.append(logits.argmax(dim=-1) == targets)
+                found.append(logits.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0])
         return torch.cat(found).cpu(), torch.cat(likeliest).cpu()
 
     def _batch_size(self, length: int) -> int:

@@ -248,7 +248,11 @@ class LanguageModel(nn.Module):
         return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
 
     def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the output head is given: [B, T, D] of [B, T] ids, behind the final norm."""
+        """What the output head is given: [B, T, D] of [B, T] ids, behind the final norm.
+
+        A cache is extended. This is no call of the module, so one that is sharded or wrapped goes
+        through `forward`.
+        """
         start = 0 if cache is None else cache.position
         config = self.config
         table = rotary_table(
@@ -263,7 +267,7 @@ class LanguageModel(nn.Module):
         return self.final_norm(x)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """[..., V] of [..., D] hidden states, of those alone whose next token is asked for."""
+        """Logits [..., V] of hidden states [..., D]."""
         return F.linear(hidden_states, self.head_weight)
 
     @classmethod
