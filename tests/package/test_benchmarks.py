@@ -51,3 +51,10 @@ def test_every_pruning_is_measured(source: Path, store: TokenStore, tmp_path: Pa
     assert len(rows) == 6 * 3 * (3 + 2 + 2 + 2)  # roles, shares, tau under each ranking
     assert all(float(row["kl"]) >= 0 for row in rows)
     assert len({row["loss_before"] for row in rows}) == 1
+
+
+def test_both_ways_of_scoring_find_the_same_and_are_timed(tmp_path: Path) -> None:
+    sizes = "--context", "16", "--continuations", "1", "8", "--windows", "4", "--rounds", "2"
+    rows = rows_of("scoring", "150m", *sizes, cwd=tmp_path)
+    assert [row["continuation"] for row in rows] == ["1", "8"]
+    assert all(float(row["scored_s"]) > 0 < float(row["everywhere_s"]) for row in rows)
