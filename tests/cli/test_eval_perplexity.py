@@ -37,6 +37,10 @@ def found_in(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def figures_of(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "text_sha256"}
+
+
 def test_the_held_out_text_of_the_run_is_measured(
     measured: Call, source: Path, store: TokenStore, corpus: TextCorpus, tmp_path: Path
 ) -> None:
@@ -46,7 +50,8 @@ def test_the_held_out_text_of_the_run_is_measured(
     scorer = Scorer(load_checkpoint(source).model.float())
     expected = measure_perplexity(texts, store.tokenizer(), scorer, 16)
     found = found_in(tmp_path / "eval")["perplexity"]
-    assert found == pytest.approx(expected.to_dict(), rel=1e-6)
+    assert found["text_sha256"] == expected.text_sha256
+    assert figures_of(found) == pytest.approx(figures_of(expected.to_dict()), rel=1e-6)
     assert described(Perplexity.from_dict(found)) in outcome.out
     assert f"{found['bits_per_byte']:.5f}" in outcome.out
 
@@ -86,7 +91,9 @@ def test_after_a_kill_it_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "_score_batch", dies)
-        assert measured(*arguments).status == 130
+        killed = measured(*arguments)
+    assert killed.status == 130
+    assert "interrupted; what was answered is kept" in killed.err
     assert not list((tmp_path / "eval").glob("*.json"))
     asked.clear()
     monkeypatch.setattr(

@@ -157,6 +157,16 @@ def evaluated(command: Command, runs: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def test_what_one_run_alone_was_asked_is_on_the_page(
+    command: Command, evaluated: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(evaluated / "grown" / "eval")
+    outcome = command("report", f"runs=[{evaluated}]", f"out={tmp_path}/report")
+    assert "scores      1 that one run alone has: on the page" in outcome.out
+    assert "bits per byte" not in outcome.out
+    assert "bits per byte" in (tmp_path / "report" / "index.html").read_text()
+
+
 def found_in(run: Path, step: int) -> dict[str, float]:
     (path,) = (run / "eval").glob(f"step_{step:08d}-*.json")
     found: dict[str, float] = json.loads(path.read_text())["perplexity"]
@@ -172,7 +182,7 @@ def test_what_the_runs_were_asked_is_compared(
     grown, scratch = found_in(evaluated / "grown", 6), found_in(evaluated / "scratch", 4)
     (scores,) = json.loads((out / "report.json").read_text())["scores"]
     steps = [
-        (answer["step"], answer["figures"]["bits_per_byte"]["value"])
+        (answer["step"], answer["figures"]["bits per byte"]["value"])
         for answer in scores["answers"]
     ]
     assert steps == [(6, grown["bits_per_byte"]), (4, scratch["bits_per_byte"])]
@@ -186,10 +196,12 @@ def test_a_report_up_to_a_checkpoint_says_nothing_of_later_ones(
     command: Command, evaluated: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report"
-    command("report", f"runs=[{evaluated}/grown/step_00000003]", f"out={out}")
+    outcome = command("report", f"runs=[{evaluated}/grown/step_00000003]", f"out={out}")
+    assert "grown is shown up to step 3, the checkpoint named." in outcome.out
+    assert "perplexity (text.txt, all: 136 B;" in outcome.out, "of a single run all is told"
     (scores,) = json.loads((out / "report.json").read_text())["scores"]
     (answer,) = scores["answers"]
-    found = answer["figures"]["bits_per_byte"]["value"]
+    found = answer["figures"]["bits per byte"]["value"]
     assert found == found_in(evaluated / "grown", 3)["bits_per_byte"]
 
 

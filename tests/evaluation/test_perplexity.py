@@ -1,5 +1,6 @@
 """Perplexity: its windows, its counts, and figures worked out by hand."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -356,7 +357,14 @@ class TestRefused:
 
 class TestShown:
     found = Perplexity(
-        documents=2, bytes=10, words=4, tokens=7, nats=17 * math.log(2), context_length=4, stride=4
+        documents=2,
+        bytes=10,
+        words=4,
+        text_sha256="8bb3c4",
+        tokens=7,
+        nats=17 * math.log(2),
+        context_length=4,
+        stride=4,
     )
 
     def test_the_table_has_the_ratios(self) -> None:
@@ -370,6 +378,16 @@ class TestShown:
             "bits per byte": "1.70000",
             "word perplexity": "19.0273",
         }
+
+    def test_the_text_is_known_by_its_documents(
+        self, unigram: TokenFormer, tokenizer: Tokenizer
+    ) -> None:
+        def known(*texts: str) -> str:
+            return measure_perplexity(texts, tokenizer, Scorer(unigram)).text_sha256
+
+        # The documents, each behind its length in bytes.
+        assert known("abab a", "é a") == hashlib.sha256("6\nabab a4\né a".encode()).hexdigest()
+        assert known("ab", "a") != known("a", "ab") != known("aba")
 
     def test_what_was_measured_is_told_in_two_lines(self) -> None:
         assert described(self.found) == (
@@ -394,4 +412,4 @@ class TestShown:
         texts = ["abab a", "é a"]
         scorer, console = Scorer(unigram, batch_size=1), Console(stderr=True)
         measure_perplexity(texts, tokenizer, scorer, console=console)
-        assert "perplexity 5.3836, 7 of 7 tokens read" in capsys.readouterr().err
+        assert "perplexity 5.3836, 7 tokens, " in capsys.readouterr().err

@@ -4,6 +4,7 @@ from dataclasses import replace
 from io import StringIO
 from typing import Any
 
+import pytest
 from arms import record
 from rich.console import Console
 
@@ -30,9 +31,11 @@ def score(**changes: Any) -> dict[str, Any]:
 
 def measured(context_length: int = 128, **changes: Any) -> dict[str, Any]:
     """The results of perplexity, on one text."""
-    sums = {"bytes": 3664, "context_length": context_length, "stride": 128, "tokens": 1196}
+    text = {"bytes": 3664, "tokens": 1196, "text_sha256": "8bb3c4"}
+    sums = {**text, "context_length": context_length, "stride": 128}
     ratios = {"bits_per_byte": 1.9875, "word_perplexity": 54276.6, "token_perplexity": 68.058}
-    settings = {"data_sha256": "8bb3c4", "perplexity": {"split": "validation"}}
+    data = {"source": "text", "files": ["books/book.txt"]}
+    settings = {"data": data, "perplexity": {"split": "validation"}}
     return evaluation(settings=settings, perplexity={**sums, **ratios, **changes})
 
 
@@ -86,22 +89,37 @@ def test_files_of_another_task_asked_along_make_no_difference() -> None:
 def test_perplexity_compares_over_tokenizers_on_one_text_in_the_same_windows() -> None:
     other = measured(tokens=900, bits_per_byte=1.5, word_perplexity=2000.0)
     (scores,) = compare_scores([run("one", measured()), run("other", other)])
-    assert scores.asked == "3.7 kB, windows of 128 tokens, 128 new"
     assert values(scores) == {
-        "bits_per_byte": [1.9875, 1.5],
-        "word_perplexity": [54276.6, 2000.0],
+        "bits per byte": [1.9875, 1.5],
+        "word perplexity": [54276.6, 2000.0],
     }
-    longer = run("longer", measured(256))
-    assert len(compare_scores([run("one", measured()), longer])) == 2
+    for apart in measured(256), measured(stride=64), measured(text_sha256="000000"):
+        assert len(compare_scores([run("one", measured()), run("other", apart)])) == 2
 
 
-def test_perplexity_of_another_text_stands_apart() -> None:
-    of_another = {"data_sha256": "000000", "perplexity": {"split": "validation"}}
-    other_text, other_split, fewer_bytes = measured(), measured(), measured(bytes=3600)
-    other_text["settings"] |= of_another
-    other_split["settings"] |= {"perplexity": {"split": "train"}}
-    for other in other_text, other_split, fewer_bytes:
-        assert len(compare_scores([run("one", measured()), run("other", other)])) == 2
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"source": "stdlib", "validation_fraction": 0.02}, "stdlib, validation"),
+        ({"source": "text", "files": ["a/b.txt", "c.zst"]}, "b.txt, c.zst, validation"),
+        ({"source": "text", "files": ["b.txt", "c", "d"]}, "b.txt, c, ..., validation"),
+        ({"source": "hub", "name": "owner/books"}, "books, validation"),
+        ({"store": "stores/1dea"}, "1dea, validation"),
+    ],
+)
+def test_the_text_of_a_perplexity_is_named(data: dict[str, Any], named: str) -> None:
+    results = measured()
+    results["settings"]["data"] = data
+    (scores,) = compare_scores([run("one", results)])
+    assert scores.asked == f"{named}: 3.7 kB; windows of 128 tokens, 128 new"
+
+
+def test_one_text_in_files_of_another_place_is_the_same_text() -> None:
+    moved = measured()
+    moved["settings"]["data"] = {"source": "text", "files": ["elsewhere.txt"]}
+    (scores,) = compare_scores([run("one", measured()), run("other", moved)])
+    assert scores.answered == 2
+    assert scores.asked.startswith("book.txt, validation")
 
 
 def test_a_group_whose_questions_are_not_counted_is_told_by_its_limit() -> None:
@@ -141,7 +159,7 @@ def test_tasks_come_by_name_and_what_more_were_asked_first() -> None:
         ("arc_easy", "150"),
         ("piqa", "150"),
         ("piqa", "20"),
-        ("perplexity", "3.7"),
+        ("perplexity", "book.txt,"),
     ]
 
 

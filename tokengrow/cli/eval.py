@@ -154,7 +154,11 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
     with in_contact(started_by(fabric)):
         precision, rows = arguments.fabric.chosen_precision, read_batch_size(arguments.batch_size)
         model = Evaluated.place(checkpoint, fabric.device, precision, fabric.autocast, rows)
-        found = ask(model, asked, arguments, out / RESPONSES / key[:16], console)
+        try:
+            found = ask(model, asked, arguments, out / RESPONSES / key[:16], console)
+        except KeyboardInterrupt:
+            kept = "what was answered is kept, and the same command goes on from there"
+            raise KeyboardInterrupt(kept) from None
     ran = {
         "device": str(fabric.device),
         "processes": world_size(),

@@ -56,8 +56,11 @@ def report_folder(out: str) -> Path:
 def show(console: Console, report: Report, page: Path) -> None:
     """Prints a line per run, what to know of them, and where the page is."""
     console.print(report.table())
-    for scores in report.score_tables():
+    tables = report.score_tables()
+    for scores in tables:
         console.print(scores)
+    if alone := len(report.scores) - len(tables):
+        console.print(f"scores      {alone} that one run alone has: on the page")
     for note in report.notes:
         console.print(note, markup=False, soft_wrap=True)
     console.print(f"report      {page}", markup=False, soft_wrap=True)

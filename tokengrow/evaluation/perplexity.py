@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from hashlib import sha256
 from itertools import chain, islice
 from typing import Any
 
@@ -78,6 +79,8 @@ class Perplexity:
     """Of the text in UTF-8, end-of-text tokens not included."""
     words: int
     """By `count_words`."""
+    text_sha256: str
+    """Of the documents, each as its length in bytes, a newline and its bytes."""
     tokens: int
     """Predicted: those of the documents, end-of-text tokens not included."""
     nats: float
@@ -116,7 +119,10 @@ class Perplexity:
         """The sums and the ratios, as JSON values; what is no finite number is null."""
         names = ("loss", "token_perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")
         values = asdict(self) | {name: getattr(self, name) for name in names}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Perplexity":
@@ -142,8 +148,8 @@ def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None)
         return _first_bytes(islice(chain([first], found), limit), config.max_bytes)
     if config.split == "validation":
         raise UserError(
-            "data: its validation split has no document: raise data.validation_fraction, or set "
-            "perplexity.split=all"
+            "data: its validation split has no document: set perplexity.split=all, or raise "
+            "data.validation_fraction"
         )
     named = [str(file) for file, *_ in text.identity().get("files", [])]
     where = ", ".join(named[:3]) + ", ..." * (len(named) > 3)
@@ -196,13 +202,16 @@ def measure_perplexity(
         )
     run = _Run(tokenizer, context_length, stride or context_length)
     mine, kept = slice(rank(), None, world_size()), responses or Responses()
-    begun = time.monotonic()
+    begun = 0.0
     with doing(console or Console(quiet=True), "perplexity: reading the text") as say:
 
         def show(loss: float, scored: int) -> None:
-            speed = run.asked / max(time.monotonic() - begun, 1e-9)
-            so_far = f"perplexity {_digits(_exp(loss))}, {scored:,} of {run.tokens:,} tokens read"
-            say(f"{so_far}, {speed:,.0f} tokens/s" if run.asked else f"{so_far}, known from before")
+            told = f"perplexity {_digits(_exp(loss))}, {scored:,} tokens"
+            if known := run.scored - run.asked:
+                told += f", {known * world_size():,} of them known from before"
+            if run.asked:
+                told += f", {run.asked / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s"
+            say(told)
 
         def show_share() -> None:
             if run.scored:
@@ -218,6 +227,7 @@ def measure_perplexity(
         for chunk in _chunks(run.windows(documents), TOKENS_AT_ONCE * world_size()):
             new = run.without_known(chunk[mine], kept)
             show_share()
+            begun = begun or time.monotonic()  # what is known takes no time
             scorer.score(new, partial(done, new))
         found = run.result()
         show(found.loss, found.tokens)
@@ -237,6 +247,7 @@ class _Run:
     def __init__(self, tokenizer: Tokenizer, context_length: int, stride: int) -> None:
         self.documents = self.bytes = self.words = self.tokens = self.scored = self.asked = 0
         self.nats = 0.0
+        self._digest = sha256()
         self._tokenizer = tokenizer
         self._context_length, self._stride = context_length, stride
 
@@ -244,8 +255,10 @@ class _Run:
         """What is to be scored, counting what is read."""
         for texts, _ in batches(((text, None) for text in documents), BATCH_CHARACTERS):
             for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+                content = text.encode()
                 self.documents += 1
-                self.bytes += len(text.encode())
+                self.bytes += len(content)
+                self._digest.update(b"%d\n%b" % (len(content), content))
                 self.words += count_words(text)
                 self.tokens += len(ids)
                 at = [self._tokenizer.end_of_text, *ids]
@@ -277,6 +290,7 @@ class _Run:
             documents=self.documents,
             bytes=self.bytes,
             words=self.words,
+            text_sha256=self._digest.hexdigest(),
             tokens=self.tokens,
             nats=sum(nats for _, nats in parts),
             context_length=self._context_length,

@@ -104,8 +104,9 @@ class Report:
         return compare_scores(self.runs)
 
     def score_tables(self) -> list[Table]:
-        """Of what several of the runs were asked."""
-        return [score_table(scores, self.runs) for scores in self.scores if scores.answered > 1]
+        """Of what several of the runs were asked, or of all where there is one."""
+        least = min(2, len(self.runs))
+        return [score_table(each, self.runs) for each in self.scores if each.answered >= least]
 
     def table(self) -> Table:
         """One line per run."""

@@ -243,7 +243,9 @@ def notes(runs: Sequence[RunRecord], left_out: Sequence[LeftOut]) -> list[str]:
                 f"The wall time behind the source of {run.name} is not recorded: its time counts "
                 "from its own start."
             )
-        if run.stands != "finished":
+        if run.step < max(run.weights.values(), default=0):
+            said.append(f"{run.name} is shown up to step {run.step:,}, the checkpoint named.")
+        elif run.stands != "finished":
             said.append(f"{run.name} is {run.stands}; it is shown up to its newest checkpoint.")
     said += [
         f"{one.name} and {other.name} have the same losses at the same costs: one line of the "

@@ -4,6 +4,7 @@ other."""
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.table import Table
@@ -13,8 +14,8 @@ from tokengrow.evaluation.report_data import RunRecord, Values
 from tokengrow.evaluation.results import PERPLEXITY
 from tokengrow.evaluation.scores import Score, figure_and_error, metric_text
 
-COMPARABLE = ("bits_per_byte", "word_perplexity")
-"""Figures of perplexity that compare whatever the tokenizer."""
+COMPARABLE = {"bits per byte": "bits_per_byte", "word perplexity": "word_perplexity"}
+"""Figures of perplexity that compare whatever the tokenizer, to their keys in the results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,28 +61,41 @@ class _Asked(NamedTuple):
     """Equal where figures can be compared."""
 
     task: str
-    asked: str
     exactly: str
-    """All else that makes a figure another one."""
+    """How much and how, and all else that makes a figure another one, as JSON."""
+
+
+class _Found(NamedTuple):
+    asked: _Asked
+    words: str
+    """How much, and how: the first of those that were asked the same says it."""
+    metric: str
+    figure: Figure
 
 
 def compare_scores(runs: Sequence[RunRecord]) -> list[Scores]:
     """By task, perplexity last, and what more runs were asked first. Of each run the newest
     checkpoint counts that was asked, up to the one that the report shows."""
-    found: dict[_Asked, list[Answer | None]] = {}
+    answers: dict[_Asked, list[Answer | None]] = {}
+    words: dict[_Asked, str] = {}
     for index, run in enumerate(runs):
         for results in sorted(run.evaluations, key=_age):
-            for asked, figures in _figures(results).items():
-                answers = found.setdefault(asked, [None] * len(runs))
-                answers[index] = Answer(step=results["checkpoint"]["step"], figures=figures)
+            step = results["checkpoint"]["step"]
+            figures: dict[_Asked, dict[str, Figure]] = {}
+            for found in (*_of_tasks(results), *_of_perplexity(results)):
+                figures.setdefault(found.asked, {})[found.metric] = found.figure
+                words.setdefault(found.asked, found.words)
+            for asked, each in figures.items():
+                row = answers.setdefault(asked, [None] * len(runs))
+                row[index] = Answer(step=step, figures=each)
     made = [
         Scores(
             task=asked.task,
-            asked=asked.asked,
-            answers=tuple(answers),
-            metrics=tuple(dict.fromkeys(m for each in answers if each for m in each.figures)),
+            asked=words[asked],
+            answers=tuple(row),
+            metrics=tuple(dict.fromkeys(m for each in row if each for m in each.figures)),
         )
-        for asked, answers in found.items()
+        for asked, row in answers.items()
     ]
     return sorted(made, key=lambda each: (each.task == PERPLEXITY, each.task, -each.answered))
 
@@ -90,48 +104,50 @@ def _age(results: Values) -> tuple[int, str]:
     return results["checkpoint"]["step"], results["ran"]["began"]
 
 
-def _figures(results: Values) -> dict[_Asked, dict[str, Figure]]:
-    """The figures of an evaluation, by what was asked."""
-    made: dict[_Asked, dict[str, Figure]] = {}
-    for asked, metric, figure in (*_of_tasks(results), *_of_perplexity(results)):
-        made.setdefault(asked, {})[metric] = figure
-    return made
-
-
-def _of_tasks(results: Values) -> Iterator[tuple[_Asked, str, Figure]]:
+def _of_tasks(results: Values) -> Iterator[_Found]:
     settings = results["settings"]
     for score in (Score(**values) for values in results.get("scores", ())):
         exactly = [
+            score.samples,
+            score.shots,
             score.version,
             settings.get("lm_eval"),  # prompts and examples are its own
             settings.get("files", {}).get(score.task),
         ]
-        asked = f"{score.samples:,} questions, {score.shots} shots"
+        words = f"{score.samples:,} questions, {score.shots} shots"
         if not score.samples:  # a group of the harness, which counts the questions of its tasks
             limit = settings["limit"]
-            asked = "all questions" if limit is None else f"limit={limit:g}"
-            exactly.append(settings["num_fewshot"])
+            words = "all questions" if limit is None else f"limit={limit:g}"
+            exactly += [limit, settings["num_fewshot"]]
         figure = Figure(value=score.value, error=score.error)
-        yield _Asked(score.task, asked, json.dumps(exactly)), score.metric, figure
+        yield _Found(_Asked(score.task, json.dumps(exactly)), words, score.metric, figure)
 
 
-def _of_perplexity(results: Values) -> Iterator[tuple[_Asked, str, Figure]]:
+def _of_perplexity(results: Values) -> Iterator[_Found]:
     if PERPLEXITY not in results:
         return
-    settings, found = results["settings"], results[PERPLEXITY]
-    asked = (
-        f"{bytes_text(found['bytes'])}, windows of {found['context_length']:,} tokens, "
-        f"{found['stride']:,} new"
+    found = results[PERPLEXITY]
+    windows = found["context_length"], found["stride"]
+    asked = _Asked(PERPLEXITY, json.dumps([found["text_sha256"], *windows]))
+    words = "{}: {}; windows of {:,} tokens, {:,} new".format(
+        _text_name(results["settings"]), bytes_text(found["bytes"]), *windows
     )
-    exactly = json.dumps([settings["data_sha256"], settings[PERPLEXITY]["split"], found["bytes"]])
-    for metric in COMPARABLE:
-        yield _Asked(PERPLEXITY, asked, exactly), metric, Figure(value=found.get(metric))
+    for metric, key in COMPARABLE.items():
+        yield _Found(asked, words, metric, Figure(value=found.get(key)))
+
+
+def _text_name(settings: Values) -> str:
+    """`books.txt, notes.txt, all`: the text of a perplexity, and which of its documents."""
+    data, split = settings["data"], settings[PERPLEXITY]["split"]
+    named = [data["store"]] if "store" in data else data.get("files") or [data.get("name")]
+    names = [Path(each).name for each in named if each] or [data["source"]]
+    return ", ".join([*names[:2], *["..."] * (len(names) > 2), split])
 
 
 def score_table(scores: Scores, runs: Sequence[RunRecord]) -> Table:
     """A line for each run that was asked, a column for each metric."""
     headers = tuple(metric_text(metric).replace(" (", "\n(") for metric in scores.metrics)
-    made = table(f"{scores.task} ({scores.asked})", "run", headers)
+    made = table(f"{scores.task} ({scores.asked})".replace("; ", ";\n"), "run", headers)
     for run, answer in zip(runs, scores.answers, strict=True):
         if answer is not None:
             name = folded(run.name)

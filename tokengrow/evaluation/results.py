@@ -83,7 +83,7 @@ def _check(results: Any) -> None:
         Score(**score)
     if PERPLEXITY in results:
         Perplexity.from_dict(results[PERPLEXITY])
-        needed += [("settings", "data_sha256"), ("settings", PERPLEXITY)]
+        needed += [("settings", "data"), ("settings", PERPLEXITY)]
     missing = [f"{section}.{key}" for section, key in needed if key not in results[section]]
     if missing:
         raise KeyError(*missing)
