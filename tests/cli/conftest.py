@@ -1,16 +1,20 @@
-"""A folder to work in, GPT-NeoX YAMLs that become recipes there, and the memory of a command."""
+"""A folder to work in, GPT-NeoX YAMLs that become recipes there, the memory of a command, and what
+a model is asked."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from published_yaml import OFFICIAL
+
+from tokengrow.evaluation.scoring import Scorer
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
@@ -41,6 +45,40 @@ def peak_memory() -> Callable[..., int]:
         return int(done.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024)
 
     return peak
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each batch that a model was asked in the test so far."""
+    seen: list[int] = []
+    score_batch = Scorer._score_batch
+
+    def watched(self: Scorer, batch: Any) -> Any:
+        seen.append(len(batch))
+        return score_batch(self, batch)
+
+    monkeypatch.setattr(Scorer, "_score_batch", watched)
+    return seen
+
+
+@pytest.fixture
+def killed_after(batches: list[int]) -> Callable[[int], AbstractContextManager[None]]:
+    """`with killed_after(number)`: Ctrl-C where one batch more than that would be asked."""
+
+    @contextmanager
+    def kill(number: int) -> Iterator[None]:
+        score_batch = Scorer._score_batch
+
+        def dies(self: Scorer, batch: Any) -> Any:
+            if len(batches) == number:
+                raise KeyboardInterrupt
+            return score_batch(self, batch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Scorer, "_score_batch", dies)
+            yield
+
+    return kill
 
 
 @pytest.fixture

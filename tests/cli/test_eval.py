@@ -4,6 +4,7 @@ command line."""
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,30 +17,16 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpo
 from tokengrow.evaluation import harness_cli
 from tokengrow.evaluation.harness import TokengrowLM
 from tokengrow.evaluation.published import COLUMNS
-from tokengrow.evaluation.scoring import Scorer
 from tokengrow.model.architectures import build_model
 from tokengrow.model.transformer import TransformerConfig
 
 Command = Callable[..., Any]
+KilledAfter = Callable[[int], AbstractContextManager[None]]
 
 DATA = Path(__file__).parents[1] / "evaluation" / "data"
 """The first 40 questions of LAMBADA and PIQA, and a few by hand of other tasks."""
 
 LAMBADA = ("tasks=[lambada_openai]", f"data_dir={DATA}", "fabric=cpu")
-
-
-@pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each batch that a model was asked in the test so far."""
-    seen: list[int] = []
-    score_batch = Scorer._score_batch
-
-    def watched(self: Scorer, batch: Any) -> Any:
-        seen.append(len(batch))
-        return score_batch(self, batch)
-
-    monkeypatch.setattr(Scorer, "_score_batch", watched)
-    return seen
 
 
 @pytest.fixture
@@ -140,28 +127,15 @@ def test_more_questions_are_another_file_and_ask_only_for_what_is_new(
 
 
 def test_after_a_kill_the_rest_is_asked(
-    command: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, source: Path, tmp_path: Path, batches: list[int], killed_after: KilledAfter
 ) -> None:
     words = ("eval", f"source={source}", *LAMBADA, "limit=9", "batch_size=1")
-    asked: list[int] = []
-    score_batch = Scorer._score_batch
-
-    def dies(self: Scorer, batch: Any) -> Any:
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        asked.append(1)
-        return score_batch(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "_score_batch", dies)
+    with killed_after(4):
         assert command(*words, f"out={tmp_path / 'killed'}").status == 130
     assert not list((tmp_path / "killed").glob("*.json"))
-    asked.clear()
-    monkeypatch.setattr(
-        Scorer, "_score_batch", lambda self, batch: asked.append(1) or score_batch(self, batch)
-    )
+    batches.clear()
     resumed = command(*words, f"out={tmp_path / 'killed'}")
-    assert len(asked) == 9 - 4
+    assert len(batches) == 9 - 4
     assert "answers: 9, 4 of them known from before" in resumed.err
     whole = command(*words, f"out={tmp_path / 'whole'}")
     assert results(resumed)["scores"] == results(whole)["scores"]

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokengrow.evaluation.perplexity import Perplexity, described, measure_perpl
 from tokengrow.evaluation.scoring import Scorer
 
 Call = Callable[..., Any]
+KilledAfter = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -77,32 +79,19 @@ def test_what_was_measured_before_is_told_again_until_the_text_changes(
 
 
 def test_after_a_kill_it_goes_on(
-    measured: Call, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measured: Call, book: Path, tmp_path: Path, batches: list[int], killed_after: KilledAfter
 ) -> None:
     arguments = "data=text", f"data.files=[{book}]", "perplexity.split=all", "batch_size=1"
-    asked: list[int] = []
-    score_batch = Scorer._score_batch
-
-    def dies(self: Scorer, batch: Any) -> Any:
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        asked.append(1)
-        return score_batch(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "_score_batch", dies)
+    with killed_after(4):
         killed = measured(*arguments)
     assert killed.status == 130
     assert "interrupted; what was answered is kept" in killed.err
     assert not list((tmp_path / "eval").glob("*.json"))
-    asked.clear()
-    monkeypatch.setattr(
-        Scorer, "_score_batch", lambda self, batch: asked.append(1) or score_batch(self, batch)
-    )
+    batches.clear()
     outcome = measured(*arguments)
     assert outcome.status == 0, outcome.err
     found = Perplexity.from_dict(found_in(tmp_path / "eval")["perplexity"])
-    assert len(asked) == -(-found.tokens // found.context_length) - 4
+    assert len(batches) == -(-found.tokens // found.context_length) - 4
 
 
 def test_it_needs_no_harness(measured: Call, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
