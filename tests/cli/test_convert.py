@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokengrow.checkpoint.hf import is_hf
-from tokengrow.checkpoint.neox import EMBEDDING, official_names
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.store import TokenStore
+from tokengrow.interop.hf import is_hf
+from tokengrow.interop.neox import EMBEDDING, official_names
 from tokengrow.model.config import ModelConfig, Taus
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokengrow.checkpoint.neox import official_names
+from tokengrow.interop.neox import official_names
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import weight_shapes
 

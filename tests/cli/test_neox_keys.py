@@ -13,13 +13,13 @@ import yaml
 from published_yaml import OFFICIAL, published
 from tokenizers import models
 
-from tokengrow.checkpoint.neox_config import NeoxConfig
-from tokengrow.checkpoint.neox_training import NeoxAdam, NeoxOptimizer, NeoxTraining
 from tokengrow.cli.neox_recipe import KEYS_OF_KEPT, neox_recipe
 from tokengrow.cli.resolve import resolve_train
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import KEPT
+from tokengrow.interop.neox_config import NeoxConfig
+from tokengrow.interop.neox_training import NeoxAdam, NeoxOptimizer, NeoxTraining
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import tokengrow
-from tokengrow.checkpoint.neox import write_neox
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import carry_out, grow, verify_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
+from tokengrow.interop.neox import write_neox
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 

@@ -112,7 +112,7 @@ def test_only_triton_files_of_kernels_know_triton() -> None:
 
 
 def test_only_the_code_that_is_exported_knows_transformers_and_none_of_ours() -> None:
-    exported = "checkpoint/modeling_tokenformer"
+    exported = "interop/modeling_tokenformer"
     assert files_that_import("transformers") == {exported}
     libraries = {name.partition(".")[0] for name in imports_of(MODULES[exported])}
     assert libraries - sys.stdlib_module_names == {"torch", "transformers"}

@@ -11,18 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
-from tokengrow.checkpoint.hf import is_hf, read_hf, write_hf
 from tokengrow.checkpoint.layout import COMPLETE, TOKENIZER, step_folder, step_folders
-from tokengrow.checkpoint.neox import (
-    WEIGHTS,
-    find_weights,
-    fitting_presets,
-    from_official,
-    read_tensors,
-    vocabulary_of,
-    write_neox,
-)
-from tokengrow.checkpoint.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.checkpoint.tensors import State, dtype_name
 from tokengrow.cli.neox_recipe import NeoxRecipe, neox_recipe
@@ -31,6 +20,17 @@ from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import table
 from tokengrow.files import whole_folder
+from tokengrow.interop.hf import is_hf, read_hf, write_hf
+from tokengrow.interop.neox import (
+    WEIGHTS,
+    find_weights,
+    fitting_presets,
+    from_official,
+    read_tensors,
+    vocabulary_of,
+    write_neox,
+)
+from tokengrow.interop.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PRESETS
 from tokengrow.typed import nearest, typed

@@ -8,7 +8,11 @@ from typing import Any
 
 import yaml
 
-from tokengrow.checkpoint.neox_config import (
+from tokengrow.data.megatron_source import MegatronConfig
+from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
+from tokengrow.errors import UserError
+from tokengrow.growth.plan import KEPT
+from tokengrow.interop.neox_config import (
     PUBLISHED_INIT,
     NeoxConfig,
     Values,
@@ -16,11 +20,7 @@ from tokengrow.checkpoint.neox_config import (
     read_neox_yaml,
     typed_from,
 )
-from tokengrow.checkpoint.neox_training import JSON_TOKENIZER, SCHEDULES, NeoxTraining
-from tokengrow.data.megatron_source import MegatronConfig
-from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
-from tokengrow.errors import UserError
-from tokengrow.growth.plan import KEPT
+from tokengrow.interop.neox_training import JSON_TOKENIZER, SCHEDULES, NeoxTraining
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PADDED_VOCABULARY, PRESETS
 from tokengrow.typed import MISSING_VALUE

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tokengrow.checkpoint.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.errors import UserError
+from tokengrow.interop.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.model.config import ModelConfig, Taus, Tokens
 from tokengrow.model.presets import PRESETS
 

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers, processors
 from torch import nn
 
-from tokengrow.checkpoint.hf import is_hf, read_hf, write_hf
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
+from tokengrow.interop.hf import is_hf, read_hf, write_hf
 
 Load = Callable[..., nn.Module]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengrow.checkpoint.hf import write_hf
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.interop.hf import write_hf
 from tokengrow.model.config import ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 

@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokengrow.checkpoint.neox import (
+from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.checkpoint.tensors import State
+from tokengrow.errors import UserError
+from tokengrow.interop.neox import (
     EMBEDDING,
     find_weights,
     fitting_presets,
@@ -23,9 +26,6 @@ from tokengrow.checkpoint.neox import (
     read_tensors,
     write_neox,
 )
-from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.checkpoint.tensors import State
-from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 

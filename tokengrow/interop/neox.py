@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from tokengrow.checkpoint import layout
-from tokengrow.checkpoint.neox_config import NeoxConfig
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.checkpoint.tensors import (
     ENDINGS,
@@ -25,6 +24,7 @@ from tokengrow.checkpoint.tensors import (
 )
 from tokengrow.errors import UserError
 from tokengrow.files import write_yaml
+from tokengrow.interop.neox_config import NeoxConfig
 from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ROLES, ModelConfig
 from tokengrow.model.presets import PRESETS

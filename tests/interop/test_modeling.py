@@ -23,8 +23,8 @@ from exported import (
 )
 from torch import nn
 
-from tokengrow.checkpoint.hf import read_hf
 from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.interop.hf import read_hf
 from tokengrow.kernels.naive import ACTIVATIONS
 from tokengrow.model.generate import SamplingConfig, generate
 from tokengrow.model.tokenformer import TokenFormer

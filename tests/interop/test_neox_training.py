@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tokengrow.checkpoint.neox_training import AT_LEAST_ONE, NeoxTraining
 from tokengrow.errors import UserError
+from tokengrow.interop.neox_training import AT_LEAST_ONE, NeoxTraining
 from tokengrow.typed import typed
 
 

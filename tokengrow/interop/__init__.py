@@ -1,0 +1,1 @@
+"""Conversion from and to the GPT-NeoX and Hugging Face formats."""
