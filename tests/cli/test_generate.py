@@ -15,8 +15,8 @@ import pytest
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.generate import Speed, sample_text
-from tokengrow.model.generate import SamplingConfig
-from tokengrow.model.texts import Continuation
+from tokengrow.generation.sampling import SamplingConfig
+from tokengrow.generation.text_generation import Continuation
 
 Command = Callable[..., Any]
 Records = list[dict[str, Any]]

@@ -24,10 +24,10 @@ from tokengrow.data.corpus import StdlibCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.architectures import ARCHITECTURES
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.generate import SamplingConfig
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.paths import data_root, recipes

@@ -24,9 +24,9 @@ from exported import (
 from torch import nn
 
 from tokengrow.data.tokenizer import Tokenizer
+from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.interop.hf import read_hf
 from tokengrow.kernels.naive import ACTIVATIONS
-from tokengrow.model.generate import SamplingConfig, generate
 from tokengrow.model.tokenformer import TokenFormer
 
 Load = Callable[..., nn.Module]

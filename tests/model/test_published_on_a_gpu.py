@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokengrow.model.generate import SamplingConfig, generate
+from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.model.tokenformer import KVCache, TokenFormer
 
 pytestmark = [

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.kernels.naive import ACTIVATIONS
 from tokengrow.model.config import ModelConfig, Tokens
-from tokengrow.model.generate import SamplingConfig, generate
 from tokengrow.model.tokenformer import KVCache, TokenFormer
 
 Figures = dict[str, Tensor]

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from tokengrow.errors import UserError
+from tokengrow.generation.decoder import Decoder
 from tokengrow.model.architectures import build_model, read_config
 from tokengrow.model.config import ModelConfig, Tokens
-from tokengrow.model.decode import Decoder
 from tokengrow.model.tokenformer import KVCache
 from tokengrow.model.transformer import Transformer, TransformerConfig
 

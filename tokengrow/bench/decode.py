@@ -18,8 +18,8 @@ from tokengrow.bench.timing import (
     time_steps,
 )
 from tokengrow.errors import UserError
+from tokengrow.generation.decoder import Decoder
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.decode import Decoder
 from tokengrow.model.tokenformer import KVCache, TokenFormer
 
 PROMPT, CAPACITY = 64, 512

@@ -23,8 +23,8 @@ from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.evaluation.format import three_digits
 from tokengrow.evaluation.source import checkpoint_tokenizer
-from tokengrow.model.generate import SamplingConfig
-from tokengrow.model.texts import Continuation, write
+from tokengrow.generation.sampling import SamplingConfig
+from tokengrow.generation.text_generation import Continuation, write
 from tokengrow.model.tokenformer import LanguageModel
 from tokengrow.typed import typed
 

@@ -32,7 +32,7 @@ from tokengrow.distributed.launch import fabric_run_options, process_rank
 from tokengrow.errors import UserError
 from tokengrow.evaluation.report import Report, rung_table
 from tokengrow.evaluation.source import checkpoint_tokenizer
-from tokengrow.model.generate import SamplingConfig
+from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.paths import cache_dir
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig

@@ -29,8 +29,8 @@ from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scored, Window, read_batch_size
 from tokengrow.evaluation.source import Evaluated
 from tokengrow.evaluation.windows import windows_of
-from tokengrow.model.generate import SamplingConfig
-from tokengrow.model.texts import complete
+from tokengrow.generation.sampling import SamplingConfig
+from tokengrow.generation.text_generation import complete
 from tokengrow.typed import typed
 
 ROWS_AT_ONCE = 16

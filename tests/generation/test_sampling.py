@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tokengrow.errors import UserError
+from tokengrow.generation.sampling import SamplingConfig, generate, pad_left, penalize, sample
 from tokengrow.model.config import ModelConfig, Tokens
-from tokengrow.model.generate import SamplingConfig, generate, pad_left, penalize, sample
 from tokengrow.model.tokenformer import TokenFormer
 
 VOCAB = 50

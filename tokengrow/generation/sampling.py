@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokengrow.errors import UserError
-from tokengrow.model.decode import Decoder
+from tokengrow.generation.decoder import Decoder
 from tokengrow.model.tokenformer import LanguageModel
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokengrow.generation.decoder import Decoder
+from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.model.config import ModelConfig, Tokens
-from tokengrow.model.decode import Decoder
-from tokengrow.model.generate import SamplingConfig, generate
 from tokengrow.model.tokenformer import TokenFormer
 
 pytestmark = [

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from tokengrow.data.store import TokenStore
-from tokengrow.model import texts
+from tokengrow.generation import text_generation as texts
+from tokengrow.generation.sampling import SamplingConfig
+from tokengrow.generation.text_generation import (
+    Continuation,
+    begun_stop,
+    complete,
+    first_stop,
+    write,
+)
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.generate import SamplingConfig
-from tokengrow.model.texts import Continuation, begun_stop, complete, first_stop, write
 from tokengrow.model.tokenformer import TokenFormer
 
 

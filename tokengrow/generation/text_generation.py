@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from tokengrow.model.generate import SamplingConfig, generate
+from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.model.tokenformer import LanguageModel
 
 END_OF_TEXT, STOP, MAX_TOKENS = "end_of_text", "stop", "max_tokens"

@@ -1,0 +1,1 @@
+"""Sampling, text generation and the CUDA-graph decoder."""
