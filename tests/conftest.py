@@ -36,11 +36,11 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig
+from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import LoggerConfig
-from tokengrow.training.optim import OptimConfig
 
 # A run collects garbage before each stage; what has been imported by now is none.
 gc.freeze()

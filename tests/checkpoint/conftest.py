@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.optim import OptimConfig, build_optimizer, optimizer_state
+from tokengrow.optim.config import OptimConfig, build_optimizer, optimizer_state
 
 
 def _sizes(n: int) -> ModelConfig:

@@ -30,12 +30,12 @@ from tokengrow.model.architectures import ARCHITECTURES
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root, recipes
 from tokengrow.training.budget import run_budget
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.metrics import LoggerConfig
-from tokengrow.training.optim import OptimConfig
 
 Sources = Callable[[str], Path]
 Composed = Callable[..., dict[str, Any]]

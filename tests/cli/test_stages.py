@@ -14,12 +14,12 @@ from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
+from tokengrow.optim.config import OptimConfig
+from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
-from tokengrow.training.schedule import learning_rate
 
 Stages = Callable[..., tuple[StageConfig, ...]]
 

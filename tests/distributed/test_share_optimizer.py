@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tokengrow.distributed.parallelize import own_part, share_optimizer
-from tokengrow.training.adamw import AgedAdamW
+from tokengrow.optim.adamw import AgedAdamW
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 

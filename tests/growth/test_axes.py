@@ -17,7 +17,7 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.optim import (
+from tokengrow.optim.config import (
     OptimConfig,
     build_optimizer,
     load_optimizer_state,

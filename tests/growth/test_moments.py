@@ -14,7 +14,7 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import token_tensors
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.optim import (
+from tokengrow.optim.config import (
     SLOTS,
     OptimConfig,
     build_optimizer,

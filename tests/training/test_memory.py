@@ -17,6 +17,7 @@ from tokengrow.model.architectures import build_model
 from tokengrow.model.config import LanguageModelConfig, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig
+from tokengrow.optim.config import OptimConfig
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.memory import (
@@ -26,7 +27,6 @@ from tokengrow.training.memory import (
     training_memory,
 )
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.optim import OptimConfig
 
 
 def shape(

@@ -9,8 +9,8 @@ from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.optim.config import OptimConfig, build_optimizer
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.optim import OptimConfig, build_optimizer
 
 
 def test_one_batch_of_real_text_is_learned_by_heart(

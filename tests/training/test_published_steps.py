@@ -23,11 +23,11 @@ from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.model.config import ModelConfig
+from tokengrow.optim.config import OptimConfig
+from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import LoggerConfig
-from tokengrow.training.optim import OptimConfig
-from tokengrow.training.schedule import learning_rate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = json.loads((GOLDEN / "I_train_20_steps.json").read_text())["steps"]

@@ -14,10 +14,10 @@ from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
+from tokengrow.optim.config import OptimConfig
 from tokengrow.training import fit as loop
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig, plateaued
 from tokengrow.training.state import TrainState
 

@@ -19,9 +19,9 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.transformer import Transformer, TransformerConfig
+from tokengrow.optim.config import OptimConfig, build_optimizer
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.optim import OptimConfig, build_optimizer
 
 Runs = Callable[..., TrainConfig]
 Sized = Callable[..., TransformerConfig]

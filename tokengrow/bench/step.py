@@ -25,8 +25,8 @@ from tokengrow.model.architectures import build_model
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import LanguageModel
 from tokengrow.model.transformer import TransformerConfig
+from tokengrow.optim.config import OptimConfig
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.optim import OptimConfig
 
 REPEATS, STEPS = 5, 4
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2e-2, 0.1

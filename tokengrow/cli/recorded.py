@@ -10,8 +10,8 @@ from tokengrow.cli.train import open_tokens
 from tokengrow.data.mixture import open_store
 from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
+from tokengrow.optim.config import OptimConfig
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.optim import OptimConfig
 
 
 def open_source_tokens(store: str | None, source: Checkpoint, console: Console) -> TokenSource:

@@ -17,10 +17,10 @@ from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import LanguageModelConfig
+from tokengrow.optim.config import OptimConfig
+from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
-from tokengrow.training.schedule import learning_rate
 from tokengrow.typed import typed
 
 Values = dict[str, Any]

@@ -13,8 +13,8 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.model.architectures import architecture_of
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.model.pattention import KERNELS
+from tokengrow.optim.config import OptimConfig
 from tokengrow.training.metrics import LoggerConfig
-from tokengrow.training.optim import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
 
 

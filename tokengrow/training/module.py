@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from tokengrow.model.tokenformer import LanguageModel
-from tokengrow.training.optim import OptimConfig, build_optimizer
-from tokengrow.training.schedule import learning_rate
+from tokengrow.optim.config import OptimConfig, build_optimizer
+from tokengrow.optim.schedule import learning_rate
 
 
 class TokenFormerModule(lightning.LightningModule):

@@ -23,7 +23,9 @@ from tokengrow.distributed.exchange import from_rank_zero, on_the_host, whole
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.model.config import ModelConfig, Taus
 from tokengrow.model.tokenformer import LanguageModel, TokenFormer
-from tokengrow.training.adamw import AgedAdamW
+from tokengrow.optim.adamw import AgedAdamW
+from tokengrow.optim.config import optimizer_state
+from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.clock import Clock
 from tokengrow.training.finite import (
     GradientWatch,
@@ -33,12 +35,10 @@ from tokengrow.training.finite import (
 )
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import RunLog
-from tokengrow.training.optim import optimizer_state
 from tokengrow.training.plateau import plateaued
 from tokengrow.training.progress import StageProgress, stage_progress
 from tokengrow.training.resume import what_resumes
 from tokengrow.training.saver import Saver
-from tokengrow.training.schedule import learning_rate
 from tokengrow.training.state import TrainState
 from tokengrow.training.stop import Stopped, StopRequest
 from tokengrow.training.throughput import Throughput

@@ -16,7 +16,7 @@ from tokengrow.distributed.exchange import (
 from tokengrow.errors import UserError
 from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE
 from tokengrow.model.tokenformer import LanguageModel
-from tokengrow.training.adamw import AgedAdamW, Ages
+from tokengrow.optim.adamw import AgedAdamW, Ages
 
 SCHEDULES = ("cosine", "constant", "wsd", "neox_cosine")
 ENTRIES = ("rewarm", "continue", "peak")

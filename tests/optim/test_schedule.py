@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tokengrow.training.optim import OptimConfig
-from tokengrow.training.schedule import learning_rate
+from tokengrow.optim.config import OptimConfig
+from tokengrow.optim.schedule import learning_rate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED = json.loads((GOLDEN / "F_learning_rate.json").read_text())["schedules"]

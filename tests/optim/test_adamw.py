@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.adamw import AgedAdamW, Ages
-from tokengrow.training.optim import (
+from tokengrow.optim.adamw import AgedAdamW, Ages
+from tokengrow.optim.config import (
     OptimConfig,
     build_optimizer,
     load_optimizer_state,

@@ -9,7 +9,7 @@ import torch
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.optim import (
+from tokengrow.optim.config import (
     OptimConfig,
     build_optimizer,
     load_optimizer_state,

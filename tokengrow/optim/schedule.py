@@ -2,7 +2,7 @@
 
 import math
 
-from tokengrow.training.optim import OptimConfig
+from tokengrow.optim.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, update: int, updates: int) -> float:

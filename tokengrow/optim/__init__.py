@@ -1,0 +1,1 @@
+"""Optimizers with growth-aware state, parameter groups and learning-rate schedules."""
