@@ -19,10 +19,10 @@ from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
-from tokengrow.evaluation.inspection import Inspection, inspect_checkpoint
-from tokengrow.evaluation.inspection_plots import plot_history, plot_tokens
-from tokengrow.evaluation.inspection_tables import RULES, history_table, tables
 from tokengrow.files import whole_folder
+from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
+from tokengrow.inspection.plots import plot_history, plot_tokens
+from tokengrow.inspection.tables import RULES, history_table, tables
 from tokengrow.model.config import ModelConfig
 from tokengrow.typed import typed
 

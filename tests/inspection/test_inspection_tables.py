@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.evaluation.inspection import Inspection, inspect_checkpoint
-from tokengrow.evaluation.inspection_plots import plot_history, plot_tokens
-from tokengrow.evaluation.inspection_tables import RULES, history_table, percent, tables
 from tokengrow.growth.plan import plan_growth
+from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
+from tokengrow.inspection.plots import plot_history, plot_tokens
+from tokengrow.inspection.tables import RULES, history_table, percent, tables
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.boundary import grow_checkpoint

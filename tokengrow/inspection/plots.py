@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tokengrow.evaluation.figure import empty_figure
-from tokengrow.evaluation.inspection import DEAD, Generation, Inspection, even_share, of_all
-from tokengrow.evaluation.inspection_tables import generation_name, shown
+from tokengrow.inspection.analysis import DEAD, Generation, Inspection, even_share, of_all
+from tokengrow.inspection.tables import generation_name, shown
 from tokengrow.model.config import ROLES
 
 if TYPE_CHECKING:

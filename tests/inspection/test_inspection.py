@@ -11,7 +11,9 @@ import torch
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
-from tokengrow.evaluation.inspection import (
+from tokengrow.growth.config import GrowthConfig
+from tokengrow.growth.plan import plan_growth
+from tokengrow.inspection.analysis import (
     Inspection,
     LayerActivity,
     LayerTokens,
@@ -19,8 +21,6 @@ from tokengrow.evaluation.inspection import (
     parts,
     summed_up,
 )
-from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.plan import plan_growth
 from tokengrow.model.activity import Activity
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer

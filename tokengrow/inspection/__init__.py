@@ -1,0 +1,1 @@
+"""Analysis of the parameter tokens of a checkpoint: figures, tables and plots."""
