@@ -9,8 +9,8 @@ from rich.console import Console
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.errors import UserError
-from tokengrow.evaluation.report import FACTS, NAMES, Report
 from tokengrow.files import half_written
+from tokengrow.reports.report import FACTS, NAMES, Report
 from tokengrow.typed import typed
 
 

@@ -30,10 +30,10 @@ from tokengrow.data.store import prepare_store
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
 from tokengrow.distributed.launch import fabric_run_options, process_rank
 from tokengrow.errors import UserError
-from tokengrow.evaluation.report import Report, rung_table
 from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.paths import cache_dir
+from tokengrow.reports.report import Report, rung_table
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
 

@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from tokengrow.evaluation.format import count, exponent, power
-from tokengrow.evaluation.report_plots import Png, style
 from tokengrow.evaluation.scores import figure_and_error, metric_text
+from tokengrow.reports.plots import Png, style
 
 TEMPLATE = "report.html.jinja"
 
@@ -46,7 +46,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
     """The report as HTML.
 
     Args:
-        report: of `tokengrow.evaluation.report.Report.values`.
+        report: of `tokengrow.reports.report.Report.values`.
         figures: name to PNG, in their order.
     """
     environment = Environment(

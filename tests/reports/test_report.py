@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tokengrow.evaluation.report import rung_table
+from tokengrow.reports.report import rung_table
 
 RUNGS: list[dict[str, Any]] = [
     {

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from rich.table import Table
 
 from tokengrow.evaluation.format import bytes_text, folded, table
-from tokengrow.evaluation.report_data import RunRecord, Values
 from tokengrow.evaluation.results import PERPLEXITY
 from tokengrow.evaluation.scores import Score, figure_and_error, metric_text
+from tokengrow.reports.run_data import RunRecord, Values
 
 COMPARABLE = {"bits per byte": "bits_per_byte", "word perplexity": "word_perplexity"}
 """Figures of perplexity that compare whatever the tokenizer, to their keys in the results."""

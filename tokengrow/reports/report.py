@@ -15,13 +15,13 @@ from rich.table import Table
 
 from tokengrow import __version__
 from tokengrow.evaluation.format import count, exponent, folded, power, table
-from tokengrow.evaluation.report_data import LeftOut, RunRecord, read_runs
-from tokengrow.evaluation.report_facts import config_differences, lineage_tree, notes
-from tokengrow.evaluation.report_page import duration, page
-from tokengrow.evaluation.report_plots import cost_plot, flops_at_last_size, loss_plots
-from tokengrow.evaluation.report_ratio import RULE, compute_ratios
-from tokengrow.evaluation.report_scores import Scores, compare_scores, score_table
 from tokengrow.files import half_written, write_atomically
+from tokengrow.reports.comparison import config_differences, lineage_tree, notes
+from tokengrow.reports.compute_ratio import RULE, compute_ratios
+from tokengrow.reports.page import duration, page
+from tokengrow.reports.plots import cost_plot, flops_at_last_size, loss_plots
+from tokengrow.reports.run_data import LeftOut, RunRecord, read_runs
+from tokengrow.reports.score_comparison import Scores, compare_scores, score_table
 
 Rows = Sequence[Mapping[str, Any]]
 

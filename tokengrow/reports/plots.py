@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokengrow.evaluation.figure import empty_figure
 from tokengrow.evaluation.format import count, folded, power
-from tokengrow.evaluation.report_data import Point, RunRecord
+from tokengrow.reports.run_data import Point, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

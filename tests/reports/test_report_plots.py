@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 from arms import record
 
-from tokengrow.evaluation.report_data import Point, RungRow, RunRecord, Spent
-from tokengrow.evaluation.report_plots import (
+from tokengrow.reports.plots import (
     COLORS,
     cost_plot,
     flops_at_last_size,
@@ -16,6 +15,7 @@ from tokengrow.evaluation.report_plots import (
     spread,
     style,
 )
+from tokengrow.reports.run_data import Point, RungRow, RunRecord, Spent
 
 
 def rung(name: str, parameters: int, tokens: int, flops: float, drift: float | None) -> RungRow:

@@ -8,8 +8,8 @@ import pytest
 from arms import record
 from rich.console import Console
 
-from tokengrow.evaluation.report_data import RunRecord
-from tokengrow.evaluation.report_scores import Answer, Figure, Scores, compare_scores, score_table
+from tokengrow.reports.run_data import RunRecord
+from tokengrow.reports.score_comparison import Answer, Figure, Scores, compare_scores, score_table
 
 
 def evaluation(step: int = 1, began: str = "2026-01-01", **found: Any) -> dict[str, Any]:

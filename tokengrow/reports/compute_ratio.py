@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from tokengrow.evaluation.report_data import Point, RunRecord
+from tokengrow.reports.run_data import Point, RunRecord
 
 RULE = (
     "The rule: a run has reached a loss where the lowest of its validation losses so far is no "

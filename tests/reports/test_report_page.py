@@ -11,8 +11,8 @@ import pytest
 from arms import make_arms
 
 from tokengrow.data.store import TokenStore
-from tokengrow.evaluation.report import FACTS, FIGURES, PAGE, POINTS, Report
-from tokengrow.evaluation.report_page import breaks, duration, lasted
+from tokengrow.reports.page import breaks, duration, lasted
+from tokengrow.reports.report import FACTS, FIGURES, PAGE, POINTS, Report
 from tokengrow.training.ladder import TrainConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -5,7 +5,7 @@ from math import sqrt
 import pytest
 from arms import record
 
-from tokengrow.evaluation.report_ratio import compute_ratios, flops_to_reach
+from tokengrow.reports.compute_ratio import compute_ratios, flops_to_reach
 
 
 def reached(loss: float, *points: tuple[float, float]) -> float | None:

@@ -15,9 +15,9 @@ from arms import make_arms, record
 from tokengrow.checkpoint.layout import COMPLETE, SESSIONS, TIMES, TRAIN_STATE, write_marker
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
-from tokengrow.evaluation.report import Report, points_csv
-from tokengrow.evaluation.report_data import RunRecord, Spent, read_runs, run_names, told_apart
-from tokengrow.evaluation.report_facts import Branch, config_differences, lineage_tree, notes
+from tokengrow.reports.comparison import Branch, config_differences, lineage_tree, notes
+from tokengrow.reports.report import Report, points_csv
+from tokengrow.reports.run_data import RunRecord, Spent, read_runs, run_names, told_apart
 from tokengrow.training.ladder import TrainConfig
 
 NAMES = ("small", "grown", "scratch", "on", "published", "after")

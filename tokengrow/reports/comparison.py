@@ -9,7 +9,7 @@ from typing import Any
 
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.evaluation.format import exponent
-from tokengrow.evaluation.report_data import LeftOut, RunRecord, Values
+from tokengrow.reports.run_data import LeftOut, RunRecord, Values
 
 SAYS_NOTHING = {"out", "resume", "logger", "checkpoint_every", "keep_checkpoints", "log_every"}
 """Keys of a recipe that change nothing of what is trained."""

@@ -1,0 +1,1 @@
+"""Comparison of training runs: data, plots, tables and an HTML page."""
