@@ -12,8 +12,8 @@ from rich.console import Console
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.resolve import resolve_train
+from tokengrow.console.format import bytes_text, count, power
 from tokengrow.distributed.fabric import FabricConfig
-from tokengrow.evaluation.format import bytes_text, count, power
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model import tokenformer
 from tokengrow.model.config import ModelConfig, Tokens

@@ -15,10 +15,10 @@ from tokengrow.bench import data, decode, pattention, step
 from tokengrow.bench.rows import Measurement, append_rows, check_appendable
 from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
 from tokengrow.cli.verb import run_verb
+from tokengrow.console.format import table
 from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import table
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.paths import cache_dir
 from tokengrow.typed import nearest, typed

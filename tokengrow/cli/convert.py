@@ -16,9 +16,9 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpo
 from tokengrow.checkpoint.tensors import State, dtype_name
 from tokengrow.cli.neox_recipe import NeoxRecipe, neox_recipe
 from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.console.format import table
 from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import table
 from tokengrow.files import whole_folder
 from tokengrow.interop.hf import is_hf, read_hf, write_hf
 from tokengrow.interop.neox import (

@@ -23,13 +23,14 @@ from tokengrow.cli.resolve import plain
 from tokengrow.cli.source import load_source
 from tokengrow.cli.text import resolve_text, text_values
 from tokengrow.cli.verb import run_verb
+from tokengrow.console.format import count
+from tokengrow.console.progress import doing
 from tokengrow.data.corpus import Text
 from tokengrow.distributed.contact import in_contact
 from tokengrow.distributed.exchange import rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric, started_by
 from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import count
 from tokengrow.evaluation.perplexity import (
     Perplexity,
     PerplexityConfig,
@@ -38,7 +39,6 @@ from tokengrow.evaluation.perplexity import (
     measure_perplexity,
     perplexity_table,
 )
-from tokengrow.evaluation.progress import doing
 from tokengrow.evaluation.published import SOURCE, nearest_published
 from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.results import (

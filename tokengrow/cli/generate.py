@@ -19,9 +19,9 @@ from tokengrow.cli.prompts import read_prompts
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_file, run_verb
+from tokengrow.console.format import three_digits
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import three_digits
 from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.generation.text_generation import Continuation, write

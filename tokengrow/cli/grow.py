@@ -16,10 +16,10 @@ from tokengrow.cli.resolve import plain
 from tokengrow.cli.resolve_model import resolve_growth
 from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.console.format import table
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import table
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.verify import TOLERANCE

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tokengrow.evaluation.format import bytes_text, count, power, table, three_digits
+from tokengrow.console.format import bytes_text, count, power, table, three_digits
 from tokengrow.growth.plan import AXES
 from tokengrow.model.config import ROLES
 from tokengrow.training.budget import Appended, Budget

@@ -14,9 +14,9 @@ from tokengrow.cli.resolve import plain
 from tokengrow.cli.resolve_model import resolve_model, without_nulls
 from tokengrow.cli.source import load_source
 from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.console.format import table
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import table
 from tokengrow.growth.plan import KEPT
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.model.architectures import KEY, as_tokenformer

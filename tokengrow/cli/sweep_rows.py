@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tokengrow.evaluation.format import count, power, table, three_digits
+from tokengrow.console.format import count, power, table, three_digits
 from tokengrow.files import write_atomically
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"

@@ -21,10 +21,10 @@ from rich.console import Console
 from torch import Tensor
 
 from tokengrow.checkpoint.store import load_checkpoint
+from tokengrow.console.progress import Advance, counted
 from tokengrow.distributed.exchange import all_here, from_every_rank, rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.errors import UserError
-from tokengrow.evaluation.progress import Advance, counted
 from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scored, Window, read_batch_size
 from tokengrow.evaluation.source import Evaluated

@@ -19,13 +19,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tokengrow.console.format import table
+from tokengrow.console.progress import doing
 from tokengrow.data.build import BATCH_CHARACTERS, batches
 from tokengrow.data.corpus import Split, Text
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.exchange import from_every_rank, rank, world_size
 from tokengrow.errors import UserError
-from tokengrow.evaluation.format import table
-from tokengrow.evaluation.progress import doing
 from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scored, Scorer, Window
 from tokengrow.evaluation.windows import windows_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tokengrow.evaluation.format import table
+from tokengrow.console.format import table
 from tokengrow.evaluation.published import Published
 
 IN_FOUR_PLACES = ("bits_per_byte", "bits per byte")

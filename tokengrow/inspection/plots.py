@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tokengrow.evaluation.figure import empty_figure
+from tokengrow.figures import empty_figure
 from tokengrow.inspection.analysis import DEAD, Generation, Inspection, even_share, of_all
 from tokengrow.inspection.tables import generation_name, shown
 from tokengrow.model.config import ROLES

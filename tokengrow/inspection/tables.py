@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tokengrow.evaluation.format import count, exponent, table
+from tokengrow.console.format import count, exponent, table
 from tokengrow.inspection.analysis import DEAD, Generation, Inspection, LayerTokens, of_all
 from tokengrow.model.config import ROLES
 

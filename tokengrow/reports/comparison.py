@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.evaluation.format import exponent
+from tokengrow.console.format import exponent
 from tokengrow.reports.run_data import LeftOut, RunRecord, Values
 
 SAYS_NOTHING = {"out", "resume", "logger", "checkpoint_every", "keep_checkpoints", "log_every"}

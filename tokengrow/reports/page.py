@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from tokengrow.evaluation.format import count, exponent, power
+from tokengrow.console.format import count, exponent, power
 from tokengrow.evaluation.scores import figure_and_error, metric_text
 from tokengrow.reports.plots import Png, style
 

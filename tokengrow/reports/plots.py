@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from tokengrow.evaluation.figure import empty_figure
-from tokengrow.evaluation.format import count, folded, power
+from tokengrow.console.format import count, folded, power
+from tokengrow.figures import empty_figure
 from tokengrow.reports.run_data import Point, RunRecord
 
 if TYPE_CHECKING:

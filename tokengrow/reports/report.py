@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow import __version__
-from tokengrow.evaluation.format import count, exponent, folded, power, table
+from tokengrow.console.format import count, exponent, folded, power, table
 from tokengrow.files import half_written, write_atomically
 from tokengrow.reports.comparison import config_differences, lineage_tree, notes
 from tokengrow.reports.compute_ratio import RULE, compute_ratios

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from tokengrow.evaluation.format import bytes_text, folded, table
+from tokengrow.console.format import bytes_text, folded, table
 from tokengrow.evaluation.results import PERPLEXITY
 from tokengrow.evaluation.scores import Score, figure_and_error, metric_text
 from tokengrow.reports.run_data import RunRecord, Values

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.console.stage_progress import StageProgress, stage_progress
 from tokengrow.data.corpus import Split
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences, TokenSource
@@ -36,7 +37,6 @@ from tokengrow.training.finite import (
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.metrics import RunLog
 from tokengrow.training.plateau import plateaued
-from tokengrow.training.progress import StageProgress, stage_progress
 from tokengrow.training.resume import what_resumes
 from tokengrow.training.saver import Saver
 from tokengrow.training.state import TrainState

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokengrow.evaluation.format import (
+from tokengrow.console.format import (
     bytes_text,
     count,
     exponent,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tokengrow.training.progress import stage_progress
+from tokengrow.console.stage_progress import stage_progress
 
 METRICS = {
     "train/loss": 3.14159,

@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from tokengrow.evaluation.progress import counted, doing
+from tokengrow.console.progress import counted, doing
 
 
 def shown(console: Console, done: int, total: int) -> str:
@@ -35,7 +35,7 @@ def test_a_line_tells_how_fast_and_how_long_the_rest_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = iter([0, 4, 400])  # when it begins, and at each of two
-    monkeypatch.setattr("tokengrow.evaluation.progress.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("tokengrow.console.progress.time.monotonic", lambda: next(seconds))
     assert shown(Console(file=StringIO()), 0, 2).splitlines() == [
         "questions: 2",
         "questions 1 of 2, 0.25/s, 0:04 left",
@@ -59,7 +59,7 @@ def test_a_log_file_has_what_is_done_at_once_and_then_a_line_at_times(
 ) -> None:
     file = StringIO()
     now = 0.0
-    monkeypatch.setattr("tokengrow.evaluation.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("tokengrow.console.progress.time.monotonic", lambda: now)
     with doing(Console(file=file), "reading") as say:
         assert file.getvalue() == "reading\n"
         for now in (1, 9, 12, 13):

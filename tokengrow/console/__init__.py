@@ -1,0 +1,1 @@
+"""Number formatting, tables and progress displays on a terminal."""
