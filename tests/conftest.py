@@ -33,6 +33,7 @@ from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore, build_store
 from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig
@@ -40,7 +41,6 @@ from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import LoggerConfig
 
 # A run collects garbage before each stage; what has been imported by now is none.
 gc.freeze()

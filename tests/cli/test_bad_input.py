@@ -11,7 +11,7 @@ import pytest
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore, build_store
-from tokengrow.training import metrics
+from tokengrow.metrics import run_log as metrics
 
 Command = Callable[..., Any]
 

@@ -26,6 +26,7 @@ from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.growth.config import GrowthConfig
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.architectures import ARCHITECTURES
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PRESETS
@@ -35,7 +36,6 @@ from tokengrow.paths import data_root, recipes
 from tokengrow.training.budget import run_budget
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.metrics import LoggerConfig
 
 Sources = Callable[[str], Path]
 Composed = Callable[..., dict[str, Any]]

@@ -23,9 +23,9 @@ from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.moments import ROW_AGE
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.metrics import LoggerConfig
 
 pytestmark = pytest.mark.dist
 

@@ -23,12 +23,12 @@ from tokengrow.errors import UserError
 from tokengrow.files import locked, sha256
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
 from tokengrow.training import stage
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.module import TokenFormerModule
 
 Runs = Callable[..., TrainConfig]

@@ -10,9 +10,9 @@ import pytest
 from tokengrow.cli.resolve import resolve_train
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.metrics import LoggerConfig
 
 
 @pytest.mark.slow

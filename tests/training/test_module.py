@@ -13,10 +13,10 @@ import torch
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences
 from tokengrow.data.store import TokenStore
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.module import TokenFormerModule
 
 

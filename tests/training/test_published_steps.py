@@ -22,12 +22,12 @@ from tokengrow.data.sequences import Sequences, TokenArray
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.fabric import FabricConfig
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import LoggerConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = json.loads((GOLDEN / "I_train_20_steps.json").read_text())["steps"]

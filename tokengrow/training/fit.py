@@ -41,6 +41,7 @@ from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share
 from tokengrow.errors import UserError
 from tokengrow.files import as_yaml, half_written, locked, write_atomically
 from tokengrow.growth.plan import moving_tau, plan_growth
+from tokengrow.metrics.run_log import LoggerConfig, RunLog
 from tokengrow.model.architectures import build_model
 from tokengrow.model.tokenformer import LanguageModel, fastest_attention
 from tokengrow.optim.config import load_optimizer_state
@@ -48,7 +49,6 @@ from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.clock import Clock
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import LoggerConfig, RunLog
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.resume import (
     CONFIG_FILE,

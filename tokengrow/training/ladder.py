@@ -10,11 +10,11 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
+from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.architectures import architecture_of
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.model.pattention import KERNELS
 from tokengrow.optim.config import OptimConfig
-from tokengrow.training.metrics import LoggerConfig
 from tokengrow.training.plateau import PlateauConfig
 
 

@@ -22,6 +22,8 @@ from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.exchange import from_rank_zero, on_the_host, whole
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
+from tokengrow.metrics.run_log import RunLog
+from tokengrow.metrics.throughput import Throughput
 from tokengrow.model.config import ModelConfig, Taus
 from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.optim.adamw import AgedAdamW
@@ -35,13 +37,11 @@ from tokengrow.training.finite import (
     with_telling_gradient,
 )
 from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.metrics import RunLog
 from tokengrow.training.plateau import plateaued
 from tokengrow.training.resume import what_resumes
 from tokengrow.training.saver import Saver
 from tokengrow.training.state import TrainState
 from tokengrow.training.stop import Stopped, StopRequest
-from tokengrow.training.throughput import Throughput
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tokengrow.training import throughput
-from tokengrow.training.throughput import Throughput, peak_flops, peak_memory
+from tokengrow.metrics import throughput
+from tokengrow.metrics.throughput import Throughput, peak_flops, peak_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

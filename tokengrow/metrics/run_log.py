@@ -10,7 +10,7 @@ import yaml
 
 from tokengrow.errors import UserError
 from tokengrow.files import read_yaml, write_atomically
-from tokengrow.training.loggers import (
+from tokengrow.metrics.loggers import (
     CsvLog,
     MLflowConfig,
     MLflowLog,

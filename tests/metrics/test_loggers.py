@@ -14,10 +14,10 @@ from killed import killed_at
 
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
+from tokengrow.metrics.loggers import MLflowConfig, WandbConfig
+from tokengrow.metrics.run_log import LoggerConfig, RunLog
 from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.loggers import MLflowConfig, WandbConfig
-from tokengrow.training.metrics import LoggerConfig, RunLog
 
 pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytest.importorskip("wandb", reason="needs the extra wandb")

@@ -1,0 +1,1 @@
+"""Metric loggers and throughput of a training run."""
