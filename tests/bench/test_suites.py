@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.bench import data, decode, pattention, step
-from tokengrow.data import build
+from tokengrow.data import store_writer as build
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig

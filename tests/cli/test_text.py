@@ -11,7 +11,7 @@ from tokengrow.cli.text import resolve_text
 from tokengrow.data.corpus import StdlibCorpus, TextCorpus
 from tokengrow.data.mixture import MixedSource, MixtureConfig, build_mixture
 from tokengrow.data.store import TokenStore
-from tokengrow.data.stored import StoredText
+from tokengrow.data.stored_text import StoredText
 from tokengrow.errors import UserError
 
 SAME = {"source": None}

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokengrow.data import build
+from tokengrow.data import store_writer as build
 from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore, build_store, prepare_store
@@ -155,7 +155,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tokengrow import files
-from tokengrow.data import build
+from tokengrow.data import store_writer as build
 from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.store import build_store
 from tokengrow.data.tokenizer import Tokenizer

@@ -17,12 +17,12 @@ import torch
 
 from tokengrow.bench.rows import Measurement
 from tokengrow.bench.timing import Timing
-from tokengrow.data.build import batches
 from tokengrow.data.corpus import Corpus
-from tokengrow.data.layout import SPLITS
 from tokengrow.data.loader import train_loader
 from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore, build_store
+from tokengrow.data.store_record import SPLITS
+from tokengrow.data.store_writer import batches
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 

@@ -11,10 +11,10 @@ from tokengrow.cli.mixture import resolve_mixture
 from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
 from tokengrow.cli.verb import run_verb
 from tokengrow.data.corpus import Corpus
-from tokengrow.data.layout import TOKENIZER
 from tokengrow.data.megatron import export_store
 from tokengrow.data.mixture import MixtureConfig, build_mixture
 from tokengrow.data.store import TokenStore, build_store, prepare_store
+from tokengrow.data.store_record import TOKENIZER
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
 from tokengrow.errors import UserError
 from tokengrow.paths import cache_dir

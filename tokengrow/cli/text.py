@@ -7,7 +7,7 @@ from tokengrow.cli.resolve import MEGATRON, MIXTURE, Values, resolve_corpus
 from tokengrow.data.corpus import Text
 from tokengrow.data.mixture import open_store
 from tokengrow.data.store import TokenStore
-from tokengrow.data.stored import StoredText
+from tokengrow.data.stored_text import StoredText
 from tokengrow.errors import UserError
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol
 
-from tokengrow.data.reading import (
+from tokengrow.data.readers import (
     expand_files,
     import_datasets,
     list_files,

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from tokengrow.data.layout import SPLITS, TOKENIZER
 from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore
+from tokengrow.data.store_record import SPLITS, TOKENIZER
 from tokengrow.errors import UserError
 from tokengrow.files import sha256 as file_sha256
 from tokengrow.files import whole_folder

@@ -14,10 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tokengrow.data.build import write_store
 from tokengrow.data.corpus import Corpus, Split
-from tokengrow.data.layout import MARKER, SPLITS, TOKENIZER, StoreRecord
 from tokengrow.data.sequences import Sequences, TokenArray, check_length
+from tokengrow.data.store_record import MARKER, SPLITS, TOKENIZER, StoreRecord
+from tokengrow.data.store_writer import write_store
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.files import sha256 as file_sha256

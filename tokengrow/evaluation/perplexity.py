@@ -21,8 +21,8 @@ from rich.table import Table
 
 from tokengrow.console.format import table
 from tokengrow.console.progress import doing
-from tokengrow.data.build import BATCH_CHARACTERS, batches
 from tokengrow.data.corpus import Split, Text
+from tokengrow.data.store_writer import BATCH_CHARACTERS, batches
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.exchange import from_every_rank, rank, world_size
 from tokengrow.errors import UserError

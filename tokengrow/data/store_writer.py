@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tokengrow.data.corpus import BrokenOffError, Corpus, Split
-from tokengrow.data.layout import (
+from tokengrow.data.store_record import (
     MARKER,
     PROGRESS,
     SPLITS,

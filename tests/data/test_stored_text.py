@@ -2,11 +2,11 @@
 
 import pytest
 
-from tokengrow.data import stored
+from tokengrow.data import stored_text as stored
 from tokengrow.data.corpus import TextCorpus
-from tokengrow.data.layout import SPLITS
 from tokengrow.data.store import TokenStore
-from tokengrow.data.stored import StoredText
+from tokengrow.data.store_record import SPLITS
+from tokengrow.data.stored_text import StoredText
 
 
 @pytest.mark.parametrize("at_once", [2**20, 1000, 1])
