@@ -16,7 +16,7 @@ from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
-from tokengrow.kernels import op
+from tokengrow.kernels import dispatch as op
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.transformer import TransformerConfig
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from uneven import random_ids, uneven_model
 
 from tokengrow.generation.decoder import Decoder
-from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.rotary import rotary_table
 from tokengrow.model.tokenformer import KVCache, TokenFormer
 

@@ -26,7 +26,7 @@ from torch import nn
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.interop.hf import read_hf
-from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.tokenformer import TokenFormer
 
 Load = Callable[..., nn.Module]

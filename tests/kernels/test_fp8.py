@@ -11,8 +11,8 @@ from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.kernels import fp8
-from tokengrow.kernels.naive import ACTIVATIONS
-from tokengrow.kernels.op import pattention
+from tokengrow.kernels.dispatch import pattention
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokengrow.kernels import triton_rows
-from tokengrow.kernels.naive import ACTIVATIONS, pattention_naive
-from tokengrow.kernels.op import pattention, pattentions
+from tokengrow.kernels.dispatch import pattention, pattentions
+from tokengrow.kernels.reference import ACTIVATIONS, pattention_naive
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokengrow.generation import decoder as decode
 from tokengrow.generation.decoder import Decoder, block_step, takes_kernels
 from tokengrow.kernels import triton_step
-from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.kernels.triton_rows import interpreted
 from tokengrow.kernels.triton_step import MOST_BATCH, Step, scores_tile
 from tokengrow.model.config import ModelConfig, Taus, Tokens

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.activity import measure_activity
 from tokengrow.model.config import ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import TokenFormer

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokengrow.generation.sampling import SamplingConfig, generate
-from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import KVCache, TokenFormer
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokengrow.checkpoint.layout import OPTIMIZER, WEIGHTS
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
-from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import LanguageModelConfig, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer

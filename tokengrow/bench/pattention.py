@@ -15,7 +15,7 @@ from torch import Tensor
 from tokengrow.bench.rows import Measurement
 from tokengrow.bench.timing import peak_memory, relative_error, reset_peak_memory, time_together
 from tokengrow.errors import UserError
-from tokengrow.kernels.op import pattention
+from tokengrow.kernels.dispatch import pattention
 
 CHECKED_TOKENS = 256
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}

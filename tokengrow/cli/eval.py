@@ -26,10 +26,10 @@ from tokengrow.cli.verb import run_verb
 from tokengrow.console.format import count
 from tokengrow.console.progress import doing
 from tokengrow.data.corpus import Text
-from tokengrow.distributed.contact import in_contact
-from tokengrow.distributed.exchange import rank, world_size
+from tokengrow.distributed.collectives import rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric, started_by
 from tokengrow.distributed.launch import process_rank
+from tokengrow.distributed.peer_failure import in_contact
 from tokengrow.errors import UserError
 from tokengrow.evaluation.perplexity import (
     Perplexity,

@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tokengrow.checkpoint.store import left_by_a_kill
 from tokengrow.cli.explain import explain, refuse, unknown_option
 from tokengrow.cli.sweep import sweep_report
-from tokengrow.distributed.contact import LostContact
 from tokengrow.distributed.launch import process_rank
+from tokengrow.distributed.peer_failure import LostContact
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
 from tokengrow.training.stop import Stopped

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.console.progress import Advance, counted
-from tokengrow.distributed.exchange import all_here, from_every_rank, rank, world_size
+from tokengrow.distributed.collectives import all_here, from_every_rank, rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.errors import UserError
 from tokengrow.evaluation.responses import Responses

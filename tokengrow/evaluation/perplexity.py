@@ -24,7 +24,7 @@ from tokengrow.console.progress import doing
 from tokengrow.data.corpus import Split, Text
 from tokengrow.data.store_writer import BATCH_CHARACTERS, batches
 from tokengrow.data.tokenizer import Tokenizer
-from tokengrow.distributed.exchange import from_every_rank, rank, world_size
+from tokengrow.distributed.collectives import from_every_rank, rank, world_size
 from tokengrow.errors import UserError
 from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scored, Scorer, Window

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengrow.kernels.naive import weigh
+from tokengrow.kernels.reference import weigh
 
 HAS_TORCHAO = find_spec("torchao") is not None
 """Looked up once, where no compiled graph breaks at it."""

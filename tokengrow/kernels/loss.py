@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengrow.kernels.dispatch import product_dtype
 from tokengrow.kernels.fused import product
-from tokengrow.kernels.op import product_dtype
 
 MOST_LOGITS = 2**30
 """Logits that are held at a time: 2 GB in bfloat16, enough positions to fill a GPU."""

@@ -27,7 +27,7 @@ CODES = {"l2_norm_gelu": L2_NORM_GELU, "gelu_l2_norm": GELU_L2_NORM, "softmax": 
 LONGEST, PIECE = 8192, 2048
 """Scores of a row that stay in registers, and those taken at once of a longer one."""
 
-MIN_NORM = tl.constexpr(1e-12)  # tokengrow.kernels.naive.MIN_NORM
+MIN_NORM = tl.constexpr(1e-12)  # tokengrow.kernels.reference.MIN_NORM
 TINY = tl.constexpr(1e-30)  # below this the reciprocal of a maximum is not taken
 LOG2_E = tl.constexpr(1.4426950408889634)
 HALF_LOG2_E = tl.constexpr(0.7213475204444817)

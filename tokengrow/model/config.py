@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tokengrow.errors import UserError
-from tokengrow.kernels.naive import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.presets import PADDED_VOCABULARY, PRESETS
 
 ROLES = ("query", "key", "value", "output", "ffn")

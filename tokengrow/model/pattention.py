@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokengrow.kernels.dispatch import KERNELS as KERNELS
+from tokengrow.kernels.dispatch import is_fused, pattention, pattentions
 from tokengrow.kernels.fp8 import refusal as fp8_refusal
-from tokengrow.kernels.naive import ACTIVATIONS, MIN_NORM
-from tokengrow.kernels.op import KERNELS as KERNELS
-from tokengrow.kernels.op import is_fused, pattention, pattentions
+from tokengrow.kernels.reference import ACTIVATIONS, MIN_NORM
 from tokengrow.model.config import ROLES, ModelConfig
 
 

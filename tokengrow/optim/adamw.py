@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengrow.distributed.exchange import local, rows_of
+from tokengrow.distributed.collectives import local, rows_of
 from tokengrow.growth.config import GrowthConfig
 
 FLOAT32_ROUNDING = 2.0**-24

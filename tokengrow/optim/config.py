@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokengrow.distributed.exchange import (
+from tokengrow.distributed.collectives import (
     brought,
     first_holders,
     from_rank_zero,

@@ -27,8 +27,7 @@ from tokengrow.checkpoint.store import (
 )
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.sequences import TokenSource
-from tokengrow.distributed.contact import in_contact
-from tokengrow.distributed.exchange import (
+from tokengrow.distributed.collectives import (
     all_here,
     from_every_rank,
     from_rank_zero,
@@ -38,6 +37,7 @@ from tokengrow.distributed.exchange import (
 from tokengrow.distributed.fabric import build_fabric, release, started_by
 from tokengrow.distributed.launch import GUIDE
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
+from tokengrow.distributed.peer_failure import in_contact
 from tokengrow.errors import UserError
 from tokengrow.files import as_yaml, half_written, locked, write_atomically
 from tokengrow.growth.plan import moving_tau, plan_growth

@@ -20,7 +20,7 @@ from tokengrow.data.corpus import Split
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
-from tokengrow.distributed.exchange import from_rank_zero, on_the_host, whole
+from tokengrow.distributed.collectives import from_rank_zero, on_the_host, whole
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.metrics.run_log import RunLog
 from tokengrow.metrics.throughput import Throughput

@@ -5,7 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from tokengrow.distributed.exchange import Agreement
+from tokengrow.distributed.collectives import Agreement
 
 
 class Stopped(Exception):

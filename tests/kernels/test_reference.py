@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokengrow.kernels.naive import ACTIVATIONS
-from tokengrow.kernels.op import pattention
+from tokengrow.kernels.dispatch import pattention
+from tokengrow.kernels.reference import ACTIVATIONS
 
 FIGURES = sorted((Path(__file__).parents[1] / "golden").glob("C_pattention_*.safetensors"))
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-11}

@@ -6,8 +6,8 @@ from test_triton import random_layers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tokengrow.kernels.dispatch import is_fused, pattention, pattentions
 from tokengrow.kernels.fused import pattention_fused
-from tokengrow.kernels.op import is_fused, pattention, pattentions
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 
@@ -184,7 +184,7 @@ def test_auto_is_triton_on_a_gpu_for_what_it_takes(dtype: torch.dtype, fused: bo
 
 
 def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokengrow.kernels.op._interpreted", lambda: False)
+    monkeypatch.setattr("tokengrow.kernels.dispatch._interpreted", lambda: False)
     x, ((key, value, tau),) = random_layers(SHAPE, torch.float32, "cpu")
     with pytest.raises(ValueError, match="kernel triton needs tensors on a GPU, not on cpu: take"):
         pattention(x, key, value, "l2_norm_gelu", tau, "triton")

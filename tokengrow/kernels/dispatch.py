@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokengrow.kernels.fp8 import pattention_fp8
 from tokengrow.kernels.fused import DTYPES, MOST_LAYERS, pattention_fused
-from tokengrow.kernels.naive import ACTIVATIONS, pattention_naive
+from tokengrow.kernels.reference import ACTIVATIONS, pattention_naive
 
 KERNELS = ("auto", "naive", "compiled", "triton", "fp8")
 """How Pattention is computed: see `pattention`."""
