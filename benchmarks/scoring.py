@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from tokengrow.bench.rows import print_rows
+from tokengrow.distributed.fabric import device_name
 from tokengrow.evaluation.scoring import Scorer, Window
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.speed import device_name
 
 
 class EverywhereScorer(Scorer):

@@ -17,7 +17,7 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model import tokenformer
 from tokengrow.model.config import ModelConfig, Tokens
-from tokengrow.training.budget import growth_budget, run_budget
+from tokengrow.planning.cost import growth_budget, run_budget
 
 Command = Callable[..., Any]
 

@@ -33,7 +33,7 @@ from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root, recipes
-from tokengrow.training.budget import run_budget
+from tokengrow.planning.cost import run_budget
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
 

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 import torch
 
 from tokengrow.bench.timing import Timing
+from tokengrow.distributed.fabric import device_name
 from tokengrow.errors import UserError
-from tokengrow.training.speed import device_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from tokengrow.cli.verb import run_verb
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.training.budget import Budget, growth_budget, model_budget, run_budget
-from tokengrow.training.speed import measured_speed
+from tokengrow.planning.cost import Budget, growth_budget, model_budget, run_budget
+from tokengrow.planning.profiling import measured_speed
 from tokengrow.typed import MISSING_VALUE, typed
 
 MEASURED = "measured"

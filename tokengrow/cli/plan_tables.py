@@ -8,7 +8,7 @@ from rich.table import Table
 from tokengrow.console.format import bytes_text, count, power, table, three_digits
 from tokengrow.growth.plan import AXES
 from tokengrow.model.config import ROLES
-from tokengrow.training.budget import Appended, Budget
+from tokengrow.planning.cost import Appended, Budget
 
 
 def tables(budget: Budget) -> Iterator[Table]:

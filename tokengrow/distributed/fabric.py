@@ -188,3 +188,11 @@ def release(fabric: Fabric, module: Any) -> None:
     """
     kept = fabric._callbacks
     kept[:] = [callback for callback in kept if callback is not module._original_module]
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU by its name, or the CPU with its threads."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' if threads > 1 else ''})"

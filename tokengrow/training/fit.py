@@ -34,7 +34,7 @@ from tokengrow.distributed.collectives import (
     local,
     part_of,
 )
-from tokengrow.distributed.fabric import build_fabric, release, started_by
+from tokengrow.distributed.fabric import build_fabric, device_name, release, started_by
 from tokengrow.distributed.launch import GUIDE
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
 from tokengrow.distributed.peer_failure import in_contact
@@ -47,6 +47,7 @@ from tokengrow.model.tokenformer import LanguageModel, fastest_attention
 from tokengrow.optim.config import load_optimizer_state
 from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.clock import Clock
+from tokengrow.training.device_memory import fits
 from tokengrow.training.finite import GradientWatch
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
@@ -59,7 +60,6 @@ from tokengrow.training.resume import (
 )
 from tokengrow.training.saver import Saver
 from tokengrow.training.sessions import recorded, session_here
-from tokengrow.training.speed import device_name, fits
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
 from tokengrow.training.stop import Stopped, StopRequest

@@ -18,10 +18,10 @@ from lightning.fabric import Fabric
 
 from tokengrow import __version__
 from tokengrow.checkpoint.layout import SESSIONS
+from tokengrow.distributed.fabric import device_name
 from tokengrow.files import write_atomically
 from tokengrow.paths import data_root
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.speed import device_name
 from tokengrow.training.stop import Stopped
 
 

@@ -11,7 +11,7 @@ from tokengrow.cli.resolve import resolve_train
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
-from tokengrow.training.budget import Budget, growth_budget, model_budget, run_budget
+from tokengrow.planning.cost import Budget, growth_budget, model_budget, run_budget
 from tokengrow.training.ladder import TrainConfig
 
 BATCH = 1024 * 2048

@@ -17,8 +17,8 @@ from rich.status import Status
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.planning.profiling import measured_speed
 from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.speed import measured_speed
 
 Runs = Callable[..., TrainConfig]
 

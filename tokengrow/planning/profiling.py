@@ -5,8 +5,7 @@ Shapes: `B` micro-batch, `T` sequence.
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,11 +14,11 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from tokengrow.distributed.fabric import build_fabric, release
+from tokengrow.distributed.fabric import build_fabric, device_name, release
 from tokengrow.distributed.parallelize import compile_blocks
-from tokengrow.errors import UserError
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import LanguageModelConfig
+from tokengrow.training.device_memory import fits
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
 
@@ -59,33 +58,6 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
                 found[stage.model] = _flops_per_second(run, stage, fabric)
             gc.collect()  # the wrappers refer to each other, and the next model needs the room
     return Speed(device, {stage.name: found[stage.model] for stage in run.stages})
-
-
-@contextmanager
-def fits(run: TrainConfig, stage: StageConfig, device: str) -> Iterator[None]:
-    """What runs inside needs the memory of a stage.
-
-    Raises:
-        UserError: the model and a micro-batch are more than the device holds.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not _out_of_memory(error):
-            raise
-        way_out = "lower micro_batch_size" if run.micro_batch_size > 1 else "take a smaller model"
-        raise UserError(
-            f"stage {stage.name} does not fit into the memory of {device} with "
-            f"micro_batch_size={run.micro_batch_size}: {way_out}"
-        ) from None
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU by its name, or the CPU with its threads."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    threads = torch.get_num_threads()
-    return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> float:
@@ -128,9 +100,3 @@ def _seconds(fabric: Fabric, work: Callable[[], None]) -> float:
     if fabric.device.type == "cuda":
         torch.cuda.synchronize(fabric.device)
     return time.perf_counter() - started
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that the device's memory is too small."""
-    # On a CPU it has no class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

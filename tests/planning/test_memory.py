@@ -18,14 +18,14 @@ from tokengrow.model.config import LanguageModelConfig, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig
 from tokengrow.optim.config import OptimConfig
-from tokengrow.training.fit import fit
-from tokengrow.training.ladder import StageConfig, TrainConfig
-from tokengrow.training.memory import (
+from tokengrow.planning.memory import (
     activation_bytes,
     checkpoint_bytes,
     copy_bytes,
     training_memory,
 )
+from tokengrow.training.fit import fit
+from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
 
 
