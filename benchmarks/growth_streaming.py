@@ -29,12 +29,12 @@ from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_description
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
 from tokengrow.files import whole_folder
+from tokengrow.growth.checkpoint import grow_on_disk
 from tokengrow.growth.engine import grown_weights, verify_growth
 from tokengrow.growth.moments import grown_moments
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
-from tokengrow.training.boundary import grow_on_disk
 
 PARTS = ("weights and moments", "verification", "all, as tokengrow grow")
 

@@ -24,10 +24,10 @@ from tokengrow.checkpoint.store import (
 )
 from tokengrow.errors import UserError
 from tokengrow.files import sha256
+from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.boundary import grow_checkpoint
 
 Full = Callable[..., Checkpoint]
 Sizes = Callable[[int], ModelConfig]

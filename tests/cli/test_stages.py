@@ -12,11 +12,11 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpo
 from tokengrow.cli.resolve import resolve_train
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
+from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
-from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.plateau import PlateauConfig

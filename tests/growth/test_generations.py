@@ -10,13 +10,13 @@ import torch
 
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
+from tokengrow.growth.checkpoint import grow_checkpoint, prune_checkpoint
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.generations import RECORD, Generations, generations, left_of
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.boundary import grow_checkpoint, prune_checkpoint
 
 Sized = Callable[..., ModelConfig]
 TEXT, PROBE = torch.randint(40, (2, 2, 13), generator=torch.Generator().manual_seed(5))

@@ -11,6 +11,7 @@ import torch
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
+from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.inspection.analysis import (
@@ -24,7 +25,6 @@ from tokengrow.inspection.analysis import (
 from tokengrow.model.activity import Activity
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.fit import fit
 
 TEXT = torch.randint(512, (2, 32), generator=torch.Generator().manual_seed(3))

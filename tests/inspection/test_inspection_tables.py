@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 
 from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
 from tokengrow.inspection.plots import plot_history, plot_tokens
 from tokengrow.inspection.tables import RULES, history_table, percent, tables
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.boundary import grow_checkpoint
 
 TEXT = torch.randint(512, (2, 32), generator=torch.Generator().manual_seed(3))
 

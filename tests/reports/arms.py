@@ -9,11 +9,11 @@ from typing import Any
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.data.loader import spread_batch
 from tokengrow.data.store import TokenStore
+from tokengrow.growth.checkpoint import grow_checkpoint, prune_checkpoint
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.reports.run_data import Point, RungRow, RunRecord, Spent
-from tokengrow.training.boundary import grow_checkpoint, prune_checkpoint
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig
 

@@ -12,8 +12,8 @@ from killed import killed_at
 from tokengrow.checkpoint.layout import COMPLETE, TIMES, write_marker
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.store import TokenStore
+from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
-from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.clock import Clock
 from tokengrow.training.fit import fit
 from tokengrow.training.ladder import TrainConfig

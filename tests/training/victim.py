@@ -18,8 +18,8 @@ from typing import Any
 
 from tokengrow.checkpoint import store
 from tokengrow.cli.main import main
+from tokengrow.growth import checkpoint as boundary
 from tokengrow.optim.adamw import AgedAdamW
-from tokengrow.training import boundary
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.state import TrainState
 

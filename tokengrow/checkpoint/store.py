@@ -260,3 +260,8 @@ def _write_json(path: Path, value: object) -> None:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def without_validations(times: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's times a checkpoint outside any run still has."""
+    return {key: value for key, value in times.items() if key != "validation"}

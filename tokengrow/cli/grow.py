@@ -20,11 +20,11 @@ from tokengrow.console.format import table
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store
 from tokengrow.errors import UserError
+from tokengrow.growth.checkpoint import Stream, grow_on_disk
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.verify import TOLERANCE
 from tokengrow.model.architectures import as_tokenformer
-from tokengrow.training.boundary import Stream, grow_on_disk
 from tokengrow.typed import typed
 
 

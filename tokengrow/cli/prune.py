@@ -17,11 +17,11 @@ from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.console.format import table
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
+from tokengrow.growth.checkpoint import prune_checkpoint
 from tokengrow.growth.plan import KEPT
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.model.architectures import KEY, as_tokenformer
 from tokengrow.model.config import ModelConfig
-from tokengrow.training.boundary import prune_checkpoint
 from tokengrow.typed import typed
 
 

@@ -67,8 +67,3 @@ class Clock:
             "before": self._before,
             "validation": list(self._validations),
         }
-
-
-def without_validations(times: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's times a checkpoint outside any run still has."""
-    return {key: value for key, value in times.items() if key != "validation"}

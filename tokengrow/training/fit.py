@@ -40,12 +40,12 @@ from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share
 from tokengrow.distributed.peer_failure import in_contact
 from tokengrow.errors import UserError
 from tokengrow.files import as_yaml, half_written, locked, write_atomically
+from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import moving_tau, plan_growth
 from tokengrow.metrics.run_log import LoggerConfig, RunLog
 from tokengrow.model.architectures import build_model
 from tokengrow.model.tokenformer import LanguageModel, fastest_attention
 from tokengrow.optim.config import load_optimizer_state
-from tokengrow.training.boundary import grow_checkpoint
 from tokengrow.training.clock import Clock
 from tokengrow.training.device_memory import fits
 from tokengrow.training.finite import GradientWatch

@@ -8,11 +8,11 @@ import torch
 
 from tokengrow.checkpoint.layout import LINEAGE
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
+from tokengrow.growth.checkpoint import grow_checkpoint, grow_on_disk
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan, plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import Tokens
-from tokengrow.training.boundary import grow_checkpoint, grow_on_disk
 
 LARGER = {"layers": 3, "width": 40, "heads": 3, "head_dim": 20}
 """Than two layers of width 32 and two heads of 16."""

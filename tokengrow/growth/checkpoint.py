@@ -9,7 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from tokengrow.checkpoint import layout
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_description
+from tokengrow.checkpoint.store import (
+    Checkpoint,
+    load_checkpoint,
+    without_validations,
+    write_description,
+)
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
 from tokengrow.files import whole_folder
 from tokengrow.growth.engine import carry_out, grown_weights, growth_report, verify_growth
@@ -20,7 +25,6 @@ from tokengrow.growth.prune import prune
 from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
-from tokengrow.training.clock import without_validations
 
 KEPT_STATE = ("step", "fingerprint", "next_batch", "tokens", "flops", "source")
 """What of a run's state a checkpoint outside any run still has: how far it was, in which data, and
