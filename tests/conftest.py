@@ -39,8 +39,8 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import StageConfig, TrainConfig
 
 # A run collects garbage before each stage; what has been imported by now is none.
 gc.freeze()

@@ -13,7 +13,7 @@ from tokengrow.cli import train as verb
 from tokengrow.cli.explain import explain
 from tokengrow.cli.sweep_rows import Row, folder_name, short_groups, sweep_table
 from tokengrow.data.store import TokenStore
-from tokengrow.training.stop import Stopped
+from tokengrow.training.preemption import Stopped
 
 Command = Callable[..., Any]
 Rows = list[dict[str, str]]

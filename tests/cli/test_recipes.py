@@ -34,8 +34,8 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root, recipes
 from tokengrow.planning.cost import run_budget
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 Sources = Callable[[str], Path]
 Composed = Callable[..., dict[str, Any]]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tokengrow.data.store import TokenStore
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 Command = Callable[..., Any]
 

@@ -17,8 +17,8 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.plateau import PlateauConfig
 
 Stages = Callable[..., tuple[StageConfig, ...]]

@@ -9,7 +9,7 @@ import pytest
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.resolve import resolve_train
 from tokengrow.paths import data_root
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.config import TrainConfig
 
 Composed = Callable[..., dict[str, Any]]
 Command = Callable[..., Any]

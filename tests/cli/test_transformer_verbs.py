@@ -10,8 +10,8 @@ from tokengrow.cli.resolve import resolve_train
 from tokengrow.cli.resolve_model import resolve_model
 from tokengrow.data.store import TokenStore
 from tokengrow.model.transformer import TransformerConfig
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from tokengrow.cli.explain import OPTIONS
 from tokengrow.cli.resolve import resolve_train
 from tokengrow.cli.verb import as_hydra_reads_it, as_hydra_reads_them
-from tokengrow.training.ladder import StageConfig
+from tokengrow.training.config import StageConfig
 from tokengrow.training.plateau import PlateauConfig
 
 Composed = Callable[..., dict[str, Any]]

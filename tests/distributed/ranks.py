@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokengrow.data.store import TokenStore
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.config import TrainConfig
 
 WORKER = Path(__file__).parent / "worker.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")

@@ -24,8 +24,8 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.moments import ROW_AGE
 from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 pytestmark = pytest.mark.dist
 

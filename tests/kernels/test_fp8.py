@@ -13,8 +13,8 @@ from tokengrow.errors import UserError
 from tokengrow.kernels import fp8
 from tokengrow.kernels.dispatch import pattention
 from tokengrow.kernels.reference import ACTIVATIONS
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 pytestmark = [
     pytest.mark.skipif(not fp8.HAS_TORCHAO, reason="needs torchao"),

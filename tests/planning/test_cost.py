@@ -12,7 +12,7 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.planning.cost import Budget, growth_budget, model_budget, run_budget
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.config import TrainConfig
 
 BATCH = 1024 * 2048
 """Tokens in an update of the published runs."""

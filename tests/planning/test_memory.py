@@ -24,8 +24,8 @@ from tokengrow.planning.memory import (
     copy_bytes,
     training_memory,
 )
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
 
 

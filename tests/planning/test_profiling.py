@@ -18,7 +18,7 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.planning.profiling import measured_speed
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.config import TrainConfig
 
 Runs = Callable[..., TrainConfig]
 

@@ -14,8 +14,8 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.reports.run_data import Point, RungRow, RunRecord, Spent
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 PUBLISHED = GrowthConfig(init="published", optimizer="fresh", tolerance=inf)
 

@@ -13,7 +13,7 @@ from arms import make_arms
 from tokengrow.data.store import TokenStore
 from tokengrow.reports.page import breaks, duration, lasted
 from tokengrow.reports.report import FACTS, FIGURES, PAGE, POINTS, Report
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.config import TrainConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -18,7 +18,7 @@ from tokengrow.errors import UserError
 from tokengrow.reports.comparison import Branch, config_differences, lineage_tree, notes
 from tokengrow.reports.report import Report, points_csv
 from tokengrow.reports.run_data import RunRecord, Spent, read_runs, run_names, told_apart
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.config import TrainConfig
 
 NAMES = ("small", "grown", "scratch", "on", "published", "after")
 

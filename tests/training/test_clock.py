@@ -15,8 +15,8 @@ from tokengrow.data.store import TokenStore
 from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.training.clock import Clock
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.state import TrainState
 
 Runs = Callable[..., TrainConfig]

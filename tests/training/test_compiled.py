@@ -13,8 +13,8 @@ from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.training import stage as inside
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 Runs = Callable[..., TrainConfig]
 

@@ -24,8 +24,8 @@ from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training import saver
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.resume import RECORDS
 
 Runs = Callable[..., TrainConfig]

@@ -27,8 +27,8 @@ from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.training import fit as loop
 from tokengrow.training import stage
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.module import TokenFormerModule
 
 Runs = Callable[..., TrainConfig]

@@ -11,8 +11,8 @@ from tokengrow.checkpoint.layout import OPTIMIZER
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 pytestmark = [
     pytest.mark.gpu,

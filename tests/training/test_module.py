@@ -15,8 +15,8 @@ from tokengrow.data.sequences import Sequences
 from tokengrow.data.store import TokenStore
 from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.module import TokenFormerModule
 
 

@@ -26,8 +26,8 @@ from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.ladder import StageConfig, TrainConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = json.loads((GOLDEN / "I_train_20_steps.json").read_text())["steps"]

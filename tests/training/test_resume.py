@@ -17,8 +17,8 @@ from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 
 Runs = Callable[..., TrainConfig]
 

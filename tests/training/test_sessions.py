@@ -15,10 +15,10 @@ from killed import killed_at
 import tokengrow
 from tokengrow.checkpoint.layout import SESSIONS
 from tokengrow.data.store import TokenStore
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.preemption import Stopped
 from tokengrow.training.sessions import commit_of, recorded
-from tokengrow.training.stop import Stopped
 
 Runs = Callable[..., TrainConfig]
 

@@ -16,8 +16,8 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.training import fit as loop
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.plateau import PlateauConfig, plateaued
 from tokengrow.training.state import TrainState
 

@@ -20,8 +20,8 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.transformer import Transformer, TransformerConfig
 from tokengrow.optim.config import OptimConfig, build_optimizer
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import StageConfig, TrainConfig
 
 Runs = Callable[..., TrainConfig]
 Sized = Callable[..., TransformerConfig]

@@ -11,7 +11,7 @@ from tokengrow.data.mixture import open_store
 from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
 from tokengrow.optim.config import OptimConfig
-from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.config import StageConfig, TrainConfig
 
 
 def open_source_tokens(store: str | None, source: Checkpoint, console: Console) -> TokenSource:

@@ -19,7 +19,7 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
-from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.plateau import PlateauConfig
 from tokengrow.typed import typed
 

@@ -38,8 +38,8 @@ from tokengrow.distributed.launch import find_launch, process_rank
 from tokengrow.errors import UserError
 from tokengrow.files import write_atomically
 from tokengrow.training.fit import FitResult
+from tokengrow.training.preemption import Stopped
 from tokengrow.training.resume import CONFIG_FILE
-from tokengrow.training.stop import Stopped
 
 TABLE_FILE = "sweep.csv"
 ROWS_FOLDER = ".jobs"

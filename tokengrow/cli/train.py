@@ -34,8 +34,8 @@ from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.paths import cache_dir
 from tokengrow.reports.report import Report, rung_table
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.ladder import TrainConfig
 
 REPORT = "report"
 """Folder in that of a run."""

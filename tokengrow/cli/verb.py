@@ -21,7 +21,7 @@ from tokengrow.distributed.launch import process_rank
 from tokengrow.distributed.peer_failure import LostContact
 from tokengrow.errors import UserError
 from tokengrow.paths import data_root
-from tokengrow.training.stop import Stopped
+from tokengrow.training.preemption import Stopped
 
 LOST_CONTACT = 1
 """Exit status of a process whose job has lost another one."""

@@ -19,8 +19,8 @@ from tokengrow.metrics.loggers import (
     WandbConfig,
     WandbLog,
 )
+from tokengrow.training.preemption import Stopped
 from tokengrow.training.state import TrainState
-from tokengrow.training.stop import Stopped
 
 LOGGERS = {
     "csv": (),

@@ -7,7 +7,7 @@ from typing import Any
 from tokengrow.growth.plan import AXES, GrowthPlan, Step, plan_growth
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.planning.memory import Memory, checkpoint_bytes, training_memory
-from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.config import StageConfig, TrainConfig
 
 SCRATCH_TOKENS = 300_000_000_000
 """On which each of the four published models was trained from scratch: 300 billion tokens of the

@@ -18,8 +18,8 @@ from tokengrow.distributed.fabric import build_fabric, device_name, release
 from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import LanguageModelConfig
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.device_memory import fits
-from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
 
 WARM_UP, TIMED = 1, 3

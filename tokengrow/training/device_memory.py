@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from tokengrow.errors import UserError
-from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.config import StageConfig, TrainConfig
 
 
 @contextmanager

@@ -47,10 +47,11 @@ from tokengrow.model.architectures import build_model
 from tokengrow.model.tokenformer import LanguageModel, fastest_attention
 from tokengrow.optim.config import load_optimizer_state
 from tokengrow.training.clock import Clock
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.device_memory import fits
-from tokengrow.training.finite import GradientWatch
-from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
+from tokengrow.training.nonfinite import GradientWatch
+from tokengrow.training.preemption import Stopped, StopRequest
 from tokengrow.training.resume import (
     CONFIG_FILE,
     RECORDS,
@@ -62,7 +63,6 @@ from tokengrow.training.saver import Saver
 from tokengrow.training.sessions import recorded, session_here
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
-from tokengrow.training.stop import Stopped, StopRequest
 
 NO_LOGGERS = LoggerConfig(kinds=[])
 """Of every process but the first."""

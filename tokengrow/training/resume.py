@@ -12,7 +12,7 @@ from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
 from tokengrow.files import half_written, read_yaml
 from tokengrow.growth.plan import plan_growth
-from tokengrow.training.ladder import TrainConfig
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.state import TrainState
 
 CONFIG_FILE = RUN_CONFIG

@@ -21,8 +21,8 @@ from tokengrow.checkpoint.layout import SESSIONS
 from tokengrow.distributed.fabric import device_name
 from tokengrow.files import write_atomically
 from tokengrow.paths import data_root
-from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.stop import Stopped
+from tokengrow.training.config import TrainConfig
+from tokengrow.training.preemption import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)

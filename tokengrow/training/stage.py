@@ -30,18 +30,18 @@ from tokengrow.optim.adamw import AgedAdamW
 from tokengrow.optim.config import optimizer_state
 from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.clock import Clock
-from tokengrow.training.finite import (
+from tokengrow.training.config import StageConfig, TrainConfig
+from tokengrow.training.nonfinite import (
     GradientWatch,
     check_validation,
     count_skipped,
     with_telling_gradient,
 )
-from tokengrow.training.ladder import StageConfig, TrainConfig
 from tokengrow.training.plateau import plateaued
+from tokengrow.training.preemption import Stopped, StopRequest
 from tokengrow.training.resume import what_resumes
 from tokengrow.training.saver import Saver
 from tokengrow.training.state import TrainState
-from tokengrow.training.stop import Stopped, StopRequest
 
 
 @dataclass(frozen=True)

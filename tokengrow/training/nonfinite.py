@@ -14,7 +14,7 @@ from tokengrow.data.sequences import Sequences
 from tokengrow.errors import UserError
 from tokengrow.files import write_atomically
 from tokengrow.optim.schedule import learning_rate
-from tokengrow.training.ladder import StageConfig, TrainConfig
+from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.state import TrainState
 
 RECORD = "nonfinite.json"

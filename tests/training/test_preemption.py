@@ -22,9 +22,9 @@ from tokengrow.cli import verb
 from tokengrow.data.store import TokenStore
 from tokengrow.training import fit as loop
 from tokengrow.training import saver
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.ladder import TrainConfig
-from tokengrow.training.stop import Stopped, StopRequest
+from tokengrow.training.preemption import Stopped, StopRequest
 
 Runs = Callable[..., TrainConfig]
 

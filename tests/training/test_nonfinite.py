@@ -24,10 +24,10 @@ from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.optim.adamw import AgedAdamW, Ages
 from tokengrow.optim.config import OptimConfig
-from tokengrow.training.finite import RECORD, GradientWatch, with_telling_gradient
+from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.ladder import TrainConfig
 from tokengrow.training.module import TokenFormerModule
+from tokengrow.training.nonfinite import RECORD, GradientWatch, with_telling_gradient
 from tokengrow.training.state import TrainState
 
 CPU = torch.device("cpu")
