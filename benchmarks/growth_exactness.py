@@ -23,7 +23,7 @@ import torch
 
 from tokengrow.bench.rows import print_rows
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import carry_out
+from tokengrow.growth.engine import apply_growth
 from tokengrow.growth.plan import AXES, plan_growth
 from tokengrow.growth.tensors import State
 from tokengrow.growth.verify import compare_logits, logits_of
@@ -57,7 +57,7 @@ def measure(first: str, last: str, axis: str) -> dict[str, Any]:
         plan = plan_growth(config, target, config=GrowthConfig(tolerance=float("inf")))
         if not plan.steps:
             return {}
-        grown = carry_out(plan, weights, {}, ids)
+        grown = apply_growth(plan, weights, {}, ids)
         config, weights = grown.config, grown.weights
     seconds = time.perf_counter() - began
     after = logits_of(config, weights, torch.float32, ids[:, :-1])

@@ -28,7 +28,7 @@ from tokengrow.bench.rows import print_rows
 from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_description
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
-from tokengrow.files import whole_folder
+from tokengrow.files import atomic_directory
 from tokengrow.growth.checkpoint import grow_on_disk
 from tokengrow.growth.engine import grown_weights, verify_growth
 from tokengrow.growth.moments import grown_moments
@@ -54,7 +54,7 @@ def random_checkpoint(folder: Path, config: ModelConfig) -> None:
             yield f"exp_avg_sq.{name}", 1e-6 * torch.rand(shape, generator=generator)
             yield f"step.{name}", torch.tensor(1000.0)
 
-    with whole_folder(folder, layout.write_marker) as partial:
+    with atomic_directory(folder, layout.write_marker) as partial:
         stream_tensors(partial / layout.WEIGHTS, weights(), len(shapes))
         stream_tensors(partial / layout.OPTIMIZER, moments(), 3 * len(shapes))
         write_description(partial, Checkpoint(config, {}, train_state={"step": 1000}))

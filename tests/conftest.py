@@ -218,7 +218,7 @@ def command(
     """`command(verb, *arguments)`: a verb as its command runs it, but in this process."""
 
     def call(verb: str, *arguments: str) -> Outcome:
-        from tokengrow.cli.verb import run_verb
+        from tokengrow.cli.runner import run_command
 
         module = import_module(f"tokengrow.cli.{verb}")
         monkeypatch.setattr(sys, "argv", [f"tokengrow {verb}", *arguments])
@@ -226,7 +226,7 @@ def command(
         capfd.readouterr()
         status = 0
         try:
-            run_verb(verb, getattr(module, "train" if verb == "train" else "main"))
+            run_command(verb, getattr(module, "train" if verb == "train" else "main"))
         except SystemExit as leaving:
             status = leaving.code if isinstance(leaving.code, int) else 1
         finally:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tokengrow.errors import UserError
-from tokengrow.files import whole_folder
+from tokengrow.files import atomic_directory
 
 
 def filled(folder: Path) -> Path:
-    with whole_folder(folder) as partial:
+    with atomic_directory(folder) as partial:
         (partial / "a.txt").write_text("a")
     return folder
 
@@ -32,7 +32,7 @@ def test_an_empty_folder_gives_way() -> None:
 
 def test_until_then_it_stays_as_it_is() -> None:
     Path("empty").mkdir()
-    with whole_folder(Path("empty")) as partial:
+    with atomic_directory(Path("empty")) as partial:
         (partial / "a.txt").write_text("a")
         assert not list(Path("empty").iterdir())
 
@@ -52,14 +52,14 @@ def test_a_folder_with_something_in_it_does_not() -> None:
 @pytest.mark.parametrize("name", ["new", "deep/er/new", "empty"])
 def test_what_fails_leaves_nothing_behind(name: str) -> None:
     Path("empty").mkdir()
-    with pytest.raises(RuntimeError), whole_folder(Path(name)) as partial:
+    with pytest.raises(RuntimeError), atomic_directory(Path(name)) as partial:
         (partial / "a.txt").write_text("a")
         raise RuntimeError
     assert [path.name for path in Path().rglob("*")] == ["empty"]
 
 
 def test_a_parent_that_it_made_stays_once_somebody_uses_it() -> None:
-    with pytest.raises(RuntimeError), whole_folder(Path("deep/er/new")):
+    with pytest.raises(RuntimeError), atomic_directory(Path("deep/er/new")):
         Path("deep/note.txt").touch()
         raise RuntimeError
     assert [path.name for path in Path("deep").iterdir()] == ["note.txt"]

@@ -19,7 +19,7 @@ TEMPORARY = ".tmp"
 PARTIAL = ".partial"
 """Ending of the hidden folder in which a folder is written before it gets its name."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, a quota or a limit on the size of files say."""
 
 
@@ -30,18 +30,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         sync(temporary)
-        replace_durably(temporary, path)
+        rename_durably(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def half_written(path: Path, names: Iterable[str]) -> bool:
+def is_stale_temporary(path: Path, names: Iterable[str]) -> bool:
     """Whether this is what a kill left of writing a file of one of these names atomically."""
     return any(fnmatch(path.name, f"{name}.*{TEMPORARY}") for name in names)
 
 
-def replace_durably(temporary: Path, path: Path) -> None:
+def rename_durably(temporary: Path, path: Path) -> None:
     """Renames a flushed file or folder, so that the new name survives a power cut."""
     os.replace(temporary, path)
     sync(path.parent)
@@ -59,7 +59,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path, seal: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
+def atomic_directory(folder: Path, seal: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
     """Yields an empty folder beside `folder`, which takes its name once the block has ended well.
 
     What was written is flushed to the disk first. After an exception nothing is left; after a kill,
@@ -86,7 +86,7 @@ def whole_folder(folder: Path, seal: Callable[[Path], None] = lambda _: None) ->
         sync(partial)
         if folder.exists():
             os.rmdir(folder)  # which refuses a folder into which somebody wrote meanwhile
-        replace_durably(partial, folder)
+        rename_durably(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):  # one in which somebody has put something stays
@@ -107,7 +107,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+def directory_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Lets one process at a time work in a folder, by a lock that dies with its holder.
 
     Raises:

@@ -16,11 +16,11 @@ import torch
 from tokengrow.checkpoint import layout, store
 from tokengrow.checkpoint.store import (
     Checkpoint,
+    delete_old_checkpoints,
     load_checkpoint,
     newest_checkpoint,
-    prune_checkpoints,
+    quarantine_damaged,
     save_checkpoint,
-    set_damaged_aside,
 )
 from tokengrow.errors import UserError
 from tokengrow.files import sha256
@@ -346,7 +346,7 @@ class TestLoading:
 def newest_setting_aside(run: Path) -> Checkpoint | None:
     """What a run's owner does before it goes on."""
     found = newest_checkpoint(run)
-    set_damaged_aside(run, found)
+    quarantine_damaged(run, found)
     return found
 
 
@@ -405,20 +405,20 @@ class TestPruning:
     ) -> None:
         for step in (4, 5):
             save_checkpoint(run / layout.step_folder(step), full_checkpoint(step))
-        prune_checkpoints(run, keep=2, keep_steps={2})
+        delete_old_checkpoints(run, keep=2, keep_steps={2})
         assert [p.name for p in layout.find_checkpoints(run)] == [
             layout.step_folder(step) for step in (2, 4, 5)
         ]
         assert not (run / "step_00000001").exists()
 
     def test_no_more_than_there_is(self, run: Path) -> None:
-        prune_checkpoints(run, keep=5, keep_steps=set())
+        delete_old_checkpoints(run, keep=5, keep_steps=set())
         assert len(layout.find_checkpoints(run)) == 3
 
     def test_damaged_ones_that_were_set_aside_are_kept(self, run: Path) -> None:
         flip_byte(run / "step_00000002" / "model.safetensors")
         (run / "step_00000002").rename(run / "step_00000002.damaged")
-        prune_checkpoints(run, keep=1, keep_steps=set())
+        delete_old_checkpoints(run, keep=1, keep_steps=set())
         assert {p.name for p in run.iterdir()} == {"step_00000002.damaged", "step_00000003"}
 
     def test_what_a_killed_pruning_left_is_no_checkpoint_and_its_place_can_be_saved_to(
@@ -430,7 +430,7 @@ class TestPruning:
         with monkeypatch.context() as patch:
             patch.setattr(store.shutil, "rmtree", killed)
             with pytest.raises(KeyboardInterrupt):
-                prune_checkpoints(run, keep=1, keep_steps=set())
+                delete_old_checkpoints(run, keep=1, keep_steps=set())
         assert [p.name for p in layout.find_checkpoints(run)] == ["step_00000002", "step_00000003"]
         # Should both of these turn out damaged, training starts anew and comes by step 1 again.
         save_checkpoint(run / "step_00000001", full_checkpoint(1))

@@ -13,7 +13,7 @@ from tokengrow.data.corpus import TextCorpus
 Command = Callable[..., Any]
 
 
-def rows_of(file: Path) -> list[dict[str, str]]:
+def local_rows(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(file.read_text().splitlines()))
 
 
@@ -23,7 +23,7 @@ def test_a_suite_is_a_table_and_rows(command: Command, tmp_path: Path) -> None:
     assert done.status == 0, done.err
     assert "A token of one text" in done.out and "weights read once" in done.out
     assert "small shapes, which say nothing of a GPU" in done.out
-    rows = rows_of(out)
+    rows = local_rows(out)
     assert [row["peer"] for row in rows][-1] == "tokengrow"
     assert all(row["device"].startswith("CPU (") and row["torch_version"] for row in rows)
 
@@ -38,7 +38,7 @@ def test_the_data_suite_takes_the_text_that_it_is_given(
     assert done.status == 0, done.err
     assert "Text to tokens, tokens to batches" in done.out and "MB/s" in done.out
     assert "small shapes" not in done.out
-    rows = rows_of(tmp_path / "rows.csv")
+    rows = local_rows(tmp_path / "rows.csv")
     assert rows[0]["peer"].startswith("tokenizers ") and rows[0]["against_limit"] == "1.0"
     assert {row["unit"] for row in rows} == {"MB/s", "M tokens/s"}
 
@@ -47,7 +47,7 @@ def test_rows_are_added_behind_those_that_are_there(command: Command, tmp_path: 
     out = tmp_path / "rows.csv"
     for _ in range(2):
         assert command("bench", "suite=decode", "fabric=cpu", f"out={out}").status == 0
-    rows = rows_of(out)
+    rows = local_rows(out)
     assert len(rows) == 2 * len({row["peer"] for row in rows})
 
 

@@ -16,7 +16,7 @@ from tokengrow.data.store import TokenStore
 from tokengrow.files import sha256
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import Taus
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
@@ -144,7 +144,7 @@ def test_a_growth_group_sets_what_belongs_together(
     composed: Composed, group: str, differs: dict[str, Any]
 ) -> None:
     section = composed("grow", f"growth={group}", "source=x", "out=y")["growth"]
-    assert typed(GrowthConfig, section) == replace(GrowthConfig(), **differs)
+    assert parse_dataclass(GrowthConfig, section) == replace(GrowthConfig(), **differs)
 
 
 def test_a_gram_growth_goes_into_the_published_layout_and_back(
@@ -158,7 +158,7 @@ def test_a_gram_growth_goes_into_the_published_layout_and_back(
     assert command("convert", f"source={grown}", "to=neox", f"out={neox}").status == 0
     assert command("convert", f"source={neox}", "to=tokengrow", f"out={back}").status == 0
     first, last = load_checkpoint(source), load_checkpoint(tmp_path / "back")
-    assert last.config.tau == Taus.at_birth(last.config.tokens)
+    assert last.config.tau == Taus.default(last.config.tokens)
     ids = torch.arange(32)[None]
     with torch.inference_mode():
         torch.testing.assert_close(last.model(ids), first.model(ids), rtol=0, atol=1e-5)

@@ -10,10 +10,10 @@ from hydra.errors import MissingConfigException
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli import train as verb
-from tokengrow.cli.explain import explain
+from tokengrow.cli.errors import error_message
 from tokengrow.cli.sweep_rows import Row, folder_name, short_groups, sweep_table
 from tokengrow.data.store import TokenStore
-from tokengrow.training.preemption import Stopped
+from tokengrow.errors import Stopped
 
 Command = Callable[..., Any]
 Rows = list[dict[str, str]]
@@ -263,7 +263,7 @@ def test_slurm_is_asked_for_as_many_processes_as_a_job_has_devices(refused: Comm
 )
 def test_a_plugin_that_is_not_there_is_an_extra(group: str, choice: str) -> None:
     error = MissingConfigException("", f"{group}/{choice}", ["basic"])
-    assert explain("train", error) == (
+    assert error_message("train", error) == (
         f"{group}={choice} is in an extra: pip install 'tokengrow[sweep]'"
     )
 

@@ -24,7 +24,7 @@ Command = Callable[..., Any]
 PUBLISHED = "recipes=ladder-150m-to-1.5b", "fabric=cpu"
 
 
-def rows_of(text: str) -> dict[str, list[str]]:
+def local_rows(text: str) -> dict[str, list[str]]:
     """First word of a line to all lines that begin with it, their gaps narrowed to one space."""
     rows: dict[str, list[str]] = {}
     for line in filter(None, (" ".join(line.split()) for line in text.splitlines())):
@@ -49,7 +49,7 @@ def test_the_rows_of_a_recipe_are_the_numbers_of_its_budget(
 ) -> None:
     outcome = command("plan", "recipes=quickstart", "fabric=cpu")
     assert (outcome.status, outcome.err) == (0, "")
-    rows = rows_of(outcome.out)
+    rows = local_rows(outcome.out)
     values = composed("train", "recipes=quickstart", "fabric=cpu")
     for rung in run_budget(resolve_train(values).run).rungs:
         shown = rows[rung.name]
@@ -63,7 +63,7 @@ def test_the_rows_of_a_recipe_are_the_numbers_of_its_budget(
 
 
 def test_the_published_ladder_worked_by_hand(command: Command) -> None:
-    rows = rows_of(command("plan", *PUBLISHED).out)
+    rows = local_rows(command("plan", *PUBLISHED).out)
     sizes, appended, memory, cost = rows["450m"]
     assert sizes.startswith("450m 454,166,528 3.03B 9.08e20 ")
     assert appended == "450m 768 -> 1024 12 -> 16 768/3072 -> 1024/4096 12 -> 24"
@@ -74,7 +74,7 @@ def test_the_published_ladder_worked_by_hand(command: Command) -> None:
 
 
 def test_longer_heads_show_with_their_number(command: Command) -> None:
-    assert "16 x 64 -> 16 x 80" in rows_of(command("plan", *PUBLISHED).out)["900m"][1]
+    assert "16 x 64 -> 16 x 80" in local_rows(command("plan", *PUBLISHED).out)["900m"][1]
 
 
 def test_a_recipe_is_planned_without_the_data_that_its_user_gives(command: Command) -> None:
@@ -100,19 +100,19 @@ def test_the_first_stage_of_a_run_from_a_checkpoint_shows_its_growth(
     command: Command, source: Path
 ) -> None:
     words = (f"source={source}", "model.layers=3", "+stages.only.steps=2", "batch_size=16")
-    assert rows_of(command("plan", *words).out)["only"][1] == "only 2 -> 3"
+    assert local_rows(command("plan", *words).out)["only"][1] == "only 2 -> 3"
 
 
 def test_no_model_is_built(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenformer.TokenFormer, "__init__", None)  # would fail if it were called
     outcome = command("plan", "model=1.5b", "+stages.only.steps=10")
     assert outcome.status == 0
-    assert rows_of(outcome.out)["only"]
+    assert local_rows(outcome.out)["only"]
 
 
 def test_a_budget_of_tokens_is_shown_in_steps(command: Command) -> None:
     words = ("recipes=quickstart", "stages.small.steps=null", "stages.small.tokens=1e6")
-    cost = rows_of(command("plan", *words).out)["small"][-1].split()
+    cost = local_rows(command("plan", *words).out)["small"][-1].split()
     assert "489" in cost  # 1e6 / (16 sequences of 128 tokens) = 488.3
 
 
@@ -134,7 +134,7 @@ def test_a_growth_that_cannot_be_is_not_planned(command: Command, source: Path) 
 
 def test_a_growth_is_shown_before_and_after(command: Command, source: Path) -> None:
     outcome = command("plan", f"source={source}", "model.tokens.ffn=64")
-    rows = rows_of(outcome.out)
+    rows = local_rows(outcome.out)
     config = load_checkpoint(source).config
     assert f"{config.num_parameters():,}" in rows["source"][0]
     # 48 more tokens with a key of 32 and a value of 32 in each of 2 layers.
@@ -152,7 +152,7 @@ def test_a_growth_to_a_preset_is_refused_where_the_axes_differ(
 
 
 def test_one_model_needs_no_source(command: Command) -> None:
-    rows = rows_of(command("plan", "model=150m").out)
+    rows = local_rows(command("plan", "model=150m").out)
     assert rows["model"][1].startswith("model 151,881,216 1.02B 3.07e20 ")
 
 
@@ -160,14 +160,14 @@ def test_the_memory_is_that_of_the_precision(command: Command) -> None:
     said = command("plan", "model=150m", "fabric.precision=bf16-mixed", "micro_batch_size=4").out
     assert "Memory of a training step (bf16-mixed, micro-batch 4)" in said
     # Weights and gradients 4 bytes each, copies 2, moments 8.
-    assert rows_of(said)["model"][-1].startswith("model 607.5 MB 303.8 MB 607.5 MB 1.2 GB ")
+    assert local_rows(said)["model"][-1].startswith("model 607.5 MB 303.8 MB 607.5 MB 1.2 GB ")
 
 
 # Time
 
 
 def test_hours_at_a_given_speed(command: Command) -> None:
-    rows = rows_of(command("plan", *PUBLISHED, "flops_per_second=4e14").out)
+    rows = local_rows(command("plan", *PUBLISHED, "flops_per_second=4e14").out)
     assert rows["150m"][-1].endswith(" 4.00e14 213")  # 3.0725e20 / 4e14 / 3600
     assert rows["total"][0].endswith(" 614")  # 8.8407e20 / 4e14 / 3600
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tokengrow.cli.eval import EvalArguments, evaluate
 from tokengrow.evaluation.scoring import Scorer
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 pytestmark = pytest.mark.dist
 
@@ -39,7 +39,7 @@ def test_several_processes_find_what_one_finds_and_need_not_ask_again(
     more: tuple[str, ...],
 ) -> None:
     def alone(*arguments: str) -> dict[str, Any]:
-        given = typed(EvalArguments, composed("eval", *arguments))
+        given = parse_dataclass(EvalArguments, composed("eval", *arguments))
         return evaluate(given, Console(quiet=True))[0]
 
     ended = run([*launcher, "eval", *words(source, tmp_path / "out", *more)], tmp_path)

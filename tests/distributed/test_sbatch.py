@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ranks import Ended
 
-from tokengrow.cli.verb import LOST_CONTACT, STOPPED
+from tokengrow.cli.runner import PEER_LOST, STOPPED
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "slurm" / "train.sbatch"
 WORDS = ["recipes=quickstart", "name=two words"]
@@ -31,7 +31,7 @@ def submitted(folder: Path, status: int) -> tuple[Ended, list[str]]:
     return Ended(done.returncode, done.stdout), (folder / "calls").read_text().splitlines()
 
 
-@pytest.mark.parametrize("status", [0, LOST_CONTACT, STOPPED])
+@pytest.mark.parametrize("status", [0, PEER_LOST, STOPPED])
 def test_a_job_that_was_stopped_in_time_is_queued_again_and_no_other(
     tmp_path: Path, status: int
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ranks import TOKENGROW, environment, slurm_job, slurm_task
 
 from tokengrow.checkpoint.layout import find_checkpoints
-from tokengrow.cli.verb import STOPPED
+from tokengrow.cli.runner import STOPPED
 
 pytestmark = pytest.mark.dist
 
@@ -49,4 +49,4 @@ def test_the_first_process_to_leave_does_not_spoil_the_status_of_the_others(
             task.kill()
             task.communicate()
     (folder,) = find_checkpoints(tmp_path / "run")
-    assert f"the same command goes on from {Path('run') / folder.name}" in line
+    assert f"the same command resumes from {Path('run') / folder.name}" in line

@@ -40,7 +40,7 @@ from tokengrow.evaluation.scoring import Scorer, Window
 from tokengrow.evaluation.windows import spans
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 PROBABILITIES = {END_OF_TEXT: 1 / 32, "é": 1 / 32, "b": 1 / 16, " ": 1 / 8, "a": 1 / 4, "ab": 1 / 2}
 """Of the tokens of the hand-worked model, whatever comes before: 5, 5, 4, 3, 2 and 1 bits."""
@@ -326,7 +326,7 @@ class TestDocuments:
     def test_those_of_the_split_up_to_a_number_of_bytes(
         self, settings: dict[str, Any], expected: list[str]
     ) -> None:
-        config = typed(PerplexityConfig, settings, "perplexity")
+        config = parse_dataclass(PerplexityConfig, settings, "perplexity")
         assert [*documents_of(TEXT, config)] == expected
 
     def test_up_to_a_number_of_documents(self) -> None:
@@ -344,7 +344,7 @@ class TestRefused:
     def test_a_setting_out_of_range(self, settings: dict[str, Any]) -> None:
         (key,) = settings
         with pytest.raises(UserError, match=rf"perplexity\.{key}"):
-            typed(PerplexityConfig, settings, "perplexity")
+            parse_dataclass(PerplexityConfig, settings, "perplexity")
 
     def test_a_stride_that_would_leave_tokens_out(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(UserError, match=r"perplexity\.stride is 5, .* give 4 at most"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import origins
-from tokengrow.growth.engine import Grown, carry_out, grow
+from tokengrow.growth.engine import Grown, apply_growth, grow
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
@@ -208,7 +208,7 @@ class TestStack:
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         plan = plan_growth(sized(6), sized(6, layers=4), config=self.CONFIG)
-        report = carry_out(plan, random_model(sized(6)).to_weights(), {}).report
+        report = apply_growth(plan, random_model(sized(6)).to_weights(), {}).report
         assert report["new_blocks"] == "stack"
         assert report["drift"]["max_logit"] > 0.1
 
@@ -262,7 +262,7 @@ class TestOptimizer:
     ) -> Grown:
         plan = plan_growth(model.config, replace(model.config, **changes))
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        return carry_out(plan, weights, optimizer_state(model, optimizer))
+        return apply_growth(plan, weights, optimizer_state(model, optimizer))
 
     def gradients(self, model: TokenFormer) -> dict[str, Tensor]:
         model.zero_grad()

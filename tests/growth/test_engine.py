@@ -11,7 +11,7 @@ import tokengrow
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import carry_out, grow, verify_growth
+from tokengrow.growth.engine import apply_growth, grow, verify_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.interop.neox import write_neox
@@ -83,7 +83,7 @@ def test_growing_to_the_same_size_is_a_copy(random_model: RandomModel, sized: Si
 def test_the_report_says_what_happened(random_model: RandomModel, sized: Sized) -> None:
     config = GrowthConfig(seed=4, new_value_scale=0.5)
     plan = plan_growth(sized(6), sized(10), config=config)
-    report = carry_out(plan, random_model(sized(6)).state_dict(), {}).report
+    report = apply_growth(plan, random_model(sized(6)).state_dict(), {}).report
     (step,) = report["steps"]
     assert step["axis"] == "tokens"
     assert step["changes"]["tokens.ffn"] == (12, 20)
@@ -95,14 +95,14 @@ def test_the_report_says_what_happened(random_model: RandomModel, sized: Sized) 
 
 def test_the_probe_may_be_given(random_model: RandomModel, sized: Sized) -> None:
     plan, weights = plan_growth(sized(6), sized(10)), random_model(sized(6)).state_dict()
-    grown = carry_out(plan, weights, {}, probe=IDS[:, :6])
+    grown = apply_growth(plan, weights, {}, probe=IDS[:, :6])
     assert grown.report["drift"]["probe_tokens"] == 2 * 5
-    assert carry_out(plan, weights, {}).report["drift"]["probe_tokens"] == 2 * 12
+    assert apply_growth(plan, weights, {}).report["drift"]["probe_tokens"] == 2 * 12
 
 
 def test_damaged_weights_are_found_out(random_model: RandomModel, sized: Sized) -> None:
     plan, weights = plan_growth(sized(6), sized(10)), random_model(sized(6)).state_dict()
-    grown = carry_out(plan, weights, {}).weights
+    grown = apply_growth(plan, weights, {}).weights
     verify_growth(plan, weights, grown)
     broken = {**grown, "embedding.weight": grown["embedding.weight"] * 1.001}
     with pytest.raises(DriftError):
@@ -164,7 +164,7 @@ class TestPublishedGrowth:
     ) -> None:
         plan = plan_growth(sized(6), sized(9), config=self.CONFIG)
         state = {"exp_avg.embedding.weight": torch.zeros(1)}
-        grown = carry_out(plan, random_model(sized(6)).to_weights(), state)
+        grown = apply_growth(plan, random_model(sized(6)).to_weights(), state)
         assert grown.report["drift"]["max_logit"] > 0.1
         assert (grown.report["init"], grown.report["tau"]) == ("published", "recompute")
         assert not any(key.startswith("exp_avg") for key in grown.optimizer)

@@ -66,7 +66,7 @@ def test_every_kept_key_has_its_test() -> None:
 def test_tau_is_that_of_the_first_model_after_two_growths(sized: Sized) -> None:
     second = plan_growth(sized(6), sized(9)).target
     third = plan_growth(second, sized(20)).target
-    assert third.tau == Taus.at_birth(sized(6).tokens)
+    assert third.tau == Taus.default(sized(6).tokens)
 
 
 @pytest.mark.parametrize("role", ["query", "key", "value", "output", "ffn"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokengrow.errors import UserError
-from tokengrow.growth.engine import carry_out
+from tokengrow.growth.engine import apply_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import (
     Pruned,
@@ -73,7 +73,7 @@ def test_what_a_growth_by_zero_keys_appended_goes_and_the_source_is_back_bit_for
         for name, tensor in source.to_weights().items()
     }
     plan = plan_growth(source.config, replace(source.config, tokens=tokens[1]))
-    grown = carry_out(plan, source.to_weights(), moments)
+    grown = apply_growth(plan, source.to_weights(), moments)
     target = plan_pruning(grown.config, source.config)
     back = prune(grown.config, target, grown.weights, grown.optimizer, TEXT, PROBE)
     assert back.config == source.config, "tau too"

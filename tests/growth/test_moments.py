@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import Grown, carry_out
+from tokengrow.growth.engine import Grown, apply_growth
 from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE, grown_moments
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import token_tensors
@@ -50,7 +50,7 @@ def trained(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, torch
 def grown_from(model: TokenFormer, optimizer: torch.optim.Optimizer, to: ModelConfig) -> Grown:
     plan = plan_growth(model.config, to)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return carry_out(plan, weights, optimizer_state(model, optimizer))
+    return apply_growth(plan, weights, optimizer_state(model, optimizer))
 
 
 def resumed(grown: Grown) -> tuple[TokenFormer, torch.optim.Optimizer]:
@@ -118,7 +118,7 @@ def test_the_state_of_the_source_is_not_modified(
     before = {key: tensor.clone() for key, tensor in state.items()}
     plan = plan_growth(trained[0].config, sized(10))
     weights = {name: tensor.clone() for name, tensor in trained[0].state_dict().items()}
-    larger = resumed(carry_out(plan, weights, state))
+    larger = resumed(apply_growth(plan, weights, state))
     update(*larger)  # nor by training the grown model
     assert state.keys() == before.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in before.items())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import carry_out, grow
+from tokengrow.growth.engine import apply_growth, grow
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import append_tokens, token_tensors
 from tokengrow.growth.verify import DriftError, measure_drift
@@ -109,7 +109,7 @@ def test_the_source_is_not_modified(random_model: RandomModel, sized: Sized) -> 
     weights = random_model(sized(6)).state_dict()
     before = {name: tensor.clone() for name, tensor in weights.items()}
     plan = plan_growth(sized(6), sized(10))
-    carry_out(plan, weights, {})
+    apply_growth(plan, weights, {})
     assert weights.keys() == before.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
 
@@ -267,7 +267,7 @@ class TestGram:
             wide = TokenFormer.from_weights(source, model.state_dict(), torch.float64)
             assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
             grown = grow(model, replace(source, tokens=Tokens(**larger)), self.CONFIG)
-            assert grown.config.tau == Taus.at_birth(grown.config.tokens)
+            assert grown.config.tau == Taus.default(grown.config.tokens)
             assert (grown(ids) - logits).abs().max().item() < 10 * EXACT[dtype] * largest
 
     def test_new_tokens_are_alive_after_two_updates(

@@ -6,14 +6,14 @@ import pytest
 
 from tokengrow.errors import UserError
 from tokengrow.interop.neox_training import AT_LEAST_ONE, NeoxTraining
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 
 def keys(**changes: Any) -> NeoxTraining:
     """The few keys that a run needs, with these changed."""
     adam = {"lr": 1e-3, "betas": [0.9, 0.95], **changes.pop("adam", {})}
     needed = {"train_iters": 100, "lr_decay_style": "cosine", "optimizer": {"params": adam}}
-    return typed(NeoxTraining, {**needed, **changes})
+    return parse_dataclass(NeoxTraining, {**needed, **changes})
 
 
 def refused(**changes: Any) -> str:

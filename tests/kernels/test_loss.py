@@ -80,7 +80,7 @@ def test_on_a_cpu_it_is_the_plain_cross_entropy() -> None:
 def test_pieces_hold_no_more_logits_than_they_may_and_cover_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(head, "MOST_LOGITS", 40)
+    monkeypatch.setattr(head, "MAX_LOGITS", 40)
     pieces = head._pieces(positions=10, vocabulary=11)
     assert [len(range(10)[piece]) * 11 <= 40 for piece in pieces] == [True] * len(pieces)
     assert [i for piece in pieces for i in range(10)[piece]] == list(range(10))
@@ -90,7 +90,7 @@ def test_pieces_hold_no_more_logits_than_they_may_and_cover_all(
 def test_the_fused_loss_has_the_gradients_of_the_plain_one(
     most: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "MOST_LOGITS", most)
+    monkeypatch.setattr(head, "MAX_LOGITS", most)
     hidden, weight, targets = random_head(6, 8, 11, device)
     wanted = F.cross_entropy(hidden @ weight.T, targets)
     found = head._FusedLoss.apply(hidden, weight, targets, True)
@@ -115,7 +115,7 @@ class TestOnAGpu:
 
     @pytest.mark.parametrize("most", [2**30, 3000], ids=["whole", "pieces"])
     def test_loss_and_gradients(self, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(head, "MOST_LOGITS", most)
+        monkeypatch.setattr(head, "MAX_LOGITS", most)
         hidden, weight, targets = random_head(100, 64, 999, "cuda")
         found = linear_cross_entropy(hidden, weight, targets)
         wanted = F.cross_entropy((hidden.double() @ weight.double().T), targets)
@@ -130,7 +130,7 @@ class TestOnAGpu:
     def test_autocast_leaves_the_gradient_of_the_weight_wide(
         self, most: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(head, "MOST_LOGITS", most)
+        monkeypatch.setattr(head, "MAX_LOGITS", most)
         hidden, weight, targets = random_head(300, 64, 999, "cuda")
         with torch.autocast("cuda", torch.bfloat16):
             found = linear_cross_entropy(hidden, weight, targets)

@@ -15,7 +15,7 @@ from tokengrow.generation.decoder import Decoder, block_step, takes_kernels
 from tokengrow.kernels import triton_step
 from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.kernels.triton_rows import interpreted
-from tokengrow.kernels.triton_step import MOST_BATCH, Step, scores_tile
+from tokengrow.kernels.triton_step import MAX_BATCH, Step, scores_tile
 from tokengrow.model.config import ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 
@@ -181,8 +181,8 @@ def test_a_decoder_that_takes_them_equals_the_full_forward(
 def test_what_the_kernels_take() -> None:
     run = model()
     assert takes_kernels(run, 1) is (DEVICE.type == "cuda")
-    assert decode._suits_kernels(run, MOST_BATCH)
-    assert not decode._suits_kernels(run, MOST_BATCH + 1)
+    assert decode._suits_kernels(run, MAX_BATCH)
+    assert not decode._suits_kernels(run, MAX_BATCH + 1)
     assert not decode._suits_kernels(model(width=10000, heads=1), 1)
     run.set_kernel("naive")
     assert not decode._suits_kernels(run, 1)
@@ -197,4 +197,4 @@ def test_all_programs_for_scores_have_work(n: int, width: int, layers: int) -> N
 
 def test_a_step_is_not_made_for_more_rows() -> None:
     with pytest.raises(AssertionError):
-        Step(MOST_BATCH + 1, 8, 1, 8, 8, "softmax", DEVICE)
+        Step(MAX_BATCH + 1, 8, 1, 8, 8, "softmax", DEVICE)

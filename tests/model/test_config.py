@@ -83,7 +83,7 @@ def test_presets_are_born_as_published() -> None:
         preset = ModelConfig.preset(name)
         assert preset.init == "published"
         assert preset.activation == "l2_norm_gelu"
-        assert preset.tau == Taus.at_birth(preset.tokens)
+        assert preset.tau == Taus.default(preset.tokens)
 
 
 def test_an_unknown_preset_is_refused_with_the_valid_names() -> None:

@@ -1,4 +1,4 @@
-"""The arrows between the rooms, and what importing the package does and does not do."""
+"""Dependencies between packages, and the side effects of importing tokengrow."""
 
 import ast
 import re
@@ -20,21 +20,46 @@ MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-"""`room/file` to its syntax tree; the files beside the rooms have no room in front."""
+"""`package/module` to its syntax tree; a shared module has no package."""
 
-EVERYONES = {"errors", "typed", "paths", "files"}
-"""Files beside the rooms that any of them may import."""
+SHARED = {"errors", "parsing", "paths", "files", "figures"}
+"""Modules that every package may import."""
 
-ARROWS = {
+DEPENDENCIES = {
     "kernels": set(),
+    "console": set(),
     "model": {"kernels"},
     "data": set(),
-    "growth": {"model"},
     "checkpoint": {"model"},
+    "growth": {"model", "checkpoint"},
     "distributed": set(),
-    "evaluation": {"model", "data", "checkpoint", "growth", "distributed"},
-    "training": {"model", "data", "checkpoint", "distributed", "growth", "evaluation"},
-    "bench": {"kernels", "model", "data", "training", "distributed"},
+    "optim": {"model", "growth", "distributed"},
+    "metrics": {"training"},
+    "generation": {"model", "kernels"},
+    "interop": {"model", "checkpoint"},
+    "training": {
+        "model",
+        "data",
+        "checkpoint",
+        "distributed",
+        "growth",
+        "optim",
+        "metrics",
+        "console",
+    },
+    "planning": {"model", "growth", "training", "distributed"},
+    "evaluation": {"model", "data", "checkpoint", "distributed", "generation", "console"},
+    "inspection": {"model", "checkpoint", "growth", "console"},
+    "reports": {"checkpoint", "evaluation", "console"},
+    "bench": {
+        "kernels",
+        "model",
+        "data",
+        "training",
+        "distributed",
+        "optim",
+        "generation",
+    },
     "cli": {
         "training",
         "model",
@@ -42,11 +67,19 @@ ARROWS = {
         "checkpoint",
         "distributed",
         "growth",
+        "optim",
+        "metrics",
+        "generation",
+        "interop",
+        "planning",
         "evaluation",
+        "inspection",
+        "reports",
+        "console",
         "bench",
     },
 }
-"""Room to the rooms that it may import: the house plan of shared/design.md."""
+"""Package to the packages that it may import."""
 
 
 def imports_of(tree: ast.Module) -> Iterator[str]:
@@ -60,7 +93,7 @@ def imports_of(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.partition("/")[0] if "/" in module else ""
 
 
@@ -72,15 +105,15 @@ def files_that_import(library: str) -> set[str]:
     }
 
 
-def test_every_room_is_in_the_plan() -> None:
-    assert {room_of(module) for module in MODULES} - {""} == set(ARROWS)
+def test_every_package_has_declared_dependencies() -> None:
+    assert {package_of(module) for module in MODULES} - {""} == set(DEPENDENCIES)
 
 
-@pytest.mark.parametrize("room", ARROWS)
-def test_a_room_imports_only_where_its_arrows_point(room: str) -> None:
-    allowed = ARROWS[room] | EVERYONES | {room}
+@pytest.mark.parametrize("package", DEPENDENCIES)
+def test_a_package_imports_only_its_dependencies(package: str) -> None:
+    allowed = DEPENDENCIES[package] | SHARED | {package}
     for module, tree in MODULES.items():
-        if room_of(module) != room:
+        if package_of(module) != package:
             continue
         for name in imports_of(tree):
             library, _, inside = name.partition(".")
@@ -88,23 +121,23 @@ def test_a_room_imports_only_where_its_arrows_point(room: str) -> None:
                 assert inside.partition(".")[0] in allowed, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("shared", sorted(EVERYONES))
-def test_the_files_beside_the_rooms_import_no_room(shared: str) -> None:
+@pytest.mark.parametrize("shared", sorted(SHARED))
+def test_a_shared_module_imports_no_package(shared: str) -> None:
     for name in imports_of(MODULES[shared]):
         library, _, inside = name.partition(".")
         if library == "tokengrow":
-            assert inside.partition(".")[0] in EVERYONES
+            assert inside.partition(".")[0] in SHARED
 
 
 def test_only_cli_and_paths_know_hydra() -> None:
-    assert all(room_of(m) == "cli" or m == "paths" for m in files_that_import("hydra"))
+    assert all(package_of(m) == "cli" or m == "paths" for m in files_that_import("hydra"))
     assert files_that_import("hydra"), "the test sees something"
 
 
-def test_only_distributed_training_and_cli_know_lightning() -> None:
-    rooms = {room_of(module) for module in files_that_import("lightning")}
-    assert rooms <= {"distributed", "training", "cli"}
-    assert rooms, "the test sees something"
+def test_only_code_that_runs_training_imports_lightning() -> None:
+    packages = {package_of(module) for module in files_that_import("lightning")}
+    assert packages <= {"distributed", "training", "metrics", "planning", "cli"}
+    assert packages, "the test sees something"
 
 
 def test_only_triton_files_of_kernels_know_triton() -> None:

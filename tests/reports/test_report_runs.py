@@ -17,7 +17,7 @@ from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.reports.comparison import Branch, config_differences, lineage_tree, notes
 from tokengrow.reports.report import Report, points_csv
-from tokengrow.reports.run_data import RunRecord, Spent, read_runs, run_names, told_apart
+from tokengrow.reports.run_data import RunRecord, Spent, read_runs, run_names, short_run_names
 from tokengrow.training.config import TrainConfig
 
 NAMES = ("small", "grown", "scratch", "on", "published", "after")
@@ -209,7 +209,7 @@ def test_runs_of_one_name_are_told_apart_by_their_parents() -> None:
 def test_the_jobs_of_a_sweep_are_called_by_what_tells_them_apart(
     names: list[str], told: list[str]
 ) -> None:
-    assert told_apart(names) == told
+    assert short_run_names(names) == told
 
 
 def test_of_two_sweeps_with_the_same_jobs_both_are_named() -> None:

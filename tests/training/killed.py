@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.training import saver
+from tokengrow.training import checkpoint_writer
 from tokengrow.training.fit import FitResult
 
 SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")
@@ -22,7 +22,7 @@ class Killed(Exception):
 @contextmanager
 def killed_at(step: int, when: str = "after") -> Iterator[None]:
     """The process of the block ends before or after the checkpoint of a step is written."""
-    save, begin = saver.save_checkpoint, saver.Saver.save
+    save, begin = checkpoint_writer.save_checkpoint, checkpoint_writer.CheckpointWriter.save
 
     def dies(folder: Path, checkpoint: Checkpoint) -> None:
         if when == "after" or checkpoint.step != step:
@@ -30,13 +30,13 @@ def killed_at(step: int, when: str = "after") -> Iterator[None]:
         if checkpoint.step == step:
             raise Killed
 
-    def begin_and_wait(self: saver.Saver, *arguments: Any) -> None:
+    def begin_and_wait(self: checkpoint_writer.CheckpointWriter, *arguments: Any) -> None:
         begin(self, *arguments)
         self.finish()  # else training would go on for a while after its death
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(saver, "save_checkpoint", dies)
-        patch.setattr(saver.Saver, "save", begin_and_wait)
+        patch.setattr(checkpoint_writer, "save_checkpoint", dies)
+        patch.setattr(checkpoint_writer.CheckpointWriter, "save", begin_and_wait)
         yield
 
 

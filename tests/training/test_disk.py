@@ -23,7 +23,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training import saver
+from tokengrow.training import checkpoint_writer
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
 from tokengrow.training.resume import RECORDS
@@ -78,12 +78,12 @@ def test_on_a_full_disk_training_goes_on_until_a_stage_cannot_be_saved(
     mount = f"mount -t tmpfs -o size={one * 3 // 2} none {disk}"
     done = mounted(mount, arguments, then=f"cp -a {disk}/run {kept}")
     assert done.returncode == 2, done.stderr
-    (warned,) = (line for line in done.stdout.splitlines() if "cannot be written" in line)
-    assert warned.startswith(f"{disk}/run/step_00000010 cannot be written (No space left on device")
-    assert warned.endswith(f"the same command goes on from {disk}/run/step_00000005")
+    (warned,) = (line for line in done.stdout.splitlines() if "cannot write" in line)
+    assert warned.startswith(f"cannot write {disk}/run/step_00000010 (No space left on device")
+    assert warned.endswith(f"the same command resumes from {disk}/run/step_00000005")
     (said,) = done.stderr.splitlines()
-    assert said.startswith(f"tokengrow train: {disk}/run/step_00000012 cannot be written (No space")
-    assert f"make room on the disk; then the same command goes on from {disk}/run/step_0" in said
+    assert said.startswith(f"tokengrow train: cannot write {disk}/run/step_00000012 (No space")
+    assert f"Free disk space; then the same command resumes from {disk}/run/step_0" in said
     assert "step 12/12" in done.stdout
     assert [folder.name for folder in find_checkpoints(kept)] == ["step_00000005"]
     assert load_checkpoint(kept).step == 5
@@ -97,7 +97,7 @@ def test_on_a_full_disk_training_goes_on_until_a_stage_cannot_be_saved(
 def test_a_save_for_which_there_is_no_room_changes_nothing_in_what_is_trained(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, number: int
 ) -> None:
-    save, said = saver.save_checkpoint, io.StringIO()
+    save, said = checkpoint_writer.save_checkpoint, io.StringIO()
 
     def full(folder: Path, checkpoint: Checkpoint) -> None:
         if checkpoint.step == 4:
@@ -106,10 +106,10 @@ def test_a_save_for_which_there_is_no_room_changes_nothing_in_what_is_trained(
 
     whole = fit(tiny_run(tmp_path / "whole", rungs=(8,)), store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saver, "save_checkpoint", full)
+        patch.setattr(checkpoint_writer, "save_checkpoint", full)
         done = fit(tiny_run(tmp_path / "run", rungs=(8,)), store, Console(file=said))
     assert same_bits(done, whole)
-    assert "begins again: no checkpoint is whole yet" in said.getvalue()
+    assert "starts over, because no checkpoint is complete yet" in said.getvalue()
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -117,7 +117,7 @@ def test_a_save_has_been_made_if_there_was_room_for_it(
     tiny_run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
 ) -> None:
     """As SIGTERM asks, right after a save has begun: one that failed it makes again."""
-    save = saver.save_checkpoint
+    save = checkpoint_writer.save_checkpoint
 
     def slow(folder: Path, checkpoint: Checkpoint) -> None:
         time.sleep(0.05)
@@ -125,10 +125,10 @@ def test_a_save_has_been_made_if_there_was_room_for_it(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(folder, checkpoint)
 
-    monkeypatch.setattr(saver, "save_checkpoint", slow)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
     model = TokenFormer(tiny_run(tmp_path).stages[0].model)
     checkpoint = replace(Checkpoint.of(model), train_state={"step": 4})
-    with saver.Saver(tmp_path, 2, Console(quiet=True)) as kept:
+    with checkpoint_writer.CheckpointWriter(tmp_path, 2, Console(quiet=True)) as kept:
         kept.save(checkpoint, set(), needed=False)
         assert kept.has(4) == room
 
@@ -139,7 +139,7 @@ def test_an_error_of_another_kind_ends_the_run(
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(saver, "save_checkpoint", broken)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", broken)
     with pytest.raises(OSError, match="Input/output error"):
         fit(tiny_run(tmp_path / "run", rungs=(8,)), store)
 

@@ -20,7 +20,7 @@ from tokengrow.data.megatron import export_store
 from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
-from tokengrow.files import locked, sha256
+from tokengrow.files import directory_lock, sha256
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.metrics.run_log import LoggerConfig
@@ -370,7 +370,7 @@ def test_a_second_run_in_one_folder_is_refused(
 ) -> None:
     run = tiny_run(tmp_path / "run", rungs=(8,))
     (tmp_path / "run").mkdir()
-    with locked(tmp_path / "run"):
+    with directory_lock(tmp_path / "run"):
         with pytest.raises(UserError, match="is being trained by another process"):
             fit(run, store)
         assert list((tmp_path / "run").iterdir()) == []

@@ -27,7 +27,7 @@ from tokengrow.optim.config import OptimConfig
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.nonfinite import RECORD, GradientWatch, with_telling_gradient
+from tokengrow.training.nonfinite import RECORD, GradientWatch, poison_nonfinite_grad
 from tokengrow.training.state import TrainState
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_a_row_goes_on_in_the_next_session() -> None:
 @pytest.mark.parametrize("bad", BAD)
 def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(bad: float) -> None:
     weight = torch.ones(3, requires_grad=True)
-    with_telling_gradient(weight.sum() + bad).backward()
+    poison_nonfinite_grad(weight.sum() + bad).backward()
     assert weight.grad is not None and weight.grad.isnan().all()
 
 
@@ -86,7 +86,7 @@ def test_a_finite_loss_and_its_gradient_keep_every_bit() -> None:
     weight = torch.randn(64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     plain = weight.exp().sum()
     (gradient,) = torch.autograd.grad(plain, weight, retain_graph=True)
-    told = with_telling_gradient(plain)
+    told = poison_nonfinite_grad(plain)
     assert torch.equal(told, plain)
     assert torch.equal(torch.autograd.grad(told, weight)[0], gradient)
 

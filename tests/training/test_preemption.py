@@ -18,13 +18,14 @@ from victim import Watched
 
 from tokengrow.checkpoint.layout import find_checkpoints
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.cli import verb
+from tokengrow.cli import runner
 from tokengrow.data.store import TokenStore
+from tokengrow.errors import Stopped
+from tokengrow.training import checkpoint_writer
 from tokengrow.training import fit as loop
-from tokengrow.training import saver
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.preemption import Stopped, StopRequest
+from tokengrow.training.preemption import StopRequest
 
 Runs = Callable[..., TrainConfig]
 
@@ -82,13 +83,13 @@ def test_the_command_finishes_its_step_saves_leaves_with_75_and_goes_on(
 ) -> None:
     out, log, watched = tmp_path / "run", tmp_path / "log", Watched()
     status = watched.run(climb.arguments(out), log, "step", times=8, then=asked_to_stop)
-    assert status == verb.STOPPED == 75
+    assert status == runner.STOPPED == 75
     (folder,) = find_checkpoints(out)[-1:]
     assert folder.name in ("step_00000008", "step_00000009"), "one step more had perhaps begun"
     *_, last = log.read_text().splitlines()
     assert last == (
         f"tokengrow train: stopped as asked in stage small, step {int(folder.name[5:])}/12; the "
-        f"same command goes on from {folder}"
+        f"same command resumes from {folder}"
     )
     assert watched.run(climb.arguments(out), log) == 0
     assert "goes on from stage small, step" in log.read_text()
@@ -101,7 +102,7 @@ def test_a_step_is_finished_with_its_validation_and_saved(
     said = stopped(run, store, sent_at("n8  step 2/6"))
     assert steps_saved(run) == [2]
     assert said == (
-        f"stopped as asked in stage n8, step 2/6; the same command goes on from "
+        f"stopped as asked in stage n8, step 2/6; the same command resumes from "
         f"{run.out}/step_00000002"
     )
     assert same_bits(fit(run, store), whole)
@@ -119,7 +120,7 @@ def test_in_a_growth_nothing_is_saved_anew(
 ) -> None:
     said = stopped(run, store, sent_at("grown "))
     assert steps_saved(run) == [4, 6]
-    assert "stage n12, step 0/6; the same command goes on from" in said
+    assert "stage n12, step 0/6; the same command resumes from" in said
     assert said.endswith("step_00000006")
     assert same_bits(fit(run, store), whole)
 
@@ -130,7 +131,7 @@ def sent_in_the_save_of(
 ) -> Iterator[None]:
     """A signal comes while the checkpoint of a step is written, so many seconds after its
     beginning and before its end."""
-    save = saver.save_checkpoint
+    save = checkpoint_writer.save_checkpoint
 
     def interrupted(folder: Path, checkpoint: Checkpoint) -> None:
         if checkpoint.step == step:
@@ -140,7 +141,7 @@ def sent_in_the_save_of(
         save(folder, checkpoint)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saver, "save_checkpoint", interrupted)
+        patch.setattr(checkpoint_writer, "save_checkpoint", interrupted)
         yield
 
 
@@ -167,7 +168,9 @@ def test_before_the_first_step_nothing_is_saved(run: TrainConfig, store: TokenSt
         patch.setattr(loop, "validate", asked)
         said = stopped(run, store)
     assert steps_saved(run) == []
-    assert said.endswith("step 0/6; the same command begins again: no checkpoint is whole yet")
+    assert said.endswith(
+        "step 0/6; the same command starts over, because no checkpoint is complete yet"
+    )
     assert fit(run, store).state.step == 12
 
 
@@ -224,8 +227,8 @@ def test_a_run_in_another_thread_trains_and_leaves_signals_alone(
 @pytest.mark.parametrize(
     ("at", "resumes"),
     [
-        ("n8  step 2/6", "the same command begins again: no checkpoint is whole yet"),
-        ("n12  step 2/6", "the same command goes on from {out}/step_00000006"),
+        ("n8  step 2/6", "the same command starts over, because no checkpoint is complete yet"),
+        ("n12  step 2/6", "the same command resumes from {out}/step_00000006"),
     ],
     ids=["nothing saved", "saved"],
 )
@@ -244,7 +247,7 @@ def test_an_interrupt_in_a_save_tells_of_it(
     in_it = sent_in_the_save_of(4, signal.SIGINT, before=0.1, after=0.2)
     with in_it, pytest.raises(KeyboardInterrupt) as interrupt:
         fit(run, store)
-    assert interrupt.value.args == (f"the same command goes on from {run.out}/step_00000004",)
+    assert interrupt.value.args == (f"the same command resumes from {run.out}/step_00000004",)
     assert same_bits(fit(run, store), whole)
 
 

@@ -15,10 +15,10 @@ from killed import killed_at
 import tokengrow
 from tokengrow.checkpoint.layout import SESSIONS
 from tokengrow.data.store import TokenStore
+from tokengrow.errors import Stopped
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
-from tokengrow.training.preemption import Stopped
-from tokengrow.training.sessions import commit_of, recorded
+from tokengrow.training.wall_time import git_commit, record_session
 
 Runs = Callable[..., TrainConfig]
 
@@ -111,31 +111,34 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_the_commit_of_a_checkout_and_whether_its_files_differ(checkout: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")
-    assert commit_of(checkout) == (commit, False)
+    assert git_commit(checkout) == (commit, False)
     (checkout / "notes.txt").write_text("somebody's")
-    assert commit_of(checkout) == (commit, False)
+    assert git_commit(checkout) == (commit, False)
     (checkout / "code.py").write_text("two")
-    assert commit_of(checkout) == (commit, True)
+    assert git_commit(checkout) == (commit, True)
 
 
 def test_an_installed_package_inside_somebodys_repository_has_no_commit(checkout: Path) -> None:
     package = checkout / "site-packages"
     package.mkdir()
-    assert commit_of(package) == (None, None)
+    assert git_commit(package) == (None, None)
 
 
 def test_without_git_there_is_no_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert commit_of(checkout) == (None, None)
+    assert git_commit(checkout) == (None, None)
 
 
 def test_a_full_disk_at_the_end_hides_nothing(
     tmp_path: Path, tiny_run: Runs, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit(tiny_run(tmp_path / "run", rungs=(8,), steps=1), store)
-    from tokengrow.training import sessions as module
+    from tokengrow.training import wall_time as module
 
     session = module.Session(**sessions(tmp_path / "run")[0])
-    with pytest.raises(ValueError, match="what went wrong"), recorded(tmp_path / "run", session):
+    with (
+        pytest.raises(ValueError, match="what went wrong"),
+        record_session(tmp_path / "run", session),
+    ):
         monkeypatch.setattr(module, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError()))
         raise ValueError("what went wrong")

@@ -25,7 +25,7 @@ from tokengrow.training.state import TrainState
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["tokengrow.cli.resolve", "tokengrow.cli.verb", "tokengrow.training.fit"]
+    ["tokengrow.cli.resolve", "tokengrow.cli.runner", "tokengrow.training.fit"]
 )
 
 
@@ -123,17 +123,17 @@ def live(arguments: list[str], log: Path, telling: Connection) -> None:
 
         setattr(owner, name, told)
 
-    whole_folder = store.whole_folder
+    atomic_directory = store.atomic_directory
 
     @contextmanager
     def saving(*given: Any) -> Iterator[Path]:
         tell("+", "save")
-        with whole_folder(*given) as partial:
+        with atomic_directory(*given) as partial:
             yield partial
         tell("-", "save")
 
-    store.whole_folder = saving
-    around(boundary, "carry_out", begins="growth", ends="growth")
+    store.atomic_directory = saving
+    around(boundary, "apply_growth", begins="growth", ends="growth")
     around(TokenFormerModule, "training_step", begins="step")
     around(AgedAdamW, "step", ends="step")
     around(TrainState, "leave", begins="between")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokengrow.checkpoint import layout
-from tokengrow.checkpoint.tensors import ENDINGS, TensorFile, stream_tensors
+from tokengrow.checkpoint.tensors import EXTENSIONS, TensorFile, stream_tensors
 from tokengrow.errors import UserError
-from tokengrow.files import PARTIAL, read_yaml, whole_folder, write_yaml
+from tokengrow.files import PARTIAL, atomic_directory, read_yaml, write_yaml
 from tokengrow.model.architectures import architecture_of, read_config
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.model.tokenformer import LanguageModel
@@ -41,8 +41,8 @@ class Checkpoint:
     lineage: Sequence[Mapping[str, Any]] = ()
     """One entry per growth or pruning, oldest first."""
     times: Mapping[str, Any] = field(default_factory=dict)
-    """Wall time behind it; see `tokengrow.training.clock`. Apart from `train_state`, which is the
-    same however often a run was killed."""
+    """Wall time of the run, see `tokengrow.training.wall_time`. Not part of `train_state`,
+    which does not depend on how often a run was killed."""
     tokenizer: str | None = None
     """The tokenizer's JSON."""
     end_of_text: str | None = None
@@ -80,7 +80,7 @@ class Checkpoint:
         }
 
 
-def left_by_a_kill(path: Path) -> bool:
+def is_stale_partial(path: Path) -> bool:
     """Whether this is what a save that was killed leaves behind."""
     return path.name.startswith(".step_") and path.name.endswith(PARTIAL)
 
@@ -100,7 +100,7 @@ def save_checkpoint(folder: str | Path, source: LanguageModel | Checkpoint) -> P
     """
     folder = Path(folder)
     checkpoint = Checkpoint.of(source) if isinstance(source, LanguageModel) else source
-    with whole_folder(folder, layout.write_marker) as partial:
+    with atomic_directory(folder, layout.write_marker) as partial:
         files = {layout.WEIGHTS: checkpoint.weights, layout.OPTIMIZER: checkpoint.optimizer}
         for name, tensors in files.items():
             if tensors or name == layout.WEIGHTS:
@@ -153,7 +153,7 @@ def _what_else(folder: Path) -> str:
 def _is_foreign(folder: Path) -> bool:
     """Whether a folder holds weights, and nothing that says that they were once a checkpoint."""
     ours = (folder / layout.CONFIG).is_file()
-    return not ours and any(file.suffix in ENDINGS for file in folder.iterdir())
+    return not ours and any(file.suffix in EXTENSIONS for file in folder.iterdir())
 
 
 def newest_checkpoint(run: Path, tensors: bool = True, streamed: bool = False) -> Checkpoint | None:
@@ -176,7 +176,7 @@ def newest_checkpoint(run: Path, tensors: bool = True, streamed: bool = False) -
     return None
 
 
-def set_damaged_aside(run: Path, newest: Checkpoint | None) -> list[Path]:
+def quarantine_damaged(run: Path, newest: Checkpoint | None) -> list[Path]:
     """Renames to `*.damaged` every checkpoint folder after the newest whole one; deletes nothing.
 
     For the run's owner alone, who will write those steps again.
@@ -198,7 +198,7 @@ def set_damaged_aside(run: Path, newest: Checkpoint | None) -> list[Path]:
     return aside
 
 
-def prune_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:
+def delete_old_checkpoints(run: Path, keep: int, keep_steps: set[int]) -> None:
     """Deletes all but the newest `keep` checkpoints of a run and those of `keep_steps`."""
     kept = {layout.step_folder(step) for step in keep_steps}
     for leftover in run.glob(".step_*.pruned"):  # of a pruning that was killed

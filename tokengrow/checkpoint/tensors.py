@@ -13,7 +13,7 @@ from tokengrow.errors import UserError
 
 State = dict[str, Tensor]
 
-ENDINGS = (".bin", ".pt", ".pth", ".safetensors")
+EXTENSIONS = (".bin", ".pt", ".pth", ".safetensors")
 """Of the files that can hold weights, whoever wrote them."""
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What a weight can be; of narrower floats torch can neither mix nor compute any."""

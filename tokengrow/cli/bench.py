@@ -14,14 +14,14 @@ from rich.table import Table
 from tokengrow.bench import data, decode, pattention, step
 from tokengrow.bench.rows import Measurement, append_rows, check_appendable
 from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
-from tokengrow.cli.verb import run_verb
+from tokengrow.cli.runner import run_command
 from tokengrow.console.format import table
 from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.parsing import nearest, parse_dataclass
 from tokengrow.paths import cache_dir
-from tokengrow.typed import nearest, typed
 
 SUITES = {
     "pattention": ("One layer, forward and backward", "times the\nsix products"),
@@ -110,7 +110,7 @@ class BenchArguments:
 
 def main(config: DictConfig) -> None:
     """Measures a suite: a table, and rows in `out`."""
-    arguments = typed(BenchArguments, plain(config))
+    arguments = parse_dataclass(BenchArguments, plain(config))
     console = Console(highlight=False)
     out = Path(arguments.out) if arguments.out else None
     if out:
@@ -180,4 +180,4 @@ def _numbers(row: Measurement) -> list[Any]:
 
 
 if __name__ == "__main__":
-    run_verb("bench", main)
+    run_command("bench", main)

@@ -15,11 +15,11 @@ from tokengrow.checkpoint.layout import COMPLETE, TOKENIZER, step_folder, step_f
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.checkpoint.tensors import State, dtype_name
 from tokengrow.cli.neox_recipe import NeoxRecipe, neox_recipe
-from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.console.format import table
 from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
 from tokengrow.errors import UserError
-from tokengrow.files import whole_folder
+from tokengrow.files import atomic_directory
 from tokengrow.interop.hf import is_hf, read_hf, write_hf
 from tokengrow.interop.neox import (
     WEIGHTS,
@@ -33,7 +33,7 @@ from tokengrow.interop.neox import (
 from tokengrow.interop.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PRESETS
-from tokengrow.typed import nearest, typed
+from tokengrow.parsing import nearest, parse_dataclass
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def main(config: DictConfig) -> None:
     """Converts `source` into `out`."""
     # Not by cli.resolve: it imports all of training, 0.2 GB of which a conversion has no use.
     values = OmegaConf.to_container(config, resolve=True)
-    arguments = typed(ConvertArguments, values)
+    arguments = parse_dataclass(ConvertArguments, values)
     out, console = new_folder(arguments.out), Console(highlight=False)
     if arguments.recipe:
         tokenizer = arguments.tokenizer
@@ -229,7 +229,7 @@ def write_recipe(folder: Path, recipe: NeoxRecipe) -> None:
 
 def write_whole(out: Path, write: Callable[[Path, T], None], what: T) -> None:
     """Lets `write` fill the folder `out`, which is there whole or not at all."""
-    with whole_folder(out) as partial:
+    with atomic_directory(out) as partial:
         write(partial, what)
 
 
@@ -299,4 +299,4 @@ def _print(console: Console, lines: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    run_verb("convert", main)
+    run_command("convert", main)

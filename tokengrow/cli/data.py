@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tokengrow.cli.mixture import resolve_mixture
 from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
-from tokengrow.cli.verb import run_verb
+from tokengrow.cli.runner import run_command
 from tokengrow.data.corpus import Corpus
 from tokengrow.data.megatron import export_store
 from tokengrow.data.mixture import MixtureConfig, build_mixture
@@ -17,8 +17,8 @@ from tokengrow.data.store import TokenStore, build_store, prepare_store
 from tokengrow.data.store_record import TOKENIZER
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
 from tokengrow.errors import UserError
+from tokengrow.parsing import nearest, parse_dataclass
 from tokengrow.paths import cache_dir
-from tokengrow.typed import nearest, typed
 
 FORMATS = ("store", "megatron")
 
@@ -43,7 +43,7 @@ class DataArguments:
 
 def main(config: DictConfig) -> None:
     """Tokenises `data` into `out`, or goes on where that was left, and verifies the result."""
-    arguments = typed(DataArguments, plain(config))
+    arguments = parse_dataclass(DataArguments, plain(config))
     out = Path(arguments.out)
     if arguments.to == "megatron" and out.exists():
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
@@ -119,4 +119,4 @@ def show_files(prefixes: list[str], out: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    run_verb("data", main)
+    run_command("data", main)

@@ -20,16 +20,16 @@ from rich.console import Console
 from tokengrow import __version__
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.cli.resolve import plain
+from tokengrow.cli.runner import run_command
 from tokengrow.cli.source import load_source
 from tokengrow.cli.text import resolve_text, text_values
-from tokengrow.cli.verb import run_verb
 from tokengrow.console.format import count
 from tokengrow.console.progress import doing
 from tokengrow.data.corpus import Text
 from tokengrow.distributed.collectives import rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric, started_by
 from tokengrow.distributed.launch import process_rank
-from tokengrow.distributed.peer_failure import in_contact
+from tokengrow.distributed.peer_failure import monitor_peers
 from tokengrow.errors import UserError
 from tokengrow.evaluation.perplexity import (
     Perplexity,
@@ -53,7 +53,7 @@ from tokengrow.evaluation.results import (
 from tokengrow.evaluation.scores import Score, score_table
 from tokengrow.evaluation.scoring import read_batch_size
 from tokengrow.evaluation.source import Evaluated, answer_key
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 if TYPE_CHECKING:  # the harness is an extra, and imported where a task of it is asked for
     from tokengrow.evaluation.harness_run import Tasks
@@ -119,7 +119,7 @@ class Asked:
 
 def main(config: DictConfig) -> None:
     """Asks a checkpoint the questions of the tasks: tables, and a file of JSON."""
-    arguments = typed(EvalArguments, plain(config))
+    arguments = parse_dataclass(EvalArguments, plain(config))
     # By its file: the harness prints, and is kept from it by turning stdout elsewhere.
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=process_rank() > 0)
     results, path = evaluate(arguments, Console(stderr=True, quiet=process_rank() > 0))
@@ -151,7 +151,7 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         return read_results(path), path
     begun, since = datetime.now(UTC), time.monotonic()
     fabric = build_fabric(arguments.fabric)
-    with in_contact(started_by(fabric)):
+    with monitor_peers(started_by(fabric)):
         precision, rows = arguments.fabric.chosen_precision, read_batch_size(arguments.batch_size)
         model = Evaluated.place(checkpoint, fabric.device, precision, fabric.autocast, rows)
         try:
@@ -252,4 +252,4 @@ def show(console: Console, results: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_verb("eval", main)
+    run_command("eval", main)

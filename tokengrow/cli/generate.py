@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.cli.prompts import read_prompts
 from tokengrow.cli.resolve import plain
+from tokengrow.cli.runner import new_file, run_command
 from tokengrow.cli.source import load_source
-from tokengrow.cli.verb import new_file, run_verb
 from tokengrow.console.format import three_digits
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
@@ -26,7 +26,7 @@ from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.generation.text_generation import Continuation, write
 from tokengrow.model.tokenformer import LanguageModel
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class GenerateArguments:
 
 def main(config: DictConfig) -> None:
     """Prints or writes what the model makes of each prompt, and says how fast."""
-    arguments = typed(GenerateArguments, plain(config))
+    arguments = parse_dataclass(GenerateArguments, plain(config))
     path = arguments.prompts
     prompts = [arguments.prompt] if path is None else read_prompts(path)
     out = None if arguments.out is None else new_file(arguments.out)
@@ -257,4 +257,4 @@ def _note(what: object) -> None:
 
 
 if __name__ == "__main__":
-    run_verb("generate", main)
+    run_command("generate", main)

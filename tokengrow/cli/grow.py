@@ -14,8 +14,8 @@ from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.resolve_model import resolve_growth
+from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.cli.source import load_source
-from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.console.format import table
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store
@@ -25,7 +25,7 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.verify import TOLERANCE
 from tokengrow.model.architectures import as_tokenformer
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class GrowArguments:
 
 def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
-    arguments = typed(GrowArguments, plain(config))
+    arguments = parse_dataclass(GrowArguments, plain(config))
     out = new_folder(arguments.out)
     source = load_source(arguments.source, streamed=True)
     plan = resolve_growth(arguments.model, source.config, config=arguments.growth)
@@ -106,4 +106,4 @@ def show(console: Console, plan: GrowthPlan, grown: Checkpoint, tokens: str) -> 
 
 
 if __name__ == "__main__":
-    run_verb("grow", main)
+    run_command("grow", main)

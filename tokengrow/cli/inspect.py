@@ -15,16 +15,16 @@ from tokengrow.checkpoint.layout import find_checkpoints, step_of
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.cli.recorded import open_source_tokens
 from tokengrow.cli.resolve import plain
+from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.cli.source import load_source
-from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
-from tokengrow.files import whole_folder
+from tokengrow.files import atomic_directory
 from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
 from tokengrow.inspection.plots import plot_history, plot_tokens
 from tokengrow.inspection.tables import RULES, history_table, tables
 from tokengrow.model.config import ModelConfig
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class InspectArguments:
 
 def main(config: DictConfig) -> None:
     """Prints what `source` is; with `out`, writes it there too."""
-    arguments = typed(InspectArguments, plain(config))
+    arguments = parse_dataclass(InspectArguments, plain(config))
     out = new_folder(arguments.out) if arguments.out else None
     newest = load_source(arguments.source, streamed=True)
     console = Console()
@@ -131,7 +131,7 @@ def _inspected(
 def _write(out: Path, past: Sequence[Inspection], history: bool) -> list[Path]:
     """Writes the figures, and plots where there is something to draw; all or nothing."""
     newest = past[-1]
-    with whole_folder(out) as folder:
+    with atomic_directory(out) as folder:
         figures = newest.to_dict()
         if history:
             figures["history"] = [each.summary() for each in past]
@@ -143,4 +143,4 @@ def _write(out: Path, past: Sequence[Inspection], history: bool) -> list[Path]:
 
 
 if __name__ == "__main__":
-    run_verb("inspect", main)
+    run_command("inspect", main)

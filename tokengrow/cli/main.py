@@ -4,8 +4,8 @@ import runpy
 import sys
 
 from tokengrow import __version__
+from tokengrow.parsing import nearest
 from tokengrow.paths import recipes
-from tokengrow.typed import nearest
 
 VERBS = {
     "train": ("recipes=NAME [key=value ...] [--multirun]", "a ladder: train, grow, train on"),

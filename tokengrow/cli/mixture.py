@@ -7,7 +7,7 @@ from typing import Any
 from tokengrow.cli.resolve import MIXTURE, Values, resolve_corpus
 from tokengrow.data.mixture import MixedSource, MixtureConfig
 from tokengrow.errors import UserError
-from tokengrow.typed import check_keys, typed
+from tokengrow.parsing import check_keys, parse_dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ def resolve_mixture(values: Values) -> MixtureConfig | None:
     settings = dict(values)
     if settings.pop("source", None) != MIXTURE:
         return None
-    entries = typed(MixtureEntries, settings, "data").sources
+    entries = parse_dataclass(MixtureEntries, settings, "data").sources
     return MixtureConfig(sources={name: _mixed(entries[name], name) for name in entries})
 
 
@@ -41,4 +41,4 @@ def _mixed(entry: Any, name: str) -> MixedSource:
     else:
         given = {key: settings.pop(key) for key in entry if key == "weight"}
         settings = {**given, "corpus": resolve_corpus(settings, where)}
-    return typed(MixedSource, settings, where)
+    return parse_dataclass(MixedSource, settings, where)

@@ -23,7 +23,7 @@ from tokengrow.interop.neox_config import (
 from tokengrow.interop.neox_training import JSON_TOKENIZER, SCHEDULES, NeoxTraining
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PADDED_VOCABULARY, PRESETS
-from tokengrow.typed import MISSING_VALUE
+from tokengrow.parsing import MISSING_VALUE
 
 NO_DEFAULT = "${tokengrow.missing:}"
 """The user has to give it. Where run.yaml has a value, `???` would leave that in place."""

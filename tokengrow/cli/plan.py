@@ -12,14 +12,14 @@ from rich.console import Console
 from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.resolve import Values, plain, resolve_train
 from tokengrow.cli.resolve_model import resolve_growth, resolve_model, without_nulls
+from tokengrow.cli.runner import run_command
 from tokengrow.cli.source import load_source
-from tokengrow.cli.verb import run_verb
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
+from tokengrow.parsing import MISSING_VALUE, parse_dataclass
 from tokengrow.planning.cost import Budget, growth_budget, model_budget, run_budget
 from tokengrow.planning.profiling import measured_speed
-from tokengrow.typed import MISSING_VALUE, typed
 
 MEASURED = "measured"
 """The one `flops_per_second` that is no number."""
@@ -68,12 +68,14 @@ def main(config: DictConfig) -> None:
     """Prints the budget of a recipe, of one growth of `source`, or of one model."""
     _need_no_data(config)
     values = plain(config)
-    own = typed(PlanArguments, {item.name: values.pop(item.name) for item in fields(PlanArguments)})
+    own = parse_dataclass(
+        PlanArguments, {item.name: values.pop(item.name) for item in fields(PlanArguments)}
+    )
     if values["stages"]:
         budget = _run(values, own.flops_per_second)
     else:
         keys = [item.name for item in fields(GrowthArguments)]
-        budget = _growth(typed(GrowthArguments, {key: values[key] for key in keys}))
+        budget = _growth(parse_dataclass(GrowthArguments, {key: values[key] for key in keys}))
     if own.json:
         print(json.dumps(budget.to_dict(), indent=2))
         return
@@ -118,4 +120,4 @@ def _growth(arguments: GrowthArguments) -> Budget:
 
 
 if __name__ == "__main__":
-    run_verb("plan", main)
+    run_command("plan", main)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokengrow.errors import UserError
 
-ENDINGS = (".txt", ".jsonl")
+EXTENSIONS = (".txt", ".jsonl")
 
 DEVICES = (Path("/dev"), Path("/dev/fd"))
 """Where /dev/stdin is, and what a shell makes of <(command)."""
@@ -27,7 +27,7 @@ def read_prompts(name: str) -> list[str]:
     if not piped and not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"prompts: {name} {what}: give a .txt or .jsonl file")
-    if not piped and path.suffix not in ENDINGS:
+    if not piped and path.suffix not in EXTENSIONS:
         raise UserError(f"prompts: {name} must end in .txt (a prompt a line) or .jsonl")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -12,8 +12,8 @@ from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.cli.recorded import open_source_tokens
 from tokengrow.cli.resolve import plain
 from tokengrow.cli.resolve_model import resolve_model, without_nulls
+from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.cli.source import load_source
-from tokengrow.cli.verb import new_folder, run_verb
 from tokengrow.console.format import table
 from tokengrow.data.loader import spread_batch
 from tokengrow.errors import UserError
@@ -22,7 +22,7 @@ from tokengrow.growth.plan import KEPT
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.model.architectures import KEY, as_tokenformer
 from tokengrow.model.config import ModelConfig
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class PruneArguments:
 
 def main(config: DictConfig) -> None:
     """Prunes `source` to `model` and writes the result, optimizer state included, into `out`."""
-    arguments = typed(PruneArguments, plain(config))
+    arguments = parse_dataclass(PruneArguments, plain(config))
     out = new_folder(arguments.out)
     source = load_source(arguments.source)
     whole = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
@@ -102,4 +102,4 @@ def show(
 
 
 if __name__ == "__main__":
-    run_verb("prune", main)
+    run_command("prune", main)

@@ -7,11 +7,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tokengrow.cli.resolve import plain
-from tokengrow.cli.verb import new_folder, run_verb
+from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.errors import UserError
-from tokengrow.files import half_written
+from tokengrow.files import is_stale_temporary
+from tokengrow.parsing import parse_dataclass
 from tokengrow.reports.report import FACTS, NAMES, Report
-from tokengrow.typed import typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ReportArguments:
 
 def main(config: DictConfig) -> None:
     """Writes the report of `runs` into `out`."""
-    arguments = typed(ReportArguments, plain(config))
+    arguments = parse_dataclass(ReportArguments, plain(config))
     out, console = report_folder(arguments.out), Console(highlight=False)
     with console.status("reading the runs"):
         report = Report.of([Path(run) for run in arguments.runs])
@@ -47,7 +47,7 @@ def report_folder(out: str) -> Path:
     """
     folder = Path(out)
     if (folder / FACTS).is_file() and all(
-        path.name in NAMES or half_written(path, NAMES) for path in folder.iterdir()
+        path.name in NAMES or is_stale_temporary(path, NAMES) for path in folder.iterdir()
     ):
         return folder
     return new_folder(out)
@@ -67,4 +67,4 @@ def show(console: Console, report: Report, page: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_verb("report", main)
+    run_command("report", main)

@@ -19,9 +19,9 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
+from tokengrow.parsing import parse_dataclass
 from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.plateau import PlateauConfig
-from tokengrow.typed import typed
 
 Values = dict[str, Any]
 
@@ -118,9 +118,9 @@ def resolve_train(values: Values) -> TrainArguments:
         source = load_source(str(values["source"]), tensors=False)
         values = {**inherit(values, source.run), "source": str(Path(values["source"]).resolve())}
     names = {item.name for item in fields(Recipe)}
-    recipe = typed(Recipe, {key: value for key, value in values.items() if key in names})
+    recipe = parse_dataclass(Recipe, {key: value for key, value in values.items() if key in names})
     rest = {key: value for key, value in values.items() if key not in names}
-    growth = typed(GrowthConfig, values["growth"], "growth")
+    growth = parse_dataclass(GrowthConfig, values["growth"], "growth")
     made = {
         "growth": growth,
         "source": recipe.source,
@@ -128,7 +128,7 @@ def resolve_train(values: Values) -> TrainArguments:
         "stages": resolve_stages(recipe, source, growth),
         "tokens_from": {key: values[key] for key in TOKENS_FROM},
     }
-    return TrainArguments(run=typed(TrainConfig, {**rest, **made}), recipe=recipe)
+    return TrainArguments(run=parse_dataclass(TrainConfig, {**rest, **made}), recipe=recipe)
 
 
 def inherit(values: Values, recorded: Mapping[str, Any]) -> Values:
@@ -162,9 +162,11 @@ def resolve_stages(
     """
     resolved: list[StageConfig] = []
     previous = source.config if source else None
-    typed(OptimConfig, recipe.optim, "optim")  # its mistakes are its own, not the first stage's
+    parse_dataclass(
+        OptimConfig, recipe.optim, "optim"
+    )  # its mistakes are its own, not the first stage's
     entries = {
-        name: typed(StageEntry, entry, f"stages.{name}")
+        name: parse_dataclass(StageEntry, entry, f"stages.{name}")
         for name, entry in recipe.stages.items()
         if entry is not None
     }
@@ -287,7 +289,7 @@ def resolve_optim(
         before: the stage before, for the first one the checkpoint that the ladder starts from.
         where: the stage's section in error messages.
     """
-    optim = typed(OptimConfig, {**settings, **changes}, where)
+    optim = parse_dataclass(OptimConfig, {**settings, **changes}, where)
     if optim.enter != "continue":
         return optim
     if "lr" in changes:
@@ -320,7 +322,9 @@ def _rate_of_source(source: Checkpoint) -> float | None:
     # What `tokengrow grow` wrote stands in no stage: its run's last one counts, and its end.
     stage = stages[source.train_state.get("stage", -1)]
     done = source.train_state.get("stage_step", stage["steps"])
-    return learning_rate(typed(OptimConfig, stage["optim"], "optim"), done, stage["steps"])
+    return learning_rate(
+        parse_dataclass(OptimConfig, stage["optim"], "optim"), done, stage["steps"]
+    )
 
 
 def resolve_corpus(values: Values, where: str = "data") -> Corpus:
@@ -339,7 +343,7 @@ def resolve_corpus(values: Values, where: str = "data") -> Corpus:
     if source not in CORPORA:
         others = [] if where != "data" else [MEGATRON, MIXTURE]
         raise UserError(f"{where}.source {source!r}: valid are {', '.join([*CORPORA, *others])}")
-    return typed(CORPORA[source], settings, where)
+    return parse_dataclass(CORPORA[source], settings, where)
 
 
 def resolve_megatron(values: Values) -> MegatronConfig | None:
@@ -347,7 +351,7 @@ def resolve_megatron(values: Values) -> MegatronConfig | None:
     settings = dict(values)
     if settings.pop("source", None) != MEGATRON:
         return None
-    return typed(MegatronConfig, settings, "data")
+    return parse_dataclass(MegatronConfig, settings, "data")
 
 
 def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> TokenizerConfig:
@@ -360,4 +364,4 @@ def resolve_tokenizer(values: Values, vocab_size: int | None = None) -> Tokenize
     given = without_nulls(values)
     if vocab_size is not None:
         given.setdefault("vocab_size", vocab_size)
-    return typed(TokenizerConfig, given, "tokenizer")
+    return parse_dataclass(TokenizerConfig, given, "tokenizer")

@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from tokengrow.cli.explain import explain, refuse
+from tokengrow.cli.errors import error_message, refuse
 from tokengrow.cli.resolve import TrainArguments, plain, resolve_train
 from tokengrow.cli.sweep_rows import (
     DONE,
@@ -35,10 +35,9 @@ from tokengrow.cli.sweep_rows import (
     write_csv,
 )
 from tokengrow.distributed.launch import find_launch, process_rank
-from tokengrow.errors import UserError
+from tokengrow.errors import Stopped, UserError
 from tokengrow.files import write_atomically
 from tokengrow.training.fit import FitResult
-from tokengrow.training.preemption import Stopped
 from tokengrow.training.resume import CONFIG_FILE
 
 TABLE_FILE = "sweep.csv"
@@ -280,7 +279,7 @@ def _figures(result: FitResult) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """Why a job failed, in one line; of what is no wrong input, the traceback is printed too."""
-    if (sentence := explain("train", error)) is not None:
+    if (sentence := error_message("train", error)) is not None:
         return sentence
     traceback.print_exception(error)
     return (f"{type(error).__name__}: {error}".splitlines())[0]

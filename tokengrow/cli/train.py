@@ -20,8 +20,8 @@ from tokengrow.cli.resolve import (
     resolve_tokenizer,
     resolve_train,
 )
+from tokengrow.cli.runner import run_command
 from tokengrow.cli.sweep import run_job
-from tokengrow.cli.verb import run_verb
 from tokengrow.data.corpus import Text
 from tokengrow.data.megatron_source import MegatronConfig, MegatronSource
 from tokengrow.data.mixture import MixtureConfig, open_store, prepare_mixture
@@ -207,4 +207,4 @@ def write_report(run: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_verb("train", train)
+    run_command("train", train)

@@ -29,8 +29,8 @@ from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore
 from tokengrow.data.store_record import SPLITS, TOKENIZER
 from tokengrow.errors import UserError
+from tokengrow.files import atomic_directory
 from tokengrow.files import sha256 as file_sha256
-from tokengrow.files import whole_folder
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -223,7 +223,7 @@ def export_store(store: TokenStore, folder: Path) -> list[str]:
         UserError: the folder holds something.
     """
     splits = [name for name in SPLITS if len(store.split(name))]
-    with whole_folder(folder) as partial:
+    with atomic_directory(folder) as partial:
         for name in splits:
             pieces = _documents(store.split(name), store.end_of_text)
             write_indexed(partial / f"{name}_text_document", pieces, store.vocab_size)

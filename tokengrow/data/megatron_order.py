@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tokengrow.files import locked, whole_folder
+from tokengrow.files import atomic_directory, directory_lock
 
 _CHUNK = 2**22
 
@@ -157,8 +157,8 @@ def prepare_order(sizes: np.ndarray, key: OrderKey, cache: Path) -> SampleOrder:
     name = sha256(json.dumps(asdict(key), sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / "megatron" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent):  # of several processes the first computes, the others wait
+    with directory_lock(folder.parent):  # of several processes the first computes, the others wait
         if not folder.is_dir():
-            with whole_folder(folder) as partial:
+            with atomic_directory(folder) as partial:
                 build_order(sizes, key, partial)
     return SampleOrder.open(folder)

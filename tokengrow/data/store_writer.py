@@ -29,7 +29,7 @@ from tokengrow.data.store_record import (
 )
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
-from tokengrow.files import TEMPORARY, locked, replace_durably, write_atomically
+from tokengrow.files import TEMPORARY, directory_lock, rename_durably, write_atomically
 
 BATCH_CHARACTERS = 2**22
 """Text handed to the tokenizer at once: enough documents to keep many cores busy."""
@@ -74,7 +74,7 @@ def write_store(
         raise UserError(f"out: {folder} is a file: choose another out=")
     is_new_folder = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with directory_lock(folder):
         if not folder.exists():  # a process that held it before has taken back what it wrote
             folder.mkdir(parents=True)
             is_new_folder = True
@@ -272,7 +272,7 @@ class _ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        replace_durably(self._temporary, self._path)
+        rename_durably(self._temporary, self._path)
         num_bytes = self.tokens * self._dtype.itemsize
         return Shard(self._path.name, self.tokens, num_bytes, self._hash.hexdigest())
 

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokengrow.data.corpus import Text
 from tokengrow.errors import UserError
-from tokengrow.files import locked, write_atomically
+from tokengrow.files import directory_lock, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 LONGEST_CHARACTER = 4
@@ -147,7 +147,7 @@ def prepare_tokenizer(config: TokenizerConfig, corpus: Text, cache: Path) -> Tok
     path = cache / "tokenizers" / f"{key}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent):  # of several processes the first trains it, the others wait
+        with directory_lock(path.parent):  # one process trains it, others wait
             if not path.is_file():
                 train_tokenizer(config, corpus).save(path)
     return Tokenizer.from_file(path, config.end_of_text)

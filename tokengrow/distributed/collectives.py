@@ -31,7 +31,7 @@ class _Failure:
     error: Exception
 
 
-def from_rank_zero(make: Callable[[], T], share: Callable[[T], T] = lambda made: made) -> T:
+def broadcast_from_rank0(make: Callable[[], T], share: Callable[[T], T] = lambda made: made) -> T:
     """What rank 0 makes, on every rank; what it raises is raised on every rank.
 
     Args:
@@ -57,7 +57,7 @@ def from_rank_zero(make: Callable[[], T], share: Callable[[T], T] = lambda made:
     return made if rank() == 0 else sent[0]
 
 
-def from_every_rank(here: T) -> list[T]:
+def all_gather_object(here: T) -> list[T]:
     """What each rank has, by its number, on every rank.
 
     Args:
@@ -69,13 +69,13 @@ def from_every_rank(here: T) -> list[T]:
     return found
 
 
-def all_here() -> None:
+def barrier() -> None:
     """Waits until every rank has come here."""
     if world_size() > 1:
         dist.barrier()
 
 
-class Agreement:
+class StopFlag:
     """A question that any rank may say yes to, asked again and again, without waiting for a GPU."""
 
     def __init__(self) -> None:
@@ -102,17 +102,17 @@ class Agreement:
         return agreed
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory; of one that is not sharded, itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def rows_of(like: Tensor, rows: Tensor) -> Tensor:
+def local_rows(like: Tensor, rows: Tensor) -> Tensor:
     """Of one number per row of a tensor, [N], those of this rank's rows."""
     if not isinstance(like, DTensor):
         return rows
@@ -120,7 +120,7 @@ def rows_of(like: Tensor, rows: Tensor) -> Tensor:
     return distribute_tensor(rows, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
-def part_of(like: Tensor, tensor: Tensor | None) -> Tensor:
+def scatter_from_rank0(like: Tensor, tensor: Tensor | None) -> Tensor:
     """This rank's part of a tensor that rank 0 holds: new, laid out, typed and placed as `like`.
 
     Args:
@@ -138,7 +138,7 @@ def part_of(like: Tensor, tensor: Tensor | None) -> Tensor:
     return given
 
 
-def on_the_host(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def copy_to_host(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Copies of whole tensors in the memory of rank 0; on the others nothing.
 
     From a GPU into pinned memory, at the speed of the bus: training waits for it.
@@ -148,7 +148,7 @@ def on_the_host(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        all_of_it = whole(tensor.detach())
+        all_of_it = full_tensor(tensor.detach())
         if rank() == 0:
             there = torch.empty_like(all_of_it, device="cpu", pin_memory=all_of_it.is_cuda)
             found[name] = there.copy_(all_of_it, non_blocking=True)
@@ -164,13 +164,13 @@ def first_holders(names: Iterable[str]) -> dict[str, int]:
         names: that this rank holds.
     """
     holders: dict[str, int] = {}
-    for number, of_rank in enumerate(from_every_rank(list(names))):
+    for number, of_rank in enumerate(all_gather_object(list(names))):
         for name in of_rank:
             holders.setdefault(name, number)
     return holders
 
 
-def brought(tensor: Tensor | None, holder: int, like: Tensor) -> Tensor:
+def gather_to_rank0(tensor: Tensor | None, holder: int, like: Tensor) -> Tensor:
     """A tensor that one rank holds, on rank 0; elsewhere what is there, or `like`.
 
     Args:

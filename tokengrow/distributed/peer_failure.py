@@ -9,16 +9,14 @@ from subprocess import Popen, TimeoutExpired
 
 import torch.distributed as dist
 
+from tokengrow.errors import PeerLostError
+
 FOUND_DEAD = 10.0
 """Seconds in which one learns how a process that one has started has ended."""
 
 
-class LostContact(Exception):
-    """Another process of the job is gone: one sentence that says what is known of it."""
-
-
 @contextmanager
-def in_contact(children: list[Popen]) -> Iterator[None]:
+def monitor_peers(children: list[Popen]) -> Iterator[None]:
     """The block in which the processes of a job talk to each other.
 
     Args:
@@ -26,7 +24,7 @@ def in_contact(children: list[Popen]) -> Iterator[None]:
             after the block.
 
     Raises:
-        LostContact: a process is gone.
+        PeerLostError: a process is gone.
     """
     atexit.register(_hang_up)
     try:
@@ -43,16 +41,16 @@ def in_contact(children: list[Popen]) -> Iterator[None]:
 
 @contextmanager
 def _lines_watched(children: list[Popen]) -> Iterator[None]:
-    """Turns an error of a line to another process into `LostContact`."""
+    """Turns an error of a line to another process into `PeerLostError`."""
     try:
         yield
     except RuntimeError as error:
         if not _is_of_the_line(error):
             raise
         atexit.unregister(_hang_up)  # nobody would answer
-        raise LostContact(
+        raise PeerLostError(
             f"lost contact with another process: {_how_it_ended(children)}; checkpoints are "
-            "whole, and the same command goes on from the last one"
+            "whole, and the same command resumes from the last one"
         ) from error
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.console.progress import Advance, counted
-from tokengrow.distributed.collectives import all_here, from_every_rank, rank, world_size
+from tokengrow.distributed.collectives import all_gather_object, barrier, rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.errors import UserError
 from tokengrow.evaluation.responses import Responses
@@ -31,7 +31,7 @@ from tokengrow.evaluation.source import Evaluated
 from tokengrow.evaluation.windows import windows_of
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.generation.text_generation import complete
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 ROWS_AT_ONCE = 16
 """Texts that are generated together where the batch size is automatic."""
@@ -108,7 +108,7 @@ class TokengrowLM(TemplateLM):
             UserError: an unknown argument, or no such checkpoint.
         """
         options = {key: value for key, value in (additional_config or {}).items() if value}
-        given = typed(ModelArguments, {**options, **arg_dict}, "model_args")
+        given = parse_dataclass(ModelArguments, {**options, **arg_dict}, "model_args")
         measured = given.batch_size.startswith("auto:")
         rows = read_batch_size("auto" if measured else given.batch_size)
         device = given.device.removesuffix(":0")
@@ -155,16 +155,16 @@ class TokengrowLM(TemplateLM):
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """What every rank has, one behind the other."""
-        return torch.cat([part.reshape(-1) for part in from_every_rank(tensor.cpu())])
+        return torch.cat([part.reshape(-1) for part in all_gather_object(tensor.cpu())])
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """What every rank has, on one of them."""
-        found = from_every_rank(obj)
+        found = all_gather_object(obj)
         return found if self.rank == dst else None
 
     def barrier(self) -> None:
         """Waits for all ranks."""
-        all_here()
+        barrier()
 
     # Requests
 

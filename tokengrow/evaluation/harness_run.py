@@ -25,7 +25,7 @@ from tokengrow.evaluation.harness_data import GUIDE, asked_file, asked_path, loc
 from tokengrow.evaluation.results import PERPLEXITY
 from tokengrow.evaluation.scores import Score
 from tokengrow.files import sha256
-from tokengrow.typed import nearest
+from tokengrow.parsing import nearest
 
 FEWSHOT_SEED = 1234
 """The harness's own default: which examples stand before a question."""

@@ -24,7 +24,7 @@ from tokengrow.console.progress import doing
 from tokengrow.data.corpus import Split, Text
 from tokengrow.data.store_writer import BATCH_CHARACTERS, batches
 from tokengrow.data.tokenizer import Tokenizer
-from tokengrow.distributed.collectives import from_every_rank, rank, world_size
+from tokengrow.distributed.collectives import all_gather_object, rank, world_size
 from tokengrow.errors import UserError
 from tokengrow.evaluation.responses import Responses
 from tokengrow.evaluation.scoring import Scored, Scorer, Window
@@ -282,7 +282,7 @@ class _Run:
 
     def result(self) -> Perplexity:
         """The sums, those of all ranks together."""
-        parts = from_every_rank((self.scored, self.nats))
+        parts = all_gather_object((self.scored, self.nats))
         assert sum(scored for scored, _ in parts) == self.tokens
         if not self.tokens:
             raise UserError("data: the text has no tokens: check data and the source's tokenizer")

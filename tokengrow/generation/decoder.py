@@ -85,14 +85,14 @@ def takes_kernels(model: LanguageModel, batch: int) -> TypeGuard[TokenFormer]:
 
 
 def _suits_kernels(model: TokenFormer, batch: int) -> bool:
-    from tokengrow.kernels.triton_step import MOST_BATCH, MOST_HEAD_DIM, MOST_WIDTH
+    from tokengrow.kernels.triton_step import MAX_BATCH, MAX_HEAD_DIM, MAX_WIDTH
 
     config = model.config
     layers = [layer for block in model.blocks for _, layer in pattention_layers(block)]
     return (
-        batch <= MOST_BATCH
-        and max(config.width, config.inner_dim) <= MOST_WIDTH
-        and config.head_dim <= MOST_HEAD_DIM
+        batch <= MAX_BATCH
+        and max(config.width, config.inner_dim) <= MAX_WIDTH
+        and config.head_dim <= MAX_HEAD_DIM
         and all(layer.kernel in ("auto", "triton") for layer in layers)
         and all(w.is_contiguous() for layer in layers for w in layer.parameters())
     )

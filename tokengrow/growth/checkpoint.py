@@ -16,8 +16,8 @@ from tokengrow.checkpoint.store import (
     write_description,
 )
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
-from tokengrow.files import whole_folder
-from tokengrow.growth.engine import carry_out, grown_weights, growth_report, verify_growth
+from tokengrow.files import atomic_directory
+from tokengrow.growth.engine import apply_growth, grown_weights, growth_report, verify_growth
 from tokengrow.growth.generations import RECORD, generations, left_of
 from tokengrow.growth.moments import ALL_SLOTS, grown_moments
 from tokengrow.growth.plan import GrowthPlan
@@ -55,7 +55,7 @@ def grow_checkpoint(
     Raises:
         DriftError: the result is not the same function.
     """
-    grown = carry_out(plan, source.weights, source.optimizer, probe)
+    grown = apply_growth(plan, source.weights, source.optimizer, probe)
     return _descendant(source, grown.config, grown.report, grown.weights, grown.optimizer)
 
 
@@ -83,7 +83,7 @@ def grow_on_disk(
         DriftError: the result is not the same function; no checkpoint is left.
     """
     count = len(weight_shapes(plan.target))
-    with whole_folder(folder, layout.write_marker) as partial:
+    with atomic_directory(folder, layout.write_marker) as partial:
         weights = watch(grown_weights(plan, source.weights), "weights", count)
         stream_tensors(partial / layout.WEIGHTS, weights, count)
         written = TensorFile(partial / layout.WEIGHTS)

@@ -79,11 +79,11 @@ def grow(
         DriftError: a result that is not the same function.
     """
     plan = plan_growth(model.config, target, config=config or GrowthConfig())
-    grown = carry_out(plan, model.to_weights(), {}, probe)
+    grown = apply_growth(plan, model.to_weights(), {}, probe)
     return TokenFormer.from_weights(grown.config, grown.weights)
 
 
-def carry_out(
+def apply_growth(
     plan: GrowthPlan,
     weights: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],

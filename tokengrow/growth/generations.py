@@ -20,7 +20,7 @@ from tokengrow.errors import UserError
 from tokengrow.growth.depth import origins
 from tokengrow.model.activity import Layer
 from tokengrow.model.config import ROLES, ModelConfig
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 Generations = dict[Layer, list[int]]
 """Of each layer: how many tokens there are of each generation, [G]."""
@@ -101,7 +101,7 @@ def _pruned(counts: Generations, entry: Mapping[str, Any]) -> Generations:
 
 
 def _config(end: Mapping[str, Any]) -> ModelConfig:
-    return typed(ModelConfig, end["config"], "model")
+    return parse_dataclass(ModelConfig, end["config"], "model")
 
 
 def _layers(config: ModelConfig) -> list[Layer]:

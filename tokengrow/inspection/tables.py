@@ -18,7 +18,7 @@ RULES = (
 )
 """What the numbers are, one line each."""
 
-LEAST_SHARE = 1e-5
+MIN_SHARE = 1e-5
 """The smallest that three decimals of a per cent show."""
 
 PARTS_CAPTION = (
@@ -74,9 +74,9 @@ def percent(share: float | None) -> str:
         return "-"
     if share in (0, 1):
         return f"{100 * share:.0f}"
-    if share < LEAST_SHARE:
-        return f"<{100 * LEAST_SHARE:.3f}"
-    return f"{100 * min(share, 1 - LEAST_SHARE):.3f}"
+    if share < MIN_SHARE:
+        return f"<{100 * MIN_SHARE:.3f}"
+    return f"{100 * min(share, 1 - MIN_SHARE):.3f}"
 
 
 def _sizes(found: Inspection) -> Table:

@@ -32,7 +32,7 @@ from tokengrow.errors import UserError
 from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import dtype_of, weight_shapes
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -137,7 +137,9 @@ def _model_config(path: Path, values: Mapping[str, Any]) -> ModelConfig:
     if missing := [word for word in words.values() if word not in values]:
         raise UserError(f"{path} lacks {', '.join(missing)}: {_WAY_OUT}")
     try:
-        return typed(ModelConfig, {key: values[word] for key, word in words.items()}, "model")
+        return parse_dataclass(
+            ModelConfig, {key: values[word] for key, word in words.items()}, "model"
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.checkpoint.tensors import (
-    ENDINGS,
+    EXTENSIONS,
     State,
     check_there,
     check_weights,
@@ -74,10 +74,10 @@ def find_weights(folder: Path) -> Path:
     for name in (WEIGHTS, layout.WEIGHTS):
         if (folder / name).is_file():
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
+    found = sorted(path for path in folder.iterdir() if path.suffix in EXTENSIONS)
     if not found:
         raise UserError(
-            f"{folder} holds no weights: neither {WEIGHTS} nor another of *{', *'.join(ENDINGS)}"
+            f"{folder} holds no weights: neither {WEIGHTS} nor another of *{', *'.join(EXTENSIONS)}"
         )
     if len(found) > 1:
         names = ", ".join(path.name for path in found)

@@ -11,7 +11,7 @@ import yaml
 
 from tokengrow.errors import UserError
 from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
-from tokengrow.typed import join_key, typed
+from tokengrow.parsing import join_key, parse_dataclass
 
 T = TypeVar("T")
 
@@ -267,9 +267,9 @@ def divide(cls: type, values: Mapping[str, Any], where: str = "") -> tuple[Value
 
 
 def typed_from(path: Path, cls: type[T], values: Values) -> T:
-    """`typed`, with the file's name in front of what it refuses."""
+    """Call `parse_dataclass`, and prefix its errors with the name of the file."""
     try:
-        return typed(cls, values)
+        return parse_dataclass(cls, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -328,7 +328,7 @@ def _impossible(keys: NeoxConfig) -> Iterator[str]:
 def _without_a_word(model: ModelConfig) -> list[str]:
     """What keeps the published code from building a model, by our keys."""
     wrong = []
-    tokens, birth = dict(model.tokens.items()), Taus.at_birth(model.tokens)
+    tokens, birth = dict(model.tokens.items()), Taus.default(model.tokens)
     if model.inner_dim != model.width:
         wrong.append(
             f"model.head_dim ({model.head_dim}): it computes width / heads, "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokengrow.kernels.fp8 import pattention_fp8
-from tokengrow.kernels.fused import DTYPES, MOST_LAYERS, pattention_fused
+from tokengrow.kernels.fused import DTYPES, MAX_LAYERS, pattention_fused
 from tokengrow.kernels.reference import ACTIVATIONS, pattention_naive
 
 KERNELS = ("auto", "naive", "compiled", "triton", "fp8")
@@ -89,7 +89,7 @@ def pattentions(
         raise ValueError(f"kernel {kernel!r}: valid are {', '.join(KERNELS)}")
     if is_fused(x, kernel):
         alike = len({(key.shape, value.shape) for key, value, _ in layers}) == 1
-        if alike and len(layers) <= MOST_LAYERS:
+        if alike and len(layers) <= MAX_LAYERS:
             return _fused(x, layers, activation)
         return [_fused(x, [layer], activation)[0] for layer in layers]
     if kernel == "fp8":

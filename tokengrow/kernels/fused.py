@@ -20,7 +20,7 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels take."""
 
-MOST_LAYERS = 3
+MAX_LAYERS = 3
 """G: query, key and value."""
 
 

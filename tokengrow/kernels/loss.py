@@ -12,7 +12,7 @@ from torch import Tensor
 from tokengrow.kernels.dispatch import product_dtype
 from tokengrow.kernels.fused import product
 
-MOST_LOGITS = 2**30
+MAX_LOGITS = 2**30
 """Logits that are held at a time: 2 GB in bfloat16, enough positions to fill a GPU."""
 
 
@@ -68,8 +68,8 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _pieces(positions: int, vocabulary: int) -> list[slice]:
-    """Equal runs of positions with at most `MOST_LOGITS` logits each."""
-    count = -(-positions // max(1, MOST_LOGITS // vocabulary))
+    """Equal runs of positions with at most `MAX_LOGITS` logits each."""
+    count = -(-positions // max(1, MAX_LOGITS // vocabulary))
     size = -(-positions // count)
     return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
 

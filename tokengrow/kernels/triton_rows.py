@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from tokengrow.kernels.fused import MOST_LAYERS
+from tokengrow.kernels.fused import MAX_LAYERS
 
 L2_NORM_GELU, GELU_L2_NORM, SOFTMAX = (tl.constexpr(i) for i in range(3))
 CODES = {"l2_norm_gelu": L2_NORM_GELU, "gelu_l2_norm": GELU_L2_NORM, "softmax": SOFTMAX}
@@ -302,12 +302,12 @@ def _launch(
     taus: Sequence[float],
 ) -> None:
     tokens, layers, n = scores.shape
-    assert len(taus) == layers <= MOST_LAYERS
+    assert len(taus) == layers <= MAX_LAYERS
     assert all(array.is_contiguous() for array in arrays)
     if tokens == 0:
         return
     rows, block, warps = tile(n, least_warps)
-    tau0, tau1, tau2 = (*taus, 1.0, 1.0)[:MOST_LAYERS]
+    tau0, tau1, tau2 = (*taus, 1.0, 1.0)[:MAX_LAYERS]
     with torch.cuda.device_of(scores):  # Triton launches on the current device
         kernel[(triton.cdiv(tokens, rows) * layers,)](
             *arrays,

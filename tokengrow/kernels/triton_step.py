@@ -12,19 +12,19 @@ import torch
 import triton
 from torch import Tensor
 
-from tokengrow.kernels.fused import MOST_LAYERS
+from tokengrow.kernels.fused import MAX_LAYERS
 from tokengrow.kernels.triton_decode import attention_kernel, scores_kernel, values_kernel
 from tokengrow.kernels.triton_rows import CODES, interpreted
 
-MOST_BATCH = 4
+MAX_BATCH = 4
 """B: each row of a batch reads the weights from the L2 cache anew, which is twice as fast as the
 memory, so from about here on matrix products are faster."""
-MOST_WIDTH, MOST_HEAD_DIM = 4096, 256
+MAX_WIDTH, MAX_HEAD_DIM = 4096, 256
 """What a program holds at once."""
 
 # How the work is cut, chosen by measurement: docs/results/kernel-log.md. A `Step` expects the same
 # numbers as long as it lives.
-SCORES_TILE, MOST_ROWS, SCORES_WARPS = 32768, 16, 4
+SCORES_TILE, MAX_ROWS, SCORES_WARPS = 32768, 16, 4
 """Bytes of K in a tile, of which a program has two on their way; the most of its rows; warps."""
 SCORES_PROGRAMS = 264
 """The most programs for scores, two for each of 132 processors: every one adds up the input."""
@@ -55,7 +55,7 @@ def scores_tile(n: int, width: int, layers: int, size: int) -> tuple[int, int, i
     A program takes several tiles, so that the input is added up less often; every one as many.
     """
     block = triton.next_power_of_2(width)
-    rows = max(1, min(MOST_ROWS, SCORES_TILE // (size * block)))
+    rows = max(1, min(MAX_ROWS, SCORES_TILE // (size * block)))
     tiles = triton.cdiv(n, rows)
     return rows, block, triton.cdiv(tiles, triton.cdiv(tiles * layers, SCORES_PROGRAMS))
 
@@ -66,7 +66,7 @@ class Step:
     Its memory is allocated once, and it only launches kernels, so a CUDA graph may hold it.
 
     Args:
-        batch: B, at most MOST_BATCH.
+        batch: B, at most MAX_BATCH.
         width: D of the residual stream.
         heads: H.
         head_dim: C.
@@ -86,8 +86,8 @@ class Step:
         device: torch.device,
     ) -> None:
         inner = heads * head_dim
-        assert batch <= MOST_BATCH and max(width, inner) <= MOST_WIDTH
-        assert head_dim <= MOST_HEAD_DIM
+        assert batch <= MAX_BATCH and max(width, inner) <= MAX_WIDTH
+        assert head_dim <= MAX_HEAD_DIM
         self.batch, self.heads, self.head_dim, self.tokens = batch, heads, head_dim, tokens
         self.activation = CODES[activation]
 
@@ -96,9 +96,9 @@ class Step:
 
         parts = max(parts for _, parts in VALUES_CUTS.values())
         self._streams = floats(2, batch, width).unbind()
-        self._scores = floats(MOST_LAYERS, batch, tokens)
-        self._stats = floats(2 * MOST_LAYERS * batch * SCORES_PROGRAMS)
-        self._parts = floats(MOST_LAYERS * parts * batch * max(width, inner))
+        self._scores = floats(MAX_LAYERS, batch, tokens)
+        self._stats = floats(2 * MAX_LAYERS * batch * SCORES_PROGRAMS)
+        self._parts = floats(MAX_LAYERS * parts * batch * max(width, inner))
         self._mixes = floats(PIECES, batch, inner)
         self._tops = floats(2, PIECES, batch, heads)
         self._launching: dict[str, Any] = {"OVERLAP": overlaps(device)}
@@ -152,7 +152,7 @@ class Step:
     def _pattention(self, layers: Sequence[Layer], role: str, eps: float, slot: Tensor) -> None:
         """Parts of what these layers make of the normed stream, or of what attention has mixed."""
         mixed, count = role == "output", len(layers)
-        keys, values, taus = zip(*layers, *[layers[0]] * (MOST_LAYERS - count), strict=True)
+        keys, values, taus = zip(*layers, *[layers[0]] * (MAX_LAYERS - count), strict=True)
         sizes = [len(key) for key in keys]
         (_, width), out, size = keys[0].shape, values[0].shape[1], keys[0].element_size()
         rows, block, programs = scores_tile(max(sizes), width, count, size)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tokengrow.errors import UserError
+from tokengrow.errors import Stopped, UserError
 from tokengrow.files import read_yaml, write_atomically
 from tokengrow.metrics.loggers import (
     CsvLog,
@@ -19,7 +19,6 @@ from tokengrow.metrics.loggers import (
     WandbConfig,
     WandbLog,
 )
-from tokengrow.training.preemption import Stopped
 from tokengrow.training.state import TrainState
 
 LOGGERS = {

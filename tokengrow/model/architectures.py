@@ -11,7 +11,7 @@ from tokengrow.model import pattention, transformer
 from tokengrow.model.config import LanguageModelConfig, ModelConfig
 from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.model.transformer import Transformer, TransformerConfig
-from tokengrow.typed import nearest, typed
+from tokengrow.parsing import nearest, parse_dataclass
 
 KEY = "architecture"
 DEFAULT = "tokenformer"
@@ -26,13 +26,15 @@ class Architecture:
     """Its sizes."""
     model: type[LanguageModel]
     """What is built of them."""
-    unfit_for: Callable[[str, Any, torch.dtype], str | None]
+    kernel_unsupported_reason: Callable[[str, Any, torch.dtype], str | None]
     """(kernel, config, dtype) to why the kernel cannot compute it: the end of a sentence."""
 
 
 ARCHITECTURES = {
-    DEFAULT: Architecture(ModelConfig, TokenFormer, pattention.unfit_for),
-    "transformer": Architecture(TransformerConfig, Transformer, transformer.unfit_for),
+    DEFAULT: Architecture(ModelConfig, TokenFormer, pattention.kernel_unsupported_reason),
+    "transformer": Architecture(
+        TransformerConfig, Transformer, transformer.kernel_unsupported_reason
+    ),
 }
 
 
@@ -47,7 +49,7 @@ def read_config(values: Mapping[str, Any], where: str = "model") -> LanguageMode
         UserError: a kind that is not there, or a section that does not fit it.
     """
     if not isinstance(values, Mapping):
-        return typed(ModelConfig, values, where)  # which refuses it
+        return parse_dataclass(ModelConfig, values, where)  # which refuses it
     name = values.get(KEY, DEFAULT)
     if name not in ARCHITECTURES:
         raise UserError(f"{where}.{KEY} {name!r}{nearest(str(name), list(ARCHITECTURES))}")
@@ -55,7 +57,7 @@ def read_config(values: Mapping[str, Any], where: str = "model") -> LanguageMode
     if name == DEFAULT:
         # No field of a TokenFormer's: its files are what they were before there was another kind.
         values = {key: value for key, value in values.items() if key != KEY}
-    return typed(ARCHITECTURES[name].config, values, where)
+    return parse_dataclass(ARCHITECTURES[name].config, values, where)
 
 
 def _check_kind(values: Mapping[str, Any], name: str, where: str) -> None:

@@ -57,7 +57,7 @@ class Taus:
     """tau of the feed-forward layer."""
 
     @classmethod
-    def at_birth(cls, tokens: Tokens) -> "Taus":
+    def default(cls, tokens: Tokens) -> "Taus":
         """sqrt(N) for each role: the published definition."""
         return cls(**{role: math.sqrt(n) for role, n in tokens.items()})
 
@@ -197,7 +197,7 @@ class ModelConfig(LanguageModelConfig):
             self.activation in ACTIVATIONS,
             f"model.activation {self.activation!r}: valid are {', '.join(ACTIVATIONS)}",
         )
-        birth = Taus.at_birth(self.tokens)
+        birth = Taus.default(self.tokens)
         taus = {role: getattr(self.tau, role) or getattr(birth, role) for role in ROLES}
         for role, tau in taus.items():
             require(tau > 0, f"model.tau.{role} must be positive, not {tau}")

@@ -76,7 +76,7 @@ class Pattention(nn.Module):
         return f"tokens={n}, d_in={d_in}, d_out={d_out}, {self.activation}, tau={self.tau:.4g}"
 
 
-def unfit_for(kernel: str, config: ModelConfig, dtype: torch.dtype) -> str | None:
+def kernel_unsupported_reason(kernel: str, config: ModelConfig, dtype: torch.dtype) -> str | None:
     """Why a kernel cannot compute a model of these sizes; None: it can.
 
     Args:

@@ -173,7 +173,9 @@ NORMS = ("attention_norm", "ffn_norm", "final_norm")
 """Whose weights start at 1."""
 
 
-def unfit_for(kernel: str, config: TransformerConfig, dtype: torch.dtype) -> str | None:
+def kernel_unsupported_reason(
+    kernel: str, config: TransformerConfig, dtype: torch.dtype
+) -> str | None:
     """Why a kernel cannot compute a Transformer; None: it can, as no kernel is asked for.
 
     Args:

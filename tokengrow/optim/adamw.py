@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengrow.distributed.collectives import local, rows_of
+from tokengrow.distributed.collectives import local_rows, to_local
 from tokengrow.growth.config import GrowthConfig
 
 FLOAT32_ROUNDING = 2.0**-24
@@ -90,7 +90,7 @@ class AgedAdamW(torch.optim.AdamW):
         self._updates, self._unknown = 0, 0.0
         self._loaded = {parameter: each.on(parameter.device) for parameter, each in ages.items()}
         self._here = {
-            parameter: Ages(rows_of(parameter, each.rows), each.columns)
+            parameter: Ages(local_rows(parameter, each.rows), each.columns)
             for parameter, each in self._loaded.items()
         }
         self._youngest = {parameter: each.youngest() for parameter, each in ages.items()}
@@ -136,7 +136,7 @@ class AgedAdamW(torch.optim.AdamW):
         if self._frozen:
             for parameter, ages in self._here.items():
                 if parameter.grad is not None:
-                    grad = local(parameter.grad)
+                    grad = to_local(parameter.grad)
                     grad.mul_(ages.per_entry(self._is_new, grad.dtype))
 
     def skip_if(self, flag: Tensor) -> None:
@@ -256,7 +256,7 @@ class AgedAdamW(torch.optim.AdamW):
         """
         ages = self._here[parameter]
         state = self._state_of(parameter, group)
-        tensors = (local(parameter), local(state["exp_avg"]), local(state["exp_avg_sq"]))
+        tensors = (to_local(parameter), to_local(state["exp_avg"]), to_local(state["exp_avg_sq"]))
         if self._frozen and not self._has_new(parameter):
             return  # none of it is new
         state["step"] += 1
@@ -266,7 +266,7 @@ class AgedAdamW(torch.optim.AdamW):
         kind = (self._kinds[parameter], id(group))
         if kind not in factors:
             factors[kind] = self._factors(group, ages, oldest, parameter.dtype)
-        _move(tensors, local(gradient), group, factors[kind])
+        _move(tensors, to_local(gradient), group, factors[kind])
         if self._frozen:
             new = ages.per_entry(self._is_new, torch.bool)
             for tensor, old in zip(tensors, before, strict=True):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tokengrow.distributed.collectives import (
-    brought,
+    broadcast_from_rank0,
+    copy_to_host,
     first_holders,
-    from_rank_zero,
-    on_the_host,
-    part_of,
+    gather_to_rank0,
+    scatter_from_rank0,
 )
 from tokengrow.errors import UserError
 from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE
@@ -121,7 +121,7 @@ def optimizer_state(model: LanguageModel, optimizer: AgedAdamW) -> dict[str, Ten
         model: whose parameters they are, sharded or not.
         optimizer: over all of them, or over those of this rank.
     """
-    state = on_the_host(_moments(model, optimizer))
+    state = copy_to_host(_moments(model, optimizer))
     ages = optimizer.ages()
     for name, parameter in model.named_parameters():
         if parameter in ages:
@@ -133,14 +133,14 @@ def optimizer_state(model: LanguageModel, optimizer: AgedAdamW) -> dict[str, Ten
 
 
 def _moments(model: LanguageModel, optimizer: AgedAdamW) -> Iterator[tuple[str, Tensor]]:
-    """Adam's slots of each parameter that has had an update, brought to rank 0."""
+    """Adam's slots of each parameter that has had an update, gathered to rank 0."""
     holders = first_holders(n for n, p in model.named_parameters() if p in optimizer.state)
     for name, parameter in model.named_parameters():
         if name in holders:
             here = optimizer.state.get(parameter, {})
             for slot in SLOTS:
                 like = _like(parameter, slot)
-                yield f"{slot}.{name}", brought(here.get(slot), holders[name], like)
+                yield f"{slot}.{name}", gather_to_rank0(here.get(slot), holders[name], like)
 
 
 def _like(parameter: Tensor, slot: str) -> Tensor:
@@ -163,10 +163,10 @@ def load_optimizer_state(
     Raises:
         UserError: a tensor that is missing or of another shape.
     """
-    ages = from_rank_zero(lambda: _checked_ages(model, state))
+    ages = broadcast_from_rank0(lambda: _checked_ages(model, state))
     parameters = dict(model.named_parameters())
     optimizer.set_ages({parameters[name]: each for name, each in ages.items()})
-    if from_rank_zero(lambda: any(key.startswith(f"{SLOTS[0]}.") for key in state)):
+    if broadcast_from_rank0(lambda: any(key.startswith(f"{SLOTS[0]}.") for key in state)):
         _load_moments(model, optimizer, state)
 
 
@@ -203,7 +203,8 @@ def _load_moments(model: LanguageModel, optimizer: AgedAdamW, state: Mapping[str
     for name, parameter in model.named_parameters():
         # On every rank, also for a parameter that another one keeps the state of.
         parts = {
-            slot: part_of(_like(parameter, slot), state.get(f"{slot}.{name}")) for slot in SLOTS
+            slot: scatter_from_rank0(_like(parameter, slot), state.get(f"{slot}.{name}"))
+            for slot in SLOTS
         }
         if parameter in index:
             full["state"][index[parameter]] = parts

@@ -26,7 +26,7 @@ class Difference:
 
 
 @dataclass
-class Twig:
+class LineageNode:
     """A size on a branch: trained, grown or pruned."""
 
     text: str
@@ -45,7 +45,7 @@ class Branch:
     """Index of the run."""
     start: str
     """What it started from."""
-    twigs: list[Twig] = field(default_factory=list)
+    twigs: list[LineageNode] = field(default_factory=list)
     """Its sizes, the first one first."""
 
 
@@ -124,20 +124,20 @@ def lineage_tree(runs: Sequence[RunRecord]) -> list[Branch]:
     return roots
 
 
-def _twigs(run: RunRecord) -> list[Twig]:
+def _twigs(run: RunRecord) -> list[LineageNode]:
     """A twig for each rung; those that were grown take the lineage's last entries."""
     grown = iter(run.lineage[len(run.lineage) - run.own_growths :])
     twigs = []
     for rung in run.rungs:
         end = "not ended" if rung.loss_end is None else f"loss {rung.loss_end:.4f}"
         text = f"{rung.name}: {rung.parameters:,} parameters, {rung.tokens:,} tokens, {end}"
-        twigs.append(Twig(text, None if rung.drift is None else _growth(next(grown))))
+        twigs.append(LineageNode(text, None if rung.drift is None else _growth(next(grown))))
     return twigs
 
 
-def _twig_outside(entry: Values) -> Twig:
+def _twig_outside(entry: Values) -> LineageNode:
     parameters = entry["target"]["parameters"]
-    return Twig(f"{parameters:,} parameters, outside of any run", _growth(entry))
+    return LineageNode(f"{parameters:,} parameters, outside of any run", _growth(entry))
 
 
 def _outside(run: RunRecord) -> tuple[Values, ...]:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tokengrow import __version__
 from tokengrow.console.format import count, exponent, folded, power, table
-from tokengrow.files import half_written, write_atomically
+from tokengrow.files import is_stale_temporary, write_atomically
 from tokengrow.reports.comparison import config_differences, lineage_tree, notes
 from tokengrow.reports.compute_ratio import RULE, compute_ratios
 from tokengrow.reports.page import duration, page
@@ -92,7 +92,7 @@ class Report:
         contents[PAGE] = page(values, figures).encode()
         for path in folder.iterdir():
             gone = path.name in NAMES - contents.keys()
-            if gone or half_written(path, NAMES):
+            if gone or is_stale_temporary(path, NAMES):
                 path.unlink()
         for name, content in contents.items():
             write_atomically(folder / name, content)

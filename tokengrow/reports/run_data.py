@@ -223,11 +223,11 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     while len({each[-depth:] for each in parts}) < len(set(parts)):
         depth += 1
-    told = told_apart([each[-1] for each in parts])
+    told = short_run_names([each[-1] for each in parts])
     return ["/".join((*each[-depth:-1], name)) for each, name in zip(parts, told, strict=True)]
 
 
-def told_apart(names: Sequence[str]) -> list[str]:
+def short_run_names(names: Sequence[str]) -> list[str]:
     """Names of jobs without what they share: `arm=grown` and `arm=small` are `grown` and `small`;
     `optim.lr=1,model.layers=2` is `lr=1,layers=2` where lr and layers mean one key each. Names that
     are not all made of KEY=VALUE, and those of one job, stay as they are."""

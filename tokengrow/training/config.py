@@ -135,8 +135,8 @@ class TrainConfig:
         narrow = self.fabric.chosen_precision != "32-true"
         for stage in self.stages:
             dtype = torch.bfloat16 if narrow else torch.float32
-            unfit_for = architecture_of(stage.model).unfit_for
-            if problem := unfit_for(self.kernel, stage.model, dtype):
+            kernel_unsupported_reason = architecture_of(stage.model).kernel_unsupported_reason
+            if problem := kernel_unsupported_reason(self.kernel, stage.model, dtype):
                 raise UserError(f"kernel={self.kernel} in stage {stage.name}: it {problem}")
 
     def check_share(self, world_size: int) -> None:

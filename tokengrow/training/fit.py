@@ -21,48 +21,47 @@ from rich.console import Console
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import (
     Checkpoint,
-    left_by_a_kill,
+    is_stale_partial,
     load_checkpoint,
-    set_damaged_aside,
+    quarantine_damaged,
 )
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.sequences import TokenSource
 from tokengrow.distributed.collectives import (
-    all_here,
-    from_every_rank,
-    from_rank_zero,
-    local,
-    part_of,
+    all_gather_object,
+    barrier,
+    broadcast_from_rank0,
+    scatter_from_rank0,
+    to_local,
 )
 from tokengrow.distributed.fabric import build_fabric, device_name, release, started_by
 from tokengrow.distributed.launch import GUIDE
 from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
-from tokengrow.distributed.peer_failure import in_contact
-from tokengrow.errors import UserError
-from tokengrow.files import as_yaml, half_written, locked, write_atomically
+from tokengrow.distributed.peer_failure import monitor_peers
+from tokengrow.errors import Stopped, UserError
+from tokengrow.files import as_yaml, directory_lock, is_stale_temporary, write_atomically
 from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import moving_tau, plan_growth
 from tokengrow.metrics.run_log import LoggerConfig, RunLog
 from tokengrow.model.architectures import build_model
 from tokengrow.model.tokenformer import LanguageModel, fastest_attention
 from tokengrow.optim.config import load_optimizer_state
-from tokengrow.training.clock import Clock
+from tokengrow.training.checkpoint_writer import CheckpointWriter
 from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.device_memory import fits
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.nonfinite import GradientWatch
-from tokengrow.training.preemption import Stopped, StopRequest
+from tokengrow.training.preemption import StopRequest
 from tokengrow.training.resume import (
     CONFIG_FILE,
     RECORDS,
     find_start,
-    what_resumes,
-    where_it_stands,
+    resume_hint,
+    status_line,
 )
-from tokengrow.training.saver import Saver
-from tokengrow.training.sessions import recorded, session_here
 from tokengrow.training.stage import Run, Training, mean_loss, save_stage, train_stage, validate
 from tokengrow.training.state import Rung, TrainState
+from tokengrow.training.wall_time import WallTime, new_session, record_session
 
 NO_LOGGERS = LoggerConfig(kinds=[])
 """Of every process but the first."""
@@ -89,19 +88,19 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     Raises:
         UserError: data, a source or an `out` that do not fit the config; nothing is written then.
         Stopped: SIGTERM came; what was trained is saved.
-        LostContact: another process of the run is gone.
+        PeerLostError: another process of the run is gone.
     """
     _check_fits(config, tokens)
     config.check_kernel()
     config.logger.check_installed()
     fabric = build_fabric(config.fabric)
-    with in_contact(started_by(fabric)):
+    with monitor_peers(started_by(fabric)):
         try:
             return _fit(config, tokens, fabric, console or Console(quiet=True))
         except Stopped as stopped:
             # Rank 0 may still be closing its logs, and launchers end a job at the first process
             # that leaves with a status.
-            all_here()
+            barrier()
             # Its traceback would hold the model, and that the line to the others, to the end.
             raise stopped.with_traceback(None) from None
 
@@ -111,27 +110,27 @@ def _fit(config: TrainConfig, tokens: TokenSource, fabric: Fabric, console: Cons
     config.check_share(fabric.world_size)
     _check_one_data(tokens)
     # One folder for all ranks, each of which may have read another time off its clock.
-    config = replace(config, out=from_rank_zero(lambda: config.out))
+    config = replace(config, out=broadcast_from_rank0(lambda: config.out))
     out, stop = Path(config.out), StopRequest()
-    state, checkpoint = from_rank_zero(lambda: find_start(config, tokens), _described)
-    saver = Saver(out, config.keep_checkpoints, console)
+    state, checkpoint = broadcast_from_rank0(lambda: find_start(config, tokens), _described)
+    saver = CheckpointWriter(out, config.keep_checkpoints, console)
     log = RunLog(config.logger if fabric.is_global_zero else NO_LOGGERS, out)
     clock = _clock(state, checkpoint)
     run = Run(config, fabric, tokens, tokens.tokenizer(), console, saver, stop, log, clock)
     try:
         with ExitStack() as held:
-            from_rank_zero(lambda: _take(run, held, checkpoint if state.rungs else None))
-            from_rank_zero(lambda: _record_session(run, held, state))
+            broadcast_from_rank0(lambda: _take(run, held, checkpoint if state.rungs else None))
+            broadcast_from_rank0(lambda: _record_session(run, held, state))
             for each in (log, saver, stop):
                 held.enter_context(each)
             return _climb(run, state, checkpoint)
     except KeyboardInterrupt:  # told once a save that has begun has ended
-        raise KeyboardInterrupt(what_resumes(out)) from None
+        raise KeyboardInterrupt(resume_hint(out)) from None
 
 
 def _check_one_data(tokens: TokenSource) -> None:
     """Refuses ranks that do not all have the same tokens."""
-    fingerprints = from_every_rank(tokens.fingerprint)
+    fingerprints = all_gather_object(tokens.fingerprint)
     for rank, fingerprint in enumerate(fingerprints):
         if fingerprint != fingerprints[0]:
             raise UserError(
@@ -149,30 +148,30 @@ def _described(found: tuple[TrainState, Checkpoint | None]) -> tuple[TrainState,
 def _record_session(run: Run, held: ExitStack, state: TrainState) -> None:
     """Keeps what this session is, if it has something to train, until `held` is left."""
     if len(state.stage_ends) < len(run.config.stages):
-        session = session_here(run.config, run.fabric, state.step)
-        held.enter_context(recorded(run.out, session))
+        session = new_session(run.config, run.fabric, state.step)
+        held.enter_context(record_session(run.out, session))
 
 
-def _clock(state: TrainState, checkpoint: Checkpoint | None) -> Clock:
+def _clock(state: TrainState, checkpoint: Checkpoint | None) -> WallTime:
     """The run's wall time, from where it stands."""
     if checkpoint is None:
-        return Clock()
+        return WallTime()
     if state.rungs:
-        return Clock.resumed(checkpoint.times, len(state.validation))
-    return Clock.starting_from(checkpoint.times)
+        return WallTime.resumed(checkpoint.times, len(state.validation))
+    return WallTime.starting_from(checkpoint.times)
 
 
 def _climb(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> FitResult:
     """Trains the stages that are not done yet."""
     if state.rungs:
-        run.console.print(where_it_stands(run.config, state), highlight=False, soft_wrap=True)
+        run.console.print(status_line(run.config, state), highlight=False, soft_wrap=True)
     ahead = range(len(state.stage_ends), len(run.config.stages))
     if ahead:
-        from_rank_zero(lambda: run.log.open(run.config.to_dict()))
+        broadcast_from_rank0(lambda: run.log.open(run.config.to_dict()))
     for index in ahead:
         if run.stop.requested():  # everything is saved, and a growth may take long
             name = run.config.stages[index].name
-            raise Stopped(f"stopped as asked before stage {name}; {what_resumes(run.out)}")
+            raise Stopped(f"stopped as asked before stage {name}; {resume_hint(run.out)}")
         checkpoint = _stage(run, index, state, checkpoint)
     assert checkpoint is not None, "a finished run has a checkpoint"
     return FitResult(state, checkpoint)
@@ -206,14 +205,14 @@ def _take(run: Run, held: ExitStack, newest: Checkpoint | None) -> None:
     out = run.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        held.enter_context(locked(out, wait=False))
-        for path in set_damaged_aside(out, newest):
+        held.enter_context(directory_lock(out, wait=False))
+        for path in quarantine_damaged(out, newest):
             run.console.print(f"set aside: {path}", highlight=False, soft_wrap=True)
         write_atomically(out / CONFIG_FILE, as_yaml(run.config.to_dict()))
         for path in list(out.iterdir()):
-            if left_by_a_kill(path):
+            if is_stale_partial(path):
                 shutil.rmtree(path)
-            elif half_written(path, RECORDS):
+            elif is_stale_temporary(path, RECORDS):
                 path.unlink()
     except BlockingIOError:
         raise UserError(
@@ -238,7 +237,7 @@ def _enter_stage(
         rung.loss_before = (
             state.rungs[-1].loss_end if state.rungs else _source_loss(run, stage, checkpoint)
         )
-    start = from_rank_zero(lambda: _start(run, stage, checkpoint), Checkpoint.described)
+    start = broadcast_from_rank0(lambda: _start(run, stage, checkpoint), Checkpoint.described)
     if checkpoint is not None and len(start.lineage) > len(checkpoint.lineage):
         rung.drift = start.lineage[-1]["drift"]["max_logit"]
         _tell_growth(run, checkpoint, rung, state.step)
@@ -298,7 +297,7 @@ def _to_device(run: Run, stage: StageConfig, start: Checkpoint) -> Any:
     checkpoint_blocks(model.blocks, recomputed, fastest_attention)
     module = run.fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
     for name, parameter in model.state_dict().items():
-        local(parameter).copy_(local(part_of(parameter, start.weights.get(name))))
+        to_local(parameter).copy_(to_local(scatter_from_rank0(parameter, start.weights.get(name))))
     return module
 
 
@@ -343,4 +342,4 @@ def _leave_stage(run: Run, training: Training, state: TrainState) -> Checkpoint:
         run.saver.finish()
         return load_checkpoint(run.out / step_folder(state.step))
 
-    return from_rank_zero(read_back, Checkpoint.described)
+    return broadcast_from_rank0(read_back, Checkpoint.described)

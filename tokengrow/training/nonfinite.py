@@ -21,7 +21,7 @@ RECORD = "nonfinite.json"
 """File in a run's folder on the update that stopped it."""
 
 
-def with_telling_gradient(loss: Tensor) -> Tensor:
+def poison_nonfinite_grad(loss: Tensor) -> Tensor:
     """The loss, with a gradient of NaN where it is not finite; else the same bits.
 
     A logit that overflowed can give an infinite loss and a finite gradient. The loss is a rank's

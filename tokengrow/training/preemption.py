@@ -5,11 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from tokengrow.distributed.collectives import Agreement
-
-
-class Stopped(Exception):
-    """A run that was asked to stop has: one sentence that says where, and what is saved."""
+from tokengrow.distributed.collectives import StopFlag
 
 
 class StopRequest:
@@ -22,7 +18,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
-        self._agreement = Agreement()
+        self._agreement = StopFlag()
         self._before: Any = None
 
     def requested(self) -> bool:

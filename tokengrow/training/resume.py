@@ -10,7 +10,7 @@ from tokengrow.checkpoint.layout import RUN_CONFIG, SESSIONS, find_checkpoints
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, newest_checkpoint
 from tokengrow.data.sequences import TokenSource
 from tokengrow.errors import UserError
-from tokengrow.files import half_written, read_yaml
+from tokengrow.files import is_stale_temporary, read_yaml
 from tokengrow.growth.plan import plan_growth
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.state import TrainState
@@ -38,7 +38,7 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
     """
     out = Path(config.out)
     holds_something = out.is_dir() and any(
-        not half_written(path, RECORDS) for path in out.iterdir()
+        not is_stale_temporary(path, RECORDS) for path in out.iterdir()
     )
     if config.resume == "never" and holds_something:
         raise UserError(
@@ -62,12 +62,12 @@ def find_start(config: TrainConfig, tokens: TokenSource) -> tuple[TrainState, Ch
     return state, source
 
 
-def what_resumes(out: Path) -> str:
-    """Half a sentence on what the same command does, should the run in `out` end now."""
-    whole = find_checkpoints(out)
-    if not whole:
-        return "the same command begins again: no checkpoint is whole yet"
-    return f"the same command goes on from {whole[-1]}"
+def resume_hint(out: Path) -> str:
+    """Return a hint, a clause without a full stop, on how to resume the run in `out`."""
+    complete = find_checkpoints(out)
+    if not complete:
+        return "the same command starts over, because no checkpoint is complete yet"
+    return f"the same command resumes from {complete[-1]}"
 
 
 def _is_run(out: Path) -> bool:
@@ -92,7 +92,7 @@ def _load_source(config: TrainConfig, tokens: TokenSource) -> Checkpoint:
     return source
 
 
-def where_it_stands(config: TrainConfig, state: TrainState) -> str:
+def status_line(config: TrainConfig, state: TrainState) -> str:
     """One line on what is done and what comes next, for a run that has begun."""
     stage = config.stages[state.stage]
     if len(state.stage_ends) == len(config.stages):

@@ -20,8 +20,9 @@ from tokengrow.data.corpus import Split
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences, TokenSource
 from tokengrow.data.tokenizer import Tokenizer
-from tokengrow.distributed.collectives import from_rank_zero, on_the_host, whole
+from tokengrow.distributed.collectives import broadcast_from_rank0, copy_to_host, full_tensor
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
+from tokengrow.errors import Stopped
 from tokengrow.metrics.run_log import RunLog
 from tokengrow.metrics.throughput import Throughput
 from tokengrow.model.config import ModelConfig, Taus
@@ -29,19 +30,19 @@ from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.optim.adamw import AgedAdamW
 from tokengrow.optim.config import optimizer_state
 from tokengrow.optim.schedule import learning_rate
-from tokengrow.training.clock import Clock
+from tokengrow.training.checkpoint_writer import CheckpointWriter
 from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.nonfinite import (
     GradientWatch,
     check_validation,
     count_skipped,
-    with_telling_gradient,
+    poison_nonfinite_grad,
 )
 from tokengrow.training.plateau import plateaued
-from tokengrow.training.preemption import Stopped, StopRequest
-from tokengrow.training.resume import what_resumes
-from tokengrow.training.saver import Saver
+from tokengrow.training.preemption import StopRequest
+from tokengrow.training.resume import resume_hint
 from tokengrow.training.state import TrainState
+from tokengrow.training.wall_time import WallTime
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Run:
     tokens: TokenSource
     tokenizer: Tokenizer
     console: Console
-    saver: Saver
+    saver: CheckpointWriter
     stop: StopRequest
     log: RunLog
-    clock: Clock
+    clock: WallTime
 
     @property
     def out(self) -> Path:
@@ -105,7 +106,7 @@ def train_stage(run: Run, training: Training, state: TrainState) -> None:
             speed.add(tokens)
             done = state.stage_step
             ended = done == stage.steps
-            if _looks_at_the_device(run, done) or ended:
+            if _should_sync(run, done) or ended:
                 _count_skipped(run, training, state)
             if done % config.log_every == 0 or ended:
                 _log(run, state, progress, speed, loss=loss, grad_norm=norm, lr=rate)
@@ -122,17 +123,17 @@ def _stop_if_asked(run: Run, training: Training, state: TrainState) -> None:
     """Between two updates: saves what was trained since the last checkpoint, and stops."""
     if not run.stop.requested():
         return
-    if state.step and not from_rank_zero(lambda: run.saver.has(state.step)):
+    if state.step and not broadcast_from_rank0(lambda: run.saver.has(state.step)):
         _count_skipped(run, training, state)
         save_stage(run, training, state)
-    from_rank_zero(run.saver.finish)
+    broadcast_from_rank0(run.saver.finish)
     raise Stopped(
         f"stopped as asked in stage {training.stage.name}, step {state.stage_step}/"
-        f"{training.stage.steps}; {what_resumes(run.out)}"
+        f"{training.stage.steps}; {resume_hint(run.out)}"
     )
 
 
-def _looks_at_the_device(run: Run, done: int) -> bool:
+def _should_sync(run: Run, done: int) -> bool:
     """Whether this update's results are read, which waits for the device.
 
     A GPU is given the next update while it works on this one; a CPU is never ahead.
@@ -210,7 +211,7 @@ def _update(
             # On one device Fabric calls training_step past its own autocast: enter it here.
             with fabric.autocast():
                 loss = training.module.training_step(batch, part) / parts
-            fabric.backward(with_telling_gradient(loss))
+            fabric.backward(poison_nonfinite_grad(loss))
         losses.append(loss.detach())
     training.adamw.drop_frozen_gradients()
     norm = fabric.clip_gradients(
@@ -220,7 +221,7 @@ def _update(
         error_if_nonfinite=False,
     )
     assert norm is not None
-    norm = whole(norm)
+    norm = full_tensor(norm)
     training.adamw.skip_if(training.watch.see(update, norm, torch.stack(losses)))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
@@ -306,10 +307,10 @@ def save_stage(run: Run, training: Training, state: TrainState, needed: bool = T
         state: where the run stands.
         needed: stop the run where the disk has no room for it; else warn, and go on.
     """
-    from_rank_zero(run.saver.finish)  # before its memory is needed for the next one
+    broadcast_from_rank0(run.saver.finish)  # before its memory is needed for the next one
     checkpoint = Checkpoint(
         config=training.model.config,
-        weights=on_the_host(training.model.state_dict().items()),
+        weights=copy_to_host(training.model.state_dict().items()),
         optimizer=optimizer_state(training.model, training.adamw),
         train_state=state.to_dict(),
         run=run.config.to_dict(),

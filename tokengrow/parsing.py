@@ -23,7 +23,7 @@ NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "
 """Types of scalars as a user knows them."""
 
 
-def typed(cls: type[T], values: Any, where: str = "") -> T:
+def parse_dataclass(cls: type[T], values: Any, where: str = "") -> T:
     """Builds the dataclass `cls` from a plain mapping, nested dataclasses included.
 
     Args:
@@ -74,7 +74,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if optional := [item for item in items if is_dataclass(item) and type(None) in items]:
         return None if value is None else _convert(value, optional[0], key)
     if is_dataclass(hint):
-        return value if isinstance(value, hint) else typed(hint, value, key)  # type: ignore[arg-type]
+        return value if isinstance(value, hint) else parse_dataclass(hint, value, key)  # type: ignore[arg-type]
     if kind is dict:
         if not isinstance(value, Mapping):
             raise UserError(f"{key} must be a mapping, not {value!r}")

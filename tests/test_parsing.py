@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tokengrow.errors import UserError
-from tokengrow.typed import typed
+from tokengrow.parsing import parse_dataclass
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Outer:
 
 
 def outer(**values: Any) -> Outer:
-    return typed(Outer, {"name": "a", **values}, "outer")
+    return parse_dataclass(Outer, {"name": "a", **values}, "outer")
 
 
 def test_absent_keys_take_their_defaults() -> None:
@@ -96,12 +96,12 @@ def test_an_unknown_key_like_no_other_is_refused_with_all_that_are_valid() -> No
 @pytest.mark.parametrize("values", [{}, {"name": "???"}])
 def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^outer\.name is missing: .*give it a value"):
-        typed(Outer, values, "outer")
+        parse_dataclass(Outer, values, "outer")
 
 
 def test_without_a_section_the_key_stands_alone() -> None:
     with pytest.raises(UserError, match=r"^name is missing"):
-        typed(Outer, {})
+        parse_dataclass(Outer, {})
 
 
 @pytest.mark.parametrize(
@@ -155,5 +155,5 @@ def test_what_the_class_itself_refuses_is_passed_on() -> None:
 
 def test_the_values_given_are_not_modified() -> None:
     values = {"name": "a", "betas": [0.8, 0.9], "inner": {"width": 2}}
-    typed(Outer, values)
+    parse_dataclass(Outer, values)
     assert values == {"name": "a", "betas": [0.8, 0.9], "inner": {"width": 2}}

@@ -14,16 +14,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tokengrow.checkpoint.store import left_by_a_kill
-from tokengrow.cli.explain import explain, refuse, unknown_option
+from tokengrow.checkpoint.store import is_stale_partial
+from tokengrow.cli.errors import error_message, refuse, unknown_option
 from tokengrow.cli.sweep import sweep_report
 from tokengrow.distributed.launch import process_rank
-from tokengrow.distributed.peer_failure import LostContact
-from tokengrow.errors import UserError
+from tokengrow.errors import PeerLostError, Stopped, UserError
 from tokengrow.paths import data_root
-from tokengrow.training.preemption import Stopped
 
-LOST_CONTACT = 1
+PEER_LOST = 1
 """Exit status of a process whose job has lost another one."""
 
 STOPPED = 75
@@ -55,7 +53,7 @@ STAGE_KEYS = r"((model|optim|plateau)(\.\w+)+|steps|tokens|flops|plateau)"
 """What of a stage the command line may give though its recipe does not."""
 
 
-def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
+def run_command(name: str, function: Callable[[DictConfig], Any]) -> None:
     """Composes `conf/{name}.yaml` with the command line and calls the verb's function.
 
     A wrong input is one sentence on stderr and exit status 2; any other exception keeps its
@@ -81,10 +79,10 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
             if process_rank() == 0:
                 print(f"tokengrow {name}: {stopped}", file=sys.stderr)
             sys.exit(STOPPED)
-        except LostContact as lost:
-            refuse(name, str(lost), LOST_CONTACT)
+        except PeerLostError as lost:
+            refuse(name, str(lost), PEER_LOST)
         except Exception as error:
-            if (sentence := explain(name, error)) is None:
+            if (sentence := error_message(name, error)) is None:
                 raise
             refuse(name, sentence)
 
@@ -92,13 +90,13 @@ def run_verb(name: str, function: Callable[[DictConfig], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     if (sentence := unknown_option(name, as_typed)) is not None:
         refuse(name, sentence)
-    sys.argv[1:] = as_hydra_reads_them(as_typed)
+    sys.argv[1:] = to_hydra_overrides(as_typed)
     try:
         with sweep_report():
             job()
     except (HydraException, OmegaConfBaseException) as error:
         sys.argv[1:] = as_typed  # what the sentence speaks of
-        refuse(name, explain(name, error))
+        refuse(name, error_message(name, error))
     except KeyboardInterrupt as interrupt:
         told = "; ".join(["interrupted", *interrupt.args])
         print(f"\ntokengrow {name}: {told}", file=sys.stderr)
@@ -112,7 +110,7 @@ def new_folder(out: str) -> Path:
         UserError: it holds something besides what a save that was killed leaves.
     """
     folder = Path(out)
-    if folder.exists() and any(not left_by_a_kill(path) for path in folder.iterdir()):
+    if folder.exists() and any(not is_stale_partial(path) for path in folder.iterdir()):
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
     return folder
 
@@ -128,20 +126,20 @@ def new_file(out: str) -> Path:
     return Path(out)
 
 
-def as_hydra_reads_them(words: Sequence[str]) -> list[str]:
+def to_hydra_overrides(words: Sequence[str]) -> list[str]:
     """The arguments of the command line in Hydra's grammar.
 
     `--json` is the key json of `tokengrow plan`. Hydra takes its overrides from one place alone,
     so there it goes, wherever it was typed.
     """
-    read = [each for word in words if word != "--json" for each in as_hydra_reads_it(word)]
+    read = [each for word in words if word != "--json" for each in to_hydra_override(word)]
     if "--json" in words:
         overrides = (i for i, word in enumerate(read) if "=" in word and not word.startswith("-"))
         read.insert(next(overrides, len(read)), "json=true")
     return read
 
 
-def as_hydra_reads_it(word: str) -> list[str]:
+def to_hydra_override(word: str) -> list[str]:
     """An argument of the command line in Hydra's grammar, for keys that are not plain values.
 
     A prompt is text, whatever it holds: it is quoted, and so are stop strings, and a path with an

@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
-from tokengrow.files import NO_ROOM
+from tokengrow.files import NO_SPACE_ERRNOS
+from tokengrow.parsing import nearest
 from tokengrow.paths import data_root
-from tokengrow.typed import nearest
 
 WRONG_INPUT = 2
 """Exit status for a wrong input."""
@@ -46,7 +46,7 @@ def refuse(name: str, message: str | None, status: int = WRONG_INPUT) -> NoRetur
     sys.exit(status)
 
 
-def explain(name: str, error: Exception) -> str | None:
+def error_message(name: str, error: Exception) -> str | None:
     """One sentence for an exception that a wrong input raises; None for any other.
 
     Args:
@@ -59,7 +59,7 @@ def explain(name: str, error: Exception) -> str | None:
         return _of_hydra(name, error)
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return f"{error.filename}: {error.strerror}: choose another place"
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS:
         return f"{error.strerror}: make room on the disk, or choose another place"
     return None
 

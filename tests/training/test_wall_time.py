@@ -14,10 +14,10 @@ from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
-from tokengrow.training.clock import Clock
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.fit import fit
 from tokengrow.training.state import TrainState
+from tokengrow.training.wall_time import WallTime
 
 Runs = Callable[..., TrainConfig]
 
@@ -38,28 +38,32 @@ def forget_times(checkpoint: Path) -> None:
 
 
 def test_a_session_goes_on_from_the_seconds_of_the_checkpoint(hands: list[float]) -> None:
-    first = Clock()
+    first = WallTime()
     hands[0] += 3
     first.note_validation()
     hands[0] += 4
     saved = first.to_dict()
     assert saved == {"seconds": 7.0, "before": 0.0, "validation": [3.0]}
     hands[0] += 1000  # lost by a kill, and the time until somebody starts it again
-    second = Clock.resumed(saved, validations=1)
+    second = WallTime.resumed(saved, validations=1)
     hands[0] += 2
     second.note_validation()
     assert second.to_dict() == {"seconds": 9.0, "before": 0.0, "validation": [3.0, 9.0]}
 
 
 def test_what_lies_behind_the_source_is_kept_apart(hands: list[float]) -> None:
-    clock = Clock.starting_from({"seconds": 7.0, "before": 5.0, "validation": [3.0]})
+    clock = WallTime.starting_from({"seconds": 7.0, "before": 5.0, "validation": [3.0]})
     hands[0] += 2
     clock.note_validation()
     assert clock.to_dict() == {"seconds": 2.0, "before": 12.0, "validation": [2.0]}
 
 
 def test_a_source_without_times_leaves_the_time_before_unknown(hands: list[float]) -> None:
-    assert Clock.starting_from({}).to_dict() == {"seconds": 0.0, "before": None, "validation": []}
+    assert WallTime.starting_from({}).to_dict() == {
+        "seconds": 0.0,
+        "before": None,
+        "validation": [],
+    }
 
 
 def test_a_run_of_before_times_were_kept_goes_on_without_them(

@@ -8,9 +8,9 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 
-from tokengrow.cli.explain import OPTIONS
+from tokengrow.cli.errors import OPTIONS
 from tokengrow.cli.resolve import resolve_train
-from tokengrow.cli.verb import as_hydra_reads_it, as_hydra_reads_them
+from tokengrow.cli.runner import to_hydra_override, to_hydra_overrides
 from tokengrow.training.config import StageConfig
 from tokengrow.training.plateau import PlateauConfig
 
@@ -19,7 +19,7 @@ Composed = Callable[..., dict[str, Any]]
 
 def resolved(composed: Composed, *words: str) -> tuple[StageConfig, ...]:
     """The stages of the quickstart with these words typed."""
-    read = [as_hydra for word in words for as_hydra in as_hydra_reads_it(word)]
+    read = [as_hydra for word in words for as_hydra in to_hydra_override(word)]
     return resolve_train(composed("train", "recipes=quickstart", *read)).run.stages
 
 
@@ -43,7 +43,7 @@ def resolved(composed: Composed, *words: str) -> tuple[StageConfig, ...]:
     ],
 )
 def test_a_prompt_is_taken_to_the_letter(prompt: str, composed: Composed) -> None:
-    words = as_hydra_reads_it(f"prompt={prompt}")
+    words = to_hydra_override(f"prompt={prompt}")
     assert composed("generate", "source=x", *words)["prompt"] == prompt
 
 
@@ -61,11 +61,11 @@ def test_a_prompt_is_taken_to_the_letter(prompt: str, composed: Composed) -> Non
     ],
 )
 def test_a_path_may_hold_an_equals_sign_as_the_folders_of_a_sweep_do(word: str, read: str) -> None:
-    assert as_hydra_reads_it(word) == [read]
+    assert to_hydra_override(word) == [read]
 
 
 def test_a_path_may_hold_umlauts(composed: Composed) -> None:
-    words = [*as_hydra_reads_it("source=Läufe/a"), *as_hydra_reads_it("prompts=Fragen/übung.txt")]
+    words = [*to_hydra_override("source=Läufe/a"), *to_hydra_override("prompts=Fragen/übung.txt")]
     values = composed("generate", *words)
     assert (values["source"], values["prompts"]) == ("Läufe/a", "Fragen/übung.txt")
 
@@ -85,7 +85,7 @@ def test_a_path_may_hold_umlauts(composed: Composed) -> None:
 def test_stop_strings_are_taken_to_the_letter(
     typed: str, strings: list[str], composed: Composed
 ) -> None:
-    assert composed("generate", "source=x", *as_hydra_reads_it(f"stop={typed}"))["stop"] == strings
+    assert composed("generate", "source=x", *to_hydra_override(f"stop={typed}"))["stop"] == strings
 
 
 def test_a_path_may_begin_in_the_users_folder(
@@ -93,13 +93,13 @@ def test_a_path_may_begin_in_the_users_folder(
 ) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     words = ["source=~/runs/a", "tasks=[perplexity]", "out=~/runs/lr=1", "data_dir=runs/~/b"]
-    assert [read for word in words for read in as_hydra_reads_it(word)] == [
+    assert [read for word in words for read in to_hydra_override(word)] == [
         "source=/home/ada/runs/a",
         "tasks=[perplexity]",
         "out='/home/ada/runs/lr=1'",
         "data_dir=runs/~/b",
     ]
-    runs = as_hydra_reads_it("runs=[~/a, ~/b]")
+    runs = to_hydra_override("runs=[~/a, ~/b]")
     assert composed("report", *runs, "out=x")["runs"] == ["/home/ada/a", "/home/ada/b"]
 
 
@@ -128,7 +128,7 @@ def test_a_stage_that_is_not_there_is_refused(composed: Composed, word: str) -> 
 
 def test_other_words_are_left_alone() -> None:
     for word in ("optim.lr=1", "+stages.xl.steps=3", "~stages.small", "--multirun", "prompt"):
-        assert as_hydra_reads_it(word) == [word]
+        assert to_hydra_override(word) == [word]
 
 
 @pytest.mark.parametrize(
@@ -140,17 +140,17 @@ def test_other_words_are_left_alone() -> None:
     ],
 )
 def test_json_becomes_a_key_among_the_others(words: list[str]) -> None:
-    assert as_hydra_reads_them(words) == ["json=true", "model=150m", "seed=1"]
+    assert to_hydra_overrides(words) == ["json=true", "model=150m", "seed=1"]
 
 
 def test_json_stands_beside_the_keys_whatever_options_are_in_front() -> None:
     # Hydra refuses keys on both sides of an option.
     words = ["--json", "--config-dir", "mine", "recipes=a"]
-    assert as_hydra_reads_them(words) == ["--config-dir", "mine", "json=true", "recipes=a"]
+    assert to_hydra_overrides(words) == ["--config-dir", "mine", "json=true", "recipes=a"]
 
 
 def test_json_may_stand_alone() -> None:
-    assert as_hydra_reads_them(["--json"]) == ["json=true"]
+    assert to_hydra_overrides(["--json"]) == ["json=true"]
 
 
 def test_null_stands_for_what_the_sources_run_had(composed: Composed, source: Path) -> None:
