@@ -1,5 +1,5 @@
 """A checkpoint as the lm-evaluation-harness asks it; against its own HF class see
-tests/checkpoint/test_harness_exported.py."""
+tests/interop/test_harness_exported.py."""
 
 import tomllib
 from collections.abc import Callable, Sequence

@@ -98,7 +98,7 @@ def activation_bytes(config: LanguageModelConfig, batch: int, precision: str, fu
     Counts the tensors that autograd saves in the model, not compiled, per token. Of attention the
     rotated query and key, value, and output. Of a norm its input and output. Of the head the
     log-softmax of the logits, always float32; or fused, the gradient of its input. An estimate:
-    `tests/training/test_memory.py` holds it to what autograd saves.
+    `tests/planning/test_memory.py` holds it to what autograd saves.
 
     Args:
         config: the model.
