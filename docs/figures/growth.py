@@ -1,13 +1,13 @@
-"""Draws what a growth does to the tensors of a model, one picture for each axis.
+"""Figures of the effect of a growth on the tensors of a model, one for each axis.
 
     python docs/figures/growth.py
 
-A small random model is grown along one axis, and every entry of the grown model is compared with
-the source: the pictures show what was found, not what was meant. The figures of `docs/growing.md`
-are written beside this file, and `tests/package/test_figures.py` holds them against its tables.
+The script grows a small random model along one axis and compares every entry of the grown model
+with the source, so the figures show measured results. It writes the figures of `docs/growing.md`
+to its own directory. `tests/package/test_figures.py` compares them with the tables of that page.
 
-Shapes: `N` parameter tokens, `D` width, `H` heads, `C` head dim, `L` layers, `V` vocabulary; before
-a growth, and with a prime after it.
+Shapes: `N` parameter tokens, `D` width, `H` heads, `C` head dim, `L` layers, `V` vocabulary before
+a growth; a prime marks the sizes after it.
 """
 
 import math
@@ -31,15 +31,15 @@ from tokengrow.model.config import ROLES, Tokens
 
 HERE = Path(__file__).parent
 CLOSE = 1e-12
-"""Relative; the models are in float64."""
+"""Relative tolerance of comparisons; the models are in float64."""
 
 
 class Kind(StrEnum):
-    """What a growth did to an entry."""
+    """Effect of a growth on an entry."""
 
     UNCHANGED = "unchanged"
     SCALED = "multiplied by a constant"
-    MOVED = "copied and moved a little"
+    MOVED = "copied and perturbed"
     MEAN = "mean of its row"
     RANDOM = "random"
     ZERO = "zero"
@@ -61,31 +61,31 @@ TARGETS = {
     "heads": replace(SOURCE, heads=3, head_dim=6),
     "depth": replace(SOURCE, layers=5),
 }
-"""Growth axis to the model that `SOURCE` grows into."""
+"""Growth axis to the target of the growth of `SOURCE`."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A tensor of the grown model, compared with the source's."""
+    """A tensor of the grown model, compared with its source tensor."""
 
     values: NDArray[np.float64]
-    """[rows, channels], or [rows, H', C'] where the channels are those of heads."""
+    """[rows, channels], or [rows, H', C'] for the channels of heads."""
     kinds: NDArray[Any]
-    """A `Kind` for each entry."""
+    """`Kind` of each entry."""
     factor: float
-    """By which its `SCALED` entries are multiplied; 1 if there are none."""
+    """Factor of the `SCALED` entries; 1 without any."""
     old: tuple[int, ...]
-    """Shape of the source's tensor: it lies where every index is below it."""
+    """Shape of the source tensor, which fills the first corner of the grown one."""
     stem: str = ""
-    """Name of the source's tensor."""
+    """Name of the source tensor."""
 
     def is_all(self, kind: Kind) -> bool:
-        """Whether every entry is of this kind."""
+        """Return whether every entry is of this kind."""
         return bool((self.kinds == kind).all())
 
 
 def random_model(config: ModelConfig) -> TokenFormer:
-    """A float64 model of normal numbers, so that no entry is zero, one or alike by chance."""
+    """Return a float64 model of normal numbers, so that no entry is zero or one by chance."""
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
@@ -95,7 +95,7 @@ def random_model(config: ModelConfig) -> TokenFormer:
 
 
 def compare(old: NDArray[np.float64], new: NDArray[np.float64]) -> Found:
-    """The kind of every entry of `new`, of which `old` is the first corner."""
+    """Return the kind of every entry of `new`; `old` is compared with its first corner."""
     corner = tuple(slice(length) for length in old.shape)
     before = np.full(new.shape, np.nan)
     before[corner] = old
@@ -120,7 +120,7 @@ def compare(old: NDArray[np.float64], new: NDArray[np.float64]) -> Found:
 
 
 def compared(source: TokenFormer, target: ModelConfig) -> dict[str, Found]:
-    """Grows `source`; each tensor of the result by name, compared with where it stems from."""
+    """Grow `source` and compare each tensor of the result, by name, with its source tensor."""
     grown = grow(source, target)
     before, after = source.to_weights(), grown.to_weights()
     stems = {name: name for name in before}
@@ -135,7 +135,7 @@ def compared(source: TokenFormer, target: ModelConfig) -> dict[str, Found]:
 
 
 def origins(source: TokenFormer, grown: TokenFormer) -> list[int]:
-    """For each block of the grown model the old block whose query keys are nearest to its own."""
+    """Return, for each block of the grown model, the old block with the nearest query keys."""
 
     def keys(model: TokenFormer, layer: int) -> NDArray[np.float64]:
         n, width = source.config.tokens.query, source.config.width
@@ -148,7 +148,7 @@ def origins(source: TokenFormer, grown: TokenFormer) -> list[int]:
 
 
 def _by_heads(values: NDArray[np.float64], name: str, config: ModelConfig) -> NDArray[np.float64]:
-    """[.., H C] as [.., H, C] where a tensor has the channels of heads; a vector as one row."""
+    """Reshape [.., H C] to [.., H, C] for channels of heads, and a vector to one row."""
     if name.endswith(("attention.output.key_param_tokens", *_INNER_VALUES)):
         return values.reshape(len(values), config.heads, config.head_dim)
     return values.reshape(-1, values.shape[-1])
@@ -161,9 +161,9 @@ def _rms(values: NDArray[np.float64]) -> float:
     return math.sqrt(np.square(values).mean())
 
 
-# Drawing. One cell of a tensor is one unit.
+# Drawing: one cell of a tensor is one unit.
 
-COLOURS = {  # Okabe and Ito's, told apart without red and green
+COLOURS = {  # the palette of Okabe and Ito, which does not rely on red and green
     Kind.UNCHANGED: "#0072b2",
     Kind.SCALED: "#cc79a7",
     Kind.MOVED: "#56b4e9",
@@ -175,11 +175,11 @@ COLOURS = {  # Okabe and Ito's, told apart without red and green
 SIGNS = {Kind.ZERO: "0", Kind.ONE: "1"}
 LINE, TEXT = "#bbbbbb", "#222222"
 LEFT, BOX = 13, 4.6
-"""Where stacked tensors begin, and the width of a block, in cells."""
+"""Left edge of stacked tensors and width of a block, in cells."""
 
 
 class Page:
-    """A picture of `width` x `height` cells, 7.2 inches wide; y points down."""
+    """A figure of `width` x `height` cells, 7.2 inches wide; y points down."""
 
     def __init__(self, width: float, height: float) -> None:
         self.unit = 7.2 / width
@@ -191,19 +191,19 @@ class Page:
         self.found: list[Found] = []
 
     def text(self, x: float, y: float, words: str, size: float = 9, **style: Any) -> float:
-        """Words at a place, styled as in matplotlib; returns their right end."""
+        """Draw text at a position, styled as in matplotlib, and return its right edge."""
         style = {"va": "center_baseline", "color": TEXT, **style}
         box = self.axes.text(x, y, words, fontsize=size, **style).get_window_extent()
         return float(box.x1 / self.figure.dpi / self.unit)
 
     def tensor(self, x: float, y: float, found: Found, gap: float = 0.0) -> None:
-        """Every entry as a cell, and a frame around each piece that the source has.
+        """Draw every entry as a cell, and a frame around each part from the source.
 
         Args:
-            x: of its left edge.
-            y: of its upper edge.
+            x: left edge.
+            y: upper edge.
             found: the tensor.
-            gap: between two heads.
+            gap: space between two heads.
         """
         self.found.append(found)
         shape = found.values.shape
@@ -216,33 +216,33 @@ class Page:
             self.axes.add_patch(_frame(*corner, found.old[-1], found.old[0]))
 
     def cell(self, x: float, y: float, kind: Kind, strength: float = 1.0) -> None:
-        """A square in the colour of its kind, the paler the smaller the entry."""
+        """Draw a square in the colour of its kind; smaller entries are paler."""
         red, green, blue = (1 - strength * (1 - part) for part in to_rgb(COLOURS[kind]))
         self.axes.add_patch(Rectangle((x, y), 1, 1, fc=(red, green, blue), ec=LINE, lw=0.5))
         if kind in SIGNS:
             self.text(x + 0.5, y + 0.5, SIGNS[kind], 26 * self.unit, ha="center", color="#777777")
 
     def patch(self, x: float, y: float, found: Found) -> None:
-        """A whole tensor of one kind as one rectangle around the height `y`."""
+        """Draw a tensor of one kind as one rectangle centred at the height `y`."""
         self.found.append(found)
         (kind,) = set(found.kinds.flat)
         self.axes.add_patch(Rectangle((x, y - 0.8), 1.6, 1.6, fc=COLOURS[kind], ec=LINE, lw=0.5))
         self.text(x + 0.8, y, SIGNS.get(kind, ""), ha="center", color="#777777")
 
     def box(self, x: float, y: float, words: str, old: bool = True) -> None:
-        """A frame around words at the height `y`, dotted if they are not the source's."""
+        """Draw a frame around text at the height `y`, dotted if it is not from the source."""
         frame = _frame(x, y - 0.8, BOX, 1.6)
         frame.set_linestyle("-" if old else ":")
         self.axes.add_patch(frame)
         self.text(x + BOX / 2, y, words, ha="center")
 
     def line(self, start: tuple[float, float], end: tuple[float, float], dashed: bool) -> None:
-        """From one point to another."""
+        """Draw a line from one point to another."""
         xs, ys = zip(start, end, strict=True)
         self.axes.plot(xs, ys, color=TEXT, linewidth=1, linestyle=":" if dashed else "-")
 
     def legend(self, y: float) -> None:
-        """What the colours mean that were used; 0 and 1 say it themselves."""
+        """Draw the legend of the colours in use; the cells of 0 and 1 are labelled."""
         kinds = {kind for found in self.found for kind in found.kinds.flat}
         x = 1.0
         for kind in (kind for kind in COLOURS if kind in kinds and kind not in SIGNS):
@@ -256,13 +256,13 @@ class Page:
         self.text(x + 1.4, y + 0.5, "from the source")
 
     def save(self, path: Path) -> Path:
-        """Writes a PNG, 1440 pixels wide."""
+        """Write a PNG, 1440 pixels wide."""
         self.figure.savefig(path)
         return path
 
 
 def formula(factor: float) -> str:
-    """A constant in the letters of the sizes, if it is one of theirs."""
+    """Return a constant as text, with its formula in the letters of the sizes if it has one."""
     known = {
         "√(C′/C)": math.sqrt(TARGETS["heads"].head_dim / SOURCE.head_dim),
         "√(D/D′)": math.sqrt(SOURCE.width / TARGETS["width"].width),
@@ -272,7 +272,7 @@ def formula(factor: float) -> str:
 
 
 def draw_tokens(found: dict[str, Found]) -> Page:
-    """Keys and values of one layer, side by side: a token is a row of both."""
+    """Draw keys and values of one layer side by side; a token is a row of both."""
     page = Page(36, 16)
     old, new = SOURCE.tokens.ffn, TARGETS["tokens"].tokens.ffn
     for x, part, letter in ((9, "key", "K"), (23, "value", "V")):
@@ -286,7 +286,7 @@ def draw_tokens(found: dict[str, Found]) -> Page:
 
 
 def draw_width(found: dict[str, Found]) -> Page:
-    """Everything that has channels of the residual stream, one below the other."""
+    """Draw all kinds of tensors with channels of the residual stream, one below the other."""
     page = Page(36, 26.5)
     rows = (
         ("embedding", "[vocabulary, D]  writes", "embedding.weight"),
@@ -301,7 +301,7 @@ def draw_width(found: dict[str, Found]) -> Page:
 
 
 def draw_heads(found: dict[str, Found]) -> Page:
-    """What has channels of heads, one below the other, the heads apart."""
+    """Draw the tensors with channels of heads, one below the other, with gaps between heads."""
     page = Page(36, 28)
     rows = (
         ("V of query", "[N, H C]", pattention_name(0, "query", "value")),
@@ -315,7 +315,7 @@ def draw_heads(found: dict[str, Found]) -> Page:
 
 
 def draw_depth(found: dict[str, Found]) -> Page:
-    """The blocks before and after, a rectangle for each of their tensors."""
+    """Draw the blocks before and after, with a rectangle for each of their tensors."""
     page = Page(36, 17.2)
     layers = TARGETS["depth"].layers
     middle = [4.2 + 2.2 * layer for layer in range(layers)]
@@ -341,13 +341,13 @@ def draw_depth(found: dict[str, Found]) -> Page:
 
 
 def _columns(page: Page, labels: tuple[tuple[str, float, float], ...]) -> None:
-    """Words over the columns from one cell to another."""
+    """Draw labels above ranges of columns."""
     for words, first, last in labels:
         page.text(LEFT + (first + last) / 2, 1.2, words, ha="center")
 
 
 def _stack(page: Page, rows: tuple[tuple[str, str, str], ...], found: dict[str, Found]) -> None:
-    """Tensors below one another, named at the left, over the legend."""
+    """Draw tensors below one another, with names at the left and the legend below."""
     y = 2.0
     for title, shape, name in rows:
         tensor = found[name]
@@ -364,16 +364,16 @@ def _frame(x: float, y: float, width: float, height: float) -> Rectangle:
 
 
 def _strength(found: Found, index: tuple[int, ...]) -> float:
-    """How full the colour of an entry is: from 0.4 at zero to 1 at twice the root mean square."""
+    """Return the colour strength of an entry: 0.4 at zero, 1 at twice the root mean square."""
     return 0.4 + 0.6 * min(1.0, abs(float(found.values[index])) / 2 / _rms(found.values))
 
 
 PAGES = {"tokens": draw_tokens, "width": draw_width, "heads": draw_heads, "depth": draw_depth}
-"""Growth axis to what draws it."""
+"""Growth axis to its drawing function."""
 
 
 def draw(folder: Path) -> list[Path]:
-    """Writes the picture of every axis into a folder."""
+    """Write the figure of every axis to a directory."""
     source = random_model(SOURCE)
     return [
         page(compared(source, TARGETS[axis])).save(folder / f"growth-{axis}.png")
