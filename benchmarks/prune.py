@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.bench.rows import print_rows
+from tokengrow.checkpoint.schema import Drift
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.loader import spread_batch
 from tokengrow.data.store import TokenStore
@@ -34,7 +35,6 @@ from tokengrow.growth.prune import (
     row_indices,
 )
 from tokengrow.growth.tensors import pattention_name
-from tokengrow.growth.verify import Drift
 from tokengrow.model.activity import Activity, Layer, measure_activity
 from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import TokenFormer, pattention_layers

@@ -40,7 +40,7 @@ from tokengrow.model.transformer import TransformerConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root
 from tokengrow.training.config import StageConfig, TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 # A run collects garbage before each stage; what has been imported by now is none.
 gc.freeze()
@@ -163,11 +163,11 @@ def composed() -> Callable[..., dict[str, Any]]:
     """`composed(verb, *overrides)`: the plain values that a command line composes to."""
 
     def values(verb: str, *overrides: str) -> dict[str, Any]:
-        from tokengrow.cli.resolve import plain
+        from tokengrow.cli.config import plain_values
 
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(data_root() / "conf"), version_base="1.3"):
-            return plain(compose(verb, list(overrides)))
+            return plain_values(compose(verb, list(overrides)))
 
     return values
 

@@ -6,6 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tokengrow.checkpoint.schema import (
+    Drift,
+    LineageEntry,
+    LineageSource,
+    LineageStep,
+    LineageTarget,
+    RecordedRun,
+    TrainState,
+)
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
@@ -24,6 +33,18 @@ def _sizes(n: int) -> ModelConfig:
     )
 
 
+def _entry() -> LineageEntry:
+    """Return the record of one growth."""
+    config = _sizes(2).to_dict()
+    return LineageEntry(
+        source=LineageSource(parameters=10, step=1, weights_sha256=None, config=config),
+        target=LineageTarget(parameters=20, config=_sizes(4).to_dict()),
+        steps=(LineageStep("tokens", {"tokens.ffn": [4, 8]}),),
+        drift=Drift("float64", 256, 1e-15, 1e-16, 1e-16, 0.0, 3.5, 3.5),
+        settings={"new_block_place": "spread"},
+    )
+
+
 def _full_checkpoint(step: int = 3) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     model = TokenFormer(_sizes(4))
@@ -36,9 +57,9 @@ def _full_checkpoint(step: int = 3) -> Checkpoint:
         config=model.config,
         weights={name: tensor.clone() for name, tensor in model.state_dict().items()},
         optimizer=optimizer_state(model, optimizer),
-        train_state={"step": step, "tokens": 16 * step, "flops": 1.5e18, "rungs": []},
-        run={"out": "runs/a", "optim": {"lr": 6e-4, "betas": [0.9, 0.95]}, "seed": None},
-        lineage=[{"source": {"step": 1}, "drift": {"relative": 1e-16}}],
+        train_state=TrainState("a" * 64, step=step, tokens=16 * step, flops=1.5e18),
+        run=RecordedRun(stages={}, seed=3, settings={"out": "runs/a", "log_every": 10}),
+        lineage=(_entry(),),
         tokenizer='{"version": "1.0", "text": "Zoë ⟨end⟩"}',
         end_of_text="<|end|>",
     )

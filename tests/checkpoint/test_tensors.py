@@ -20,7 +20,7 @@ TENSORS = {
 
 
 def test_what_was_streamed_is_what_safetensors_reads(tmp_path: Path) -> None:
-    stream_tensors(tmp_path / "file", iter(TENSORS.items()), most=9)
+    stream_tensors(tmp_path / "file", iter(TENSORS.items()), max_tensors=9)
     found = load_file(tmp_path / "file")
     assert found.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -30,7 +30,7 @@ def test_what_was_streamed_is_what_safetensors_reads(tmp_path: Path) -> None:
 
 def test_part_of_a_tensor_is_written_as_it_is_seen(tmp_path: Path) -> None:
     column = TENSORS["matrix"][:, 1]
-    stream_tensors(tmp_path / "file", [("column", column)], most=1)
+    stream_tensors(tmp_path / "file", [("column", column)], max_tensors=1)
     assert torch.equal(load_file(tmp_path / "file")["column"], column)
 
 
@@ -42,12 +42,12 @@ def test_more_tensors_than_there_is_room_for_are_refused(tmp_path: Path) -> None
 def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError):
-        stream_tensors(tmp_path / "file", [], most=1)
+        stream_tensors(tmp_path / "file", [], max_tensors=1)
 
 
 def test_what_is_no_float_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ids is int64: a checkpoint holds float64, float32"):
-        stream_tensors(tmp_path / "file", [("ids", torch.arange(3))], most=1)
+        stream_tensors(tmp_path / "file", [("ids", torch.arange(3))], max_tensors=1)
 
 
 def test_a_tensor_file_is_a_mapping(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.cli.train import open_tokens
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.megatron_source import MegatronSource
 from tokengrow.data.store import TokenStore
+from tokengrow.training.recipe import resolve_train
 
 Command = Callable[..., Any]
 

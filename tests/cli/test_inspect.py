@@ -12,7 +12,7 @@ from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 Command = Callable[..., Any]
 

@@ -159,11 +159,11 @@ def test_sigterm_ends_the_sweep_and_not_the_job_alone(
     sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(arguments: Any, console: Any) -> Any:
-        raise Stopped("stopped as asked")
+        raise Stopped("stopped by SIGTERM")
 
     monkeypatch.setattr(verb, "climb", stopped)
     outcome = sweep("seed=0,1")
-    assert (outcome.status, outcome.err) == (75, "tokengrow train: stopped as asked\n")
+    assert (outcome.status, outcome.err) == (75, "tokengrow train: stopped by SIGTERM\n")
     assert [row["status"] for row in table(tmp_path / "sweep")] == ["unfinished"]
 
 

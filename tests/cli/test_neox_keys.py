@@ -14,12 +14,12 @@ from published_yaml import OFFICIAL, published
 from tokenizers import models
 
 from tokengrow.cli.neox_recipe import KEYS_OF_KEPT, neox_recipe
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import KEPT
 from tokengrow.interop.neox_config import NeoxConfig
 from tokengrow.interop.neox_training import NeoxAdam, NeoxOptimizer, NeoxTraining
+from tokengrow.training.recipe import resolve_train
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
@@ -237,7 +237,7 @@ class TestKeys:
             f"source={written('a.yml', **PILE | {'keep_last_n_checkpoints': None})}", "gpus=8"
         )
         assert "  # all: the YAML names none\n" in Path("mine/recipes/a.yaml").read_text()
-        assert resolve_train(from_mine("recipes=a")).run.keep_checkpoints == 1_000_000
+        assert resolve_train(from_mine("recipes=a")).keep_checkpoints == 1_000_000
 
     def test_without_the_gpus_a_share_of_the_batch_is_the_users_to_give(
         self, written: Written
@@ -269,7 +269,7 @@ class TestVocabulary:
         assert "assumed" not in convert_yaml(f"source={path}", "gpus=8")
         text = Path("mine/recipes/a.yaml").read_text()
         assert "override /model: 150m" in text and f"# {file} has 512, padded" in text
-        (stage,) = resolve_train(from_mine("recipes=a")).run.stages
+        (stage,) = resolve_train(from_mine("recipes=a")).stages
         assert (stage.model.vocab_size, stage.model.width) == (512, 768)
 
     @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from published_yaml import gpus_of, published
 
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.cli.neox_recipe import neox_recipe
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
+from tokengrow.training.recipe import resolve_train
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
@@ -63,7 +63,7 @@ class TestRun:
         recipe = neox_recipe(path, gpus_of(name)).name
         found = from_mine(f"recipes={recipe}", *places)
         shipped = composed("train", f"recipes={SHIPPED[name]}", *places)
-        assert resolve_train(found).run == resolve_train(shipped).run
+        assert resolve_train(found).run == resolve_train(shipped)
 
     def test_it_names_the_paths_of_the_yaml(
         self, convert_yaml: Command, written: Written, from_mine: Composed
@@ -137,7 +137,7 @@ class TestRun:
         said = convert_yaml(f"source={written('a.yml')}", "gpus=2")
         assert "model.vocab_size=... data.prefix=... tokenizer.file=..." in said
         values = from_mine("recipes=a", "model.vocab_size=512")
-        assert resolve_train(values).run.stages[0].model == published_config
+        assert resolve_train(values).stages[0].model == published_config
 
     def test_a_growth_asks_for_its_source(
         self, convert_yaml: Command, written: Written, command: Command

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.plan_tables import tables
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.console.format import bytes_text, count, power
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model import tokenformer
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.planning.cost import growth_budget, run_budget
+from tokengrow.training.recipe import resolve_train
 
 Command = Callable[..., Any]
 
@@ -51,7 +51,7 @@ def test_the_rows_of_a_recipe_are_the_numbers_of_its_budget(
     assert (outcome.status, outcome.err) == (0, "")
     rows = local_rows(outcome.out)
     values = composed("train", "recipes=quickstart", "fabric=cpu")
-    for rung in run_budget(resolve_train(values).run).rungs:
+    for rung in run_budget(resolve_train(values)).rungs:
         shown = rows[rung.name]
         assert shown[0] == (
             f"{rung.name} {rung.parameters:,} {count(rung.flops_per_token)} "
@@ -228,7 +228,7 @@ def test_what_does_not_fit_while_it_is_measured_is_one_sentence(command: Command
 def test_json_is_the_budget_and_nothing_else(
     command: Command, composed: Callable[..., dict[str, Any]]
 ) -> None:
-    budget = run_budget(resolve_train(composed("train", *PUBLISHED)).run)
+    budget = run_budget(resolve_train(composed("train", *PUBLISHED)))
     assert in_json(command, *PUBLISHED) == json.loads(json.dumps(budget.to_dict()))
 
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
-
-from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
-from tokengrow.cli.mixture import resolve_mixture
-from tokengrow.cli.plan_tables import tables
 from tokengrow.cli.resolve import (
     resolve_corpus,
     resolve_megatron,
     resolve_tokenizer,
     resolve_train,
 )
+
+from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
+from tokengrow.cli.plan_tables import tables
 from tokengrow.data.corpus import StdlibCorpus
+from tokengrow.data.sections import resolve_mixture
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.distributed.fabric import FabricConfig
@@ -35,7 +35,7 @@ from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root, recipes
 from tokengrow.planning.cost import run_budget
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 Sources = Callable[[str], Path]
 Composed = Callable[..., dict[str, Any]]
@@ -115,7 +115,7 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_an_option_of_its_name(name: str, composed: Composed) -> None:
-    (stage,) = resolve_train(composed("train", f"model={name}", "+stages.only.steps=1")).run.stages
+    (stage,) = resolve_train(composed("train", f"model={name}", "+stages.only.steps=1")).stages
     assert stage.model == ModelConfig.preset(name)
 
 
@@ -149,7 +149,7 @@ def test_a_recipe_trains_a_step_of_each_stage(
     tiny_model: Callable[..., ModelConfig],
     tmp_path: Path,
 ) -> None:
-    run = resolve_train(values_of(recipe, composed, sources)).run
+    run = resolve_train(values_of(recipe, composed, sources))
     run = replace(run, source=str(source) if run.source else None)
     state = fit(shrunk(run, tmp_path / "run", tiny_model), store).state
     assert [rung.name for rung in state.rungs] == [stage.name for stage in run.stages]
@@ -165,7 +165,7 @@ def test_of_a_source_that_no_run_made_null_is_the_default(
     save_checkpoint(tmp_path / "bare", TokenFormer(tiny_model()))
     given = ["data=text", "data.files=[book.txt]", "optim.lr=1e-4"]
     source = f"source={tmp_path / 'bare'}"
-    run = resolve_train(composed("train", "recipes=continue", source, *given)).run
+    run = resolve_train(composed("train", "recipes=continue", source, *given))
     assert (run.seed, run.batch_size, run.micro_batch_size) == (0, 64, 16)
     assert run.stages[0].optim == OptimConfig(lr=1e-4, warmup_steps=0)
 
@@ -178,7 +178,7 @@ def test_the_length_of_a_decay_and_how_a_stage_began_are_not_inherited(
     stage = replace(run.stages[0], optim=settings)
     tokens_from = {"data": {"source": "stdlib"}, "tokenizer": {}, "store": str(store.folder)}
     fit(replace(run, stages=(stage,), tokens_from=tokens_from), store)
-    more = resolve_train(composed("train", "recipes=continue", f"source={tmp_path / 'run'}")).run
+    more = resolve_train(composed("train", "recipes=continue", f"source={tmp_path / 'run'}"))
     assert more.stages[0].optim == replace(
         settings, warmup_steps=0, decay_steps=None, enter="rewarm"
     )
@@ -230,7 +230,7 @@ def test_the_published_runs(
     composed: Composed,
     sources: Sources,
 ) -> None:
-    run = resolve_train(values_of(recipe, composed, sources)).run
+    run = resolve_train(values_of(recipe, composed, sources))
     (stage,) = run.stages
     wanted = ModelConfig.preset(preset)
     assert stage.model.num_parameters() == wanted.num_parameters()
@@ -261,7 +261,7 @@ def test_a_recipe_wins_over_the_verbs_own_file(composed: Composed) -> None:
 
 def test_the_command_line_changes_a_recipe(composed: Composed) -> None:
     changed = composed("train", "recipes=quickstart", "optim.lr=2e-3", "stages.small.steps=7")
-    run = resolve_train(changed).run
+    run = resolve_train(changed)
     assert run.stages[0].optim.lr == 2e-3
     assert run.stages[0].steps == 7
 
@@ -269,28 +269,28 @@ def test_the_command_line_changes_a_recipe(composed: Composed) -> None:
 def test_a_stage_takes_the_settings_of_the_run_and_its_own(composed: Composed) -> None:
     stages = "+stages={a: {steps: 1}, b: {steps: 1, optim: {warmup_steps: 0}}}"
     values = composed("train", "model=tiny", "optim.lr=2e-3", "optim.warmup_steps=20", stages)
-    a, b = resolve_train(values).run.stages
+    a, b = resolve_train(values).stages
     assert (a.optim.lr, a.optim.warmup_steps) == (2e-3, 20)
     assert (b.optim.lr, b.optim.warmup_steps) == (2e-3, 0)
 
 
 def test_a_ladder_keeps_the_tau_of_its_first_stage(composed: Composed) -> None:
     stages = "+stages={a: {steps: 1}, b: {steps: 1, model: {tokens: {ffn: 1024}}}}"
-    a, b = resolve_train(composed("train", "model=tiny", stages)).run.stages
+    a, b = resolve_train(composed("train", "model=tiny", stages)).stages
     assert b.model.tokens.ffn == 1024
     assert a.model.tau == b.model.tau
     assert a.model.tau.ffn == 16  # sqrt(256)
 
 
 def test_a_dry_run_caps_every_stage_and_writes_elsewhere(composed: Composed) -> None:
-    run = resolve_train(composed("train", "recipes=quickstart", "debug=dry_run")).run
+    run = resolve_train(composed("train", "recipes=quickstart", "debug=dry_run"))
     assert {stage.steps for stage in run.stages} == {2}
     assert run.out.startswith("runs/dry-run/quickstart-")
 
 
 def test_a_first_stage_may_name_changes_of_its_own(composed: Composed) -> None:
     values = composed("train", "model=tiny", "+stages.a={steps: 1, model: {layers: 2}}")
-    (stage,) = resolve_train(values).run.stages
+    (stage,) = resolve_train(values).stages
     assert stage.model.layers == 2
     assert stage.model.width == 128
 

@@ -11,7 +11,7 @@ import pytest
 
 from tokengrow.data.store import TokenStore
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 Command = Callable[..., Any]
 

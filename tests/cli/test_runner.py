@@ -9,10 +9,10 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 
 from tokengrow.cli.errors import OPTIONS
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.cli.runner import to_hydra_override, to_hydra_overrides
 from tokengrow.training.config import StageConfig
 from tokengrow.training.plateau import PlateauConfig
+from tokengrow.training.recipe import resolve_train
 
 Composed = Callable[..., dict[str, Any]]
 
@@ -20,7 +20,7 @@ Composed = Callable[..., dict[str, Any]]
 def resolved(composed: Composed, *words: str) -> tuple[StageConfig, ...]:
     """The stages of the quickstart with these words typed."""
     read = [as_hydra for word in words for as_hydra in to_hydra_override(word)]
-    return resolve_train(composed("train", "recipes=quickstart", *read)).run.stages
+    return resolve_train(composed("train", "recipes=quickstart", *read)).stages
 
 
 @pytest.mark.parametrize(

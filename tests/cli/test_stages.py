@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.checkpoint import grow_checkpoint
@@ -18,8 +17,9 @@ from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.config import StageConfig, TrainConfig
-from tokengrow.training.fit import fit
 from tokengrow.training.plateau import PlateauConfig
+from tokengrow.training.recipe import resolve_train
+from tokengrow.training.trainer import fit
 
 Stages = Callable[..., tuple[StageConfig, ...]]
 
@@ -33,7 +33,7 @@ def stages(composed: Callable[..., dict[str, Any]]) -> Stages:
         words = [word for word in given if isinstance(word, str)]
         values = composed("train", "model=tiny", "batch_size=16", *words)
         values["stages"] = dict(zip("abcdef", entries, strict=False))
-        return resolve_train(values).run.stages
+        return resolve_train(values).stages
 
     return resolve
 
@@ -266,7 +266,7 @@ def halved(
 
 def rate_from(source: Path, composed: Callable[..., dict[str, Any]]) -> float:
     words = ("recipes=continue", f"source={source}", "optim.enter=continue")
-    (stage,) = resolve_train(composed("train", *words)).run.stages
+    (stage,) = resolve_train(composed("train", *words)).stages
     return stage.optim.lr
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.paths import data_root
 from tokengrow.training.config import TrainConfig
+from tokengrow.training.recipe import resolve_train
 
 Composed = Callable[..., dict[str, Any]]
 Command = Callable[..., Any]

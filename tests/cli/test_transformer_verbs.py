@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from tokengrow.cli.resolve import resolve_train
-from tokengrow.cli.resolve_model import resolve_model
 from tokengrow.data.store import TokenStore
 from tokengrow.model.transformer import TransformerConfig
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.model_section import resolve_model
+from tokengrow.training.recipe import resolve_train
+from tokengrow.training.trainer import fit
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
@@ -84,7 +84,7 @@ def test_it_generates(command: Command, trained: Path) -> None:
 
 def test_a_run_goes_on_from_one(composed: Composed, trained: Path) -> None:
     given = "recipes=continue", f"source={trained}", "stages.continued.steps=1"
-    (stage,) = resolve_train(composed("train", *given)).run.stages
+    (stage,) = resolve_train(composed("train", *given)).stages
     assert isinstance(stage.model, TransformerConfig)
 
 

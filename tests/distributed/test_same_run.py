@@ -25,7 +25,7 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.moments import ROW_AGE
 from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 pytestmark = pytest.mark.dist
 

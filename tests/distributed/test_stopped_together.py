@@ -39,7 +39,7 @@ def test_the_first_process_to_leave_does_not_spoil_the_status_of_the_others(
                 break
         tasks[1].send_signal(signal.SIGTERM)  # one of them alone is asked
         for line in said:
-            if "stopped as asked in stage small" in line:
+            if "stopped by SIGTERM in stage small" in line:
                 break
         # srun --kill-on-bad-exit asks those that are left once one has ended, in milliseconds.
         tasks[0].send_signal(signal.SIGTERM)

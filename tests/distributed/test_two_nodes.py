@@ -13,9 +13,9 @@ import torch
 from ranks import run
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.data.store import TokenStore
-from tokengrow.training.fit import fit
+from tokengrow.training.recipe import resolve_train
+from tokengrow.training.trainer import fit
 
 SCRIPT = str(Path(__file__).parent / "two_nodes.sh")
 ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
@@ -53,7 +53,7 @@ def test_two_nodes_grow_a_model_as_one_process_does_and_one_node_alone_writes(
 
     changes = [f"hydra.searchpath=[file://{tmp_path / 'mine'}]", "recipes=climb", "fabric=cpu"]
     changes += [f"store={store.folder}", f"out={tmp_path / 'alone'}"]
-    alone = fit(resolve_train(composed("train", *changes)).run, store).checkpoint
+    alone = fit(resolve_train(composed("train", *changes)), store).checkpoint
     together = load_checkpoint(disk / "run")
     assert together.lineage[-1]["steps"] == alone.lineage[-1]["steps"]
     for name, tensor in alone.weights.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 
 def main() -> None:

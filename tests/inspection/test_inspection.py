@@ -25,7 +25,7 @@ from tokengrow.inspection.analysis import (
 from tokengrow.model.activity import Activity
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 TEXT = torch.randint(512, (2, 32), generator=torch.Generator().manual_seed(3))
 

@@ -123,7 +123,7 @@ class TestReading:
             read_hf(copy)
         assert (
             "model.final_norm.weight is [23], not [24]; model.final_norm.bias [24] is missing; "
-            "lm_head.weight [2] is no part of it; export"
+            "lm_head.weight [2] is not part of the model; export"
         ) in str(error.value)
 
     def test_a_tensor_that_is_no_weight_is_named(self, folder: Path, tmp_path: Path) -> None:

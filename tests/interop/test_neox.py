@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.checkpoint.tensors import State
+from tokengrow.checkpoint.tensors import StateDict
 from tokengrow.errors import UserError
 from tokengrow.interop.neox import (
     EMBEDDING,
@@ -34,7 +34,7 @@ WEIGHTS = Path(__file__).parents[1] / "golden" / "A_tiny_init" / "model.safetens
 
 
 @pytest.fixture(scope="module")
-def official() -> State:
+def official() -> StateDict:
     """Model A by the published names."""
     return load_file(WEIGHTS)
 
@@ -51,7 +51,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-def same(found: State, expected: State) -> bool:
+def same(found: StateDict, expected: StateDict) -> bool:
     return found.keys() == expected.keys() and all(
         found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
         for name, tensor in expected.items()
@@ -68,7 +68,7 @@ def refused(path: Path) -> str:
 
 class TestNames:
     def test_every_tensor_has_the_published_name(
-        self, published_config: ModelConfig, official: State, our_name: Callable[[str], str]
+        self, published_config: ModelConfig, official: StateDict, our_name: Callable[[str], str]
     ) -> None:
         names = official_names(published_config)
         assert set(names.values()) == set(official)
@@ -93,13 +93,13 @@ class TestNames:
 
 class TestReading:
     def test_a_pickle_and_a_safetensors_file_hold_the_same(
-        self, official: State, saved: Callable[..., Path]
+        self, official: StateDict, saved: Callable[..., Path]
     ) -> None:
         assert same(read_tensors(saved(official)), official)
         assert same(read_tensors(WEIGHTS), official)
 
     def test_an_ordered_dict_of_parameters_is_a_mapping_of_tensors(
-        self, official: State, saved: Callable[..., Path]
+        self, official: StateDict, saved: Callable[..., Path]
     ) -> None:
         named = OrderedDict((name, torch.nn.Parameter(t)) for name, t in official.items())
         found = read_tensors(saved(named))
@@ -107,19 +107,19 @@ class TestReading:
         assert not any(tensor.requires_grad for tensor in found.values())
 
     def test_the_format_that_torch_wrote_before_1_6_is_read(
-        self, official: State, saved: Callable[..., Path]
+        self, official: StateDict, saved: Callable[..., Path]
     ) -> None:
         assert same(read_tensors(saved(official, _use_new_zipfile_serialization=False)), official)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_precisions_stay_as_they_are(
-        self, official: State, saved: Callable[..., Path], dtype: torch.dtype
+        self, official: StateDict, saved: Callable[..., Path], dtype: torch.dtype
     ) -> None:
         mixed = official | {EMBEDDING: official[EMBEDDING].to(dtype)}
         assert same(read_tensors(saved(mixed)), mixed)
 
     def test_the_tensors_are_mapped_and_not_read(
-        self, official: State, saved: Callable[..., Path]
+        self, official: StateDict, saved: Callable[..., Path]
     ) -> None:
         path = saved(official)
         tensors = read_tensors(path)
@@ -143,7 +143,7 @@ class TestReading:
 
 class TestRefusal:
     def test_a_pickle_that_would_run_a_program_runs_nothing(
-        self, official: State, saved: Callable[..., Path], tmp_path: Path
+        self, official: StateDict, saved: Callable[..., Path], tmp_path: Path
     ) -> None:
         class Evil:
             def __reduce__(self) -> tuple[Any, ...]:
@@ -241,7 +241,7 @@ class TestRefusal:
 
 class TestFitting:
     def test_every_tensor_that_does_not_fit_is_named(
-        self, official: State, published_config: ModelConfig
+        self, official: StateDict, published_config: ModelConfig
     ) -> None:
         wrong = dict(official)
         del wrong["sequential.3.mlp.key_param_tokens"], wrong["sequential.6.norm.bias"]
@@ -256,11 +256,11 @@ class TestFitting:
             "that it was trained with: sequential.3.mlp.key_param_tokens [160, 64] is missing; "
             "sequential.4.attention.proj.value_param_tokens is [41, 64], not [40, 64]; "
             "sequential.6.norm.bias [64] is missing; "
-            "sequential.2.rotary.inv_freq [2] is no part of it"
+            "sequential.2.rotary.inv_freq [2] is not part of the model"
         )
 
     def test_sizes_of_another_model_name_every_tensor(
-        self, official: State, published_config: ModelConfig
+        self, official: StateDict, published_config: ModelConfig
     ) -> None:
         with pytest.raises(UserError) as error:
             from_official(official, ModelConfig.preset("1.5b"), "a.bin", "preset=1.5b")
@@ -274,7 +274,7 @@ class TestFitting:
         with pytest.raises(UserError, match="0 layers"):
             from_official({}, published_config, "a.bin", "a.yml")
 
-    def test_a_published_size_is_recognised(self, official: State) -> None:
+    def test_a_published_size_is_recognised(self, official: StateDict) -> None:
         sizes = ModelConfig.preset("owt2-354m")
         with torch.device("meta"):
             state = TokenFormer(sizes).state_dict()
@@ -310,7 +310,7 @@ class TestWriting:
         return tmp_path / "neox"
 
     def test_a_model_without_a_published_word_leaves_the_folder_empty(
-        self, official: State, published_config: ModelConfig, folder: Path
+        self, official: StateDict, published_config: ModelConfig, folder: Path
     ) -> None:
         checkpoint = from_official(official, published_config, "a", "a")
         kept = replace(published_config, norm_eps=1e-6)
@@ -319,7 +319,7 @@ class TestWriting:
         assert not list(folder.iterdir())
 
     def test_the_published_code_finds_what_it_wrote(
-        self, official: State, published_config: ModelConfig, folder: Path
+        self, official: StateDict, published_config: ModelConfig, folder: Path
     ) -> None:
         write_neox(folder, from_official(official, published_config, "a", "a"))
         found = torch.load(folder / "pytorch_model.bin")  # the call of the published code
@@ -328,7 +328,7 @@ class TestWriting:
         assert same(found, official)
 
     def test_a_view_is_written_without_what_it_is_a_view_of(
-        self, official: State, published_config: ModelConfig, folder: Path
+        self, official: StateDict, published_config: ModelConfig, folder: Path
     ) -> None:
         checkpoint = from_official(official, published_config, "a", "a")
         row = torch.cat([tensor.flatten() for tensor in checkpoint.weights.values()])

@@ -14,7 +14,7 @@ from tokengrow.kernels import fp8
 from tokengrow.kernels.dispatch import pattention
 from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 pytestmark = [
     pytest.mark.skipif(not fp8.HAS_TORCHAO, reason="needs torchao"),

@@ -17,7 +17,7 @@ from tokengrow.errors import UserError
 from tokengrow.metrics.loggers import MLflowConfig, WandbConfig
 from tokengrow.metrics.run_log import LoggerConfig, RunLog
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import FitResult, fit
+from tokengrow.training.trainer import FitResult, fit
 
 pytest.importorskip("mlflow", reason="needs the extra mlflow")
 pytest.importorskip("wandb", reason="needs the extra wandb")

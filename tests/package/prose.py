@@ -25,7 +25,7 @@ BANNED_OPENINGS = (
 BANNED_PHRASES = {
     # People and senses: code is not a person.
     r"nobody|somebody|whoever|anybody": "name the actor: process, thread, user, caller",
-    r"(?<!use)who(?! is\b)": "use 'that', or name the actor",
+    r"\bwho\b": "use 'that', or name the actor",
     r"\bknows? (?:nothing|no|what|how|of|that|its|the|where|which)\b": "use 'records'",
     r"\b(?:tells|told|telling)\b": "use 'logs', 'reports', 'returns'",
     r"\b(?:says|said|saying)\b": "use 'states', 'reports', 'raises', 'prints'",
@@ -44,7 +44,7 @@ BANNED_PHRASES = {
     r"\b(?:rank \d|alone)\b(?<=rank \d) alone": "use 'only rank 0'",
     r"\balone\b": "use 'only' before its word",
     r"\bwhole\b(?! number| word| numbers| words)": "use 'complete', 'full' or 'entire'",
-    r"\b(?:is|are) (?:no|none)\b(?! longer| more| less)": "use 'is not'",
+    r"(?<!there )\b(?:is|are) (?:no|none)\b(?! longer| more| less)": "use 'is not'",
     r"\bway out\b": "use 'remedy'",
     r"\bheld against\b|\bhold against\b|\bto hold \w+ against\b": "use 'compare with'",
     r"\bat hand\b": "use 'current'",

@@ -22,19 +22,19 @@ MODULES = {
 }
 """`package/module` to its syntax tree; a shared module has no package."""
 
-SHARED = {"errors", "parsing", "paths", "files", "figures"}
+SHARED = {"errors", "parsing", "paths", "files", "figures", "compat"}
 """Modules that every package may import."""
 
 DEPENDENCIES = {
     "kernels": set(),
     "console": set(),
     "model": {"kernels"},
-    "data": set(),
+    "data": {"model", "checkpoint"},
     "checkpoint": {"model"},
     "growth": {"model", "checkpoint"},
     "distributed": set(),
     "optim": {"model", "growth", "distributed"},
-    "metrics": {"training"},
+    "metrics": {"checkpoint"},
     "generation": {"model", "kernels"},
     "interop": {"model", "checkpoint"},
     "training": {

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.planning.cost import Budget, growth_budget, model_budget, run_budget
 from tokengrow.training.config import TrainConfig
+from tokengrow.training.recipe import resolve_train
 
 BATCH = 1024 * 2048
 """Tokens in an update of the published runs."""
@@ -21,7 +21,7 @@ BATCH = 1024 * 2048
 @pytest.fixture
 def ladder(composed: Callable[..., dict[str, Any]]) -> TrainConfig:
     """150m -> 450m -> 900m -> 1.5b."""
-    return resolve_train(composed("train", "recipes=ladder-150m-to-1.5b")).run
+    return resolve_train(composed("train", "recipes=ladder-150m-to-1.5b"))
 
 
 def published(name: str) -> Budget:

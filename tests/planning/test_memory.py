@@ -25,8 +25,8 @@ from tokengrow.planning.memory import (
     training_memory,
 )
 from tokengrow.training.config import StageConfig, TrainConfig
-from tokengrow.training.fit import fit
 from tokengrow.training.module import TokenFormerModule
+from tokengrow.training.trainer import fit
 
 
 def shape(

@@ -15,7 +15,7 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.reports.run_data import Point, RungRow, RunRecord, Spent
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 PUBLISHED = GrowthConfig(init="published", optimizer="fresh", tolerance=inf)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.training import checkpoint_writer
-from tokengrow.training.fit import FitResult
+from tokengrow.training.trainer import FitResult
 
 SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")
 """Files of a checkpoint that do not depend on where the run lies, or how often it was killed."""

@@ -12,9 +12,9 @@ from rich.console import Console
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.training import stage as inside
+from tokengrow.training import trainer
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 Runs = Callable[..., TrainConfig]
 
@@ -30,7 +30,7 @@ def test_a_ladder_is_the_same_run(tiny_run: Runs, store: TokenStore, tmp_path: P
     run = tiny_run(tmp_path / "compiled", rungs=(8, 12), compile=True)
     compiled = fit(run, store).state
     for found, wanted in zip(compiled.validation, plain.validation, strict=True):
-        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
 
 
 def test_a_stage_whose_tau_moves_is_compiled_once_it_has_arrived(
@@ -46,8 +46,8 @@ def test_a_stage_whose_tau_moves_is_compiled_once_it_has_arrived(
         compiled_at.append(blocks[0].ffn.tau)
 
     # What is noted as compiled is not compiled here: the other tests do that.
-    monkeypatch.setattr(inside, "compile_blocks", noted)
-    monkeypatch.setattr(inside, "is_compiled", lambda block: block.ffn.tau in compiled_at)
+    monkeypatch.setattr(trainer, "compile_blocks", noted)
+    monkeypatch.setattr(trainer, "is_compiled", lambda block: block.ffn.tau in compiled_at)
     run = tiny_run(tmp_path / "run", rungs=(8, 12), compile=True)
     small, large = run.stages
     large = replace(large, model=tiny_model(12))
@@ -55,7 +55,7 @@ def test_a_stage_whose_tau_moves_is_compiled_once_it_has_arrived(
     log = io.StringIO()
     fit(replace(run, stages=(small, large), growth=growth), store, Console(file=log))
     assert compiled_at == [small.model.tau.ffn, large.model.tau.ffn]
-    said = "compiling the blocks: the first update takes a while\n"
+    said = "compiling the blocks; the first update takes longer\n"
     assert log.getvalue().count(said) == 2, "a log file is not silent meanwhile"
 
 

@@ -25,8 +25,8 @@ from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training import checkpoint_writer
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
 from tokengrow.training.resume import RECORDS
+from tokengrow.training.trainer import fit
 
 Runs = Callable[..., TrainConfig]
 

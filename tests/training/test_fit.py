@@ -25,11 +25,10 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig
-from tokengrow.training import fit as loop
-from tokengrow.training import stage
+from tokengrow.training import batches, stage
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.module import TokenFormerModule
+from tokengrow.training.trainer import FitResult, Trainer, fit
 
 Runs = Callable[..., TrainConfig]
 
@@ -84,7 +83,7 @@ def test_the_rungs_count_their_tokens_and_flops(climbed: FitResult) -> None:
 
 def test_the_lineage_names_what_each_size_was_grown_from(climbed: FitResult) -> None:
     lineage = climbed.checkpoint.lineage
-    assert [entry["steps"][0]["axis"] for entry in lineage] == ["tokens", "tokens"]
+    assert [entry.steps[0].axis for entry in lineage] == ["tokens", "tokens"]
     for entry, stage_end in zip(lineage, ("step_00000006", "step_00000012"), strict=True):
         assert entry["drift"]["dtype"] == "float64"
         assert entry["drift"]["max_logit"] < 1e-10
@@ -121,7 +120,7 @@ def test_a_ladder_along_every_axis_has_no_jump(
     for rung in done.state.rungs[1:]:
         assert rung.loss_start == pytest.approx(rung.loss_before, abs=1e-5)
         assert rung.loss_end < rung.loss_start
-    axes = [entry["steps"][0]["axis"] for entry in done.checkpoint.lineage]
+    axes = [entry.steps[0].axis for entry in done.checkpoint.lineage]
     assert axes == ["width", "heads", "depth", "tokens"]
 
 
@@ -162,7 +161,7 @@ def test_killed_right_after_a_growth_and_resumed_it_ends_with_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    grow = loop.grow_checkpoint
+    grow = stage.grow_checkpoint
 
     def dies(*arguments: Any) -> None:
         grow(*arguments)
@@ -170,7 +169,7 @@ def test_killed_right_after_a_growth_and_resumed_it_ends_with_the_same_bits(
 
     run = tiny_run(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "grow_checkpoint", dies)
+        patch.setattr(stage, "grow_checkpoint", dies)
         fit(run, store)
     assert same_bits(fit(run, store), climbed)
 
@@ -178,7 +177,7 @@ def test_killed_right_after_a_growth_and_resumed_it_ends_with_the_same_bits(
 def test_a_stages_model_is_gone_before_the_next_one_is_made(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grow, alive = loop.grow_checkpoint, []
+    grow, alive = stage.grow_checkpoint, []
 
     def counted(*arguments: Any) -> Any:
         gc.collect()
@@ -187,7 +186,7 @@ def test_a_stages_model_is_gone_before_the_next_one_is_made(
 
     gc.collect()
     before = sum(type(found) is TokenFormerModule for found in gc.get_objects())
-    monkeypatch.setattr(loop, "grow_checkpoint", counted)
+    monkeypatch.setattr(stage, "grow_checkpoint", counted)
     fit(tiny_run(tmp_path / "run", (8, 12, 16), steps=2), store)
     assert alive == [before, before]
 
@@ -228,7 +227,7 @@ def test_a_finished_run_called_again_trains_nothing_and_changes_nothing(
     run = tiny_run(tmp_path / "run", rungs=(8, 12), steps=2, logger=LoggerConfig())
     first = fit(run, store)
     before = contents(tmp_path)
-    monkeypatch.setattr(loop, "train_stage", None)  # would fail if it were called
+    monkeypatch.setattr(Trainer, "train_stage", None)  # would fail if it were called
     again = fit(run, store)
     assert contents(tmp_path) == before
     assert again.state == first.state
@@ -253,7 +252,7 @@ def test_a_run_can_start_from_another_ones_checkpoint_and_grow_it(
     assert grown.state.rungs[0].loss_start == pytest.approx(
         climbed.state.rungs[1].loss_end, abs=1e-5
     )
-    assert [entry["source"]["step"] for entry in grown.checkpoint.lineage] == [6, 12]
+    assert [entry.source.step for entry in grown.checkpoint.lineage] == [6, 12]
 
 
 def test_a_checkpoints_config_is_that_of_the_model_that_was_trained(
@@ -319,13 +318,13 @@ def test_a_run_from_a_source_goes_on_in_its_data(
 ) -> None:
     first = fit(tiny_run(tmp_path / "first", rungs=(8,), steps=3), store).checkpoint.folder
     started: list[int] = []
-    loader = stage.train_loader
+    loader = batches.train_loader
 
     def noted(*arguments: Any, **settings: Any) -> Any:
         started.append(settings["start_batch"])
         return loader(*arguments, **settings)
 
-    monkeypatch.setattr(stage, "train_loader", noted)
+    monkeypatch.setattr(batches, "train_loader", noted)
     fit(tiny_run(tmp_path / "next", rungs=(8,), steps=1, source=str(first)), store)
     twice = tiny_run(
         tmp_path / "twice", rungs=(8,), steps=1, source=str(first), batch_size=8, micro_batch_size=4

@@ -12,7 +12,7 @@ from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 pytestmark = [
     pytest.mark.gpu,

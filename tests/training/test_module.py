@@ -16,8 +16,8 @@ from tokengrow.data.store import TokenStore
 from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
 from tokengrow.training.module import TokenFormerModule
+from tokengrow.training.trainer import fit
 
 
 class Losses(lightning.Callback):

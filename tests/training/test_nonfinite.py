@@ -16,6 +16,7 @@ from killed import killed_at, same_bits
 from rich.console import Console
 from torch import Tensor, nn
 
+from tokengrow.checkpoint.schema import TrainState
 from tokengrow.data.corpus import Split
 from tokengrow.data.sequences import Sequences
 from tokengrow.data.store import TokenStore
@@ -25,10 +26,9 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.optim.adamw import AgedAdamW, Ages
 from tokengrow.optim.config import OptimConfig
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.nonfinite import RECORD, GradientWatch, poison_nonfinite_grad
-from tokengrow.training.state import TrainState
+from tokengrow.training.nonfinite import NONFINITE_FILE, GradientMonitor, poison_nonfinite_grad
+from tokengrow.training.trainer import fit
 
 CPU = torch.device("cpu")
 BAD = [math.nan, math.inf, -math.inf]
@@ -38,41 +38,41 @@ Runs = Callable[..., TrainConfig]
 # What the device counts
 
 
-def flags(watch: GradientWatch, norms: list[float]) -> list[float]:
+def flags(watch: GradientMonitor, norms: list[float]) -> list[float]:
     """Which updates are not to be taken, gradients of these norms coming one after the other."""
     return [
-        watch.see(update, torch.tensor(norm), torch.tensor([float(update)])).item()
+        watch.observe(update, torch.tensor(norm), torch.tensor([float(update)])).item()
         for update, norm in enumerate(norms, 1)
     ]
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_an_update_is_skipped_whose_gradient_is_not_finite_and_no_other(bad: float) -> None:
-    watch = GradientWatch(CPU, limit=10)
+    watch = GradientMonitor(CPU, limit=10)
     assert flags(watch, [1.0, bad, 1.0, bad, bad, 1.0]) == [0, 1, 0, 1, 1, 0]
-    seen = watch.look()
+    seen = watch.read()
     assert (seen.skipped, seen.in_a_row, seen.update) == (3, 0, 5)
     assert seen.losses == [5.0]
 
 
 def test_a_look_counts_from_the_one_before() -> None:
-    watch = GradientWatch(CPU, limit=10)
+    watch = GradientMonitor(CPU, limit=10)
     flags(watch, [math.nan, 1.0])
-    assert watch.look().skipped == 1
-    assert watch.look().skipped == 0
+    assert watch.read().skipped == 1
+    assert watch.read().skipped == 0
 
 
 def test_past_the_limit_no_update_is_taken_until_somebody_looks() -> None:
-    watch = GradientWatch(CPU, limit=2)
+    watch = GradientMonitor(CPU, limit=2)
     assert flags(watch, [1.0, math.nan, math.nan, math.nan, 1.0, 1.0]) == [0, 1, 1, 1, 1, 1]
-    seen = watch.look()
+    seen = watch.read()
     assert (seen.in_a_row, seen.update) == (3, 4), "those that came later do not count"
 
 
 def test_a_row_goes_on_in_the_next_session() -> None:
-    watch = GradientWatch(CPU, limit=2, in_a_row=2)
+    watch = GradientMonitor(CPU, limit=2, in_a_row=2)
     flags(watch, [math.nan, 1.0])
-    assert watch.look().in_a_row == 3
+    assert watch.read().in_a_row == 3
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -233,7 +233,7 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_batch_on_the_disk(
     run = replace(run, validation_every=100, checkpoint_every=1, micro_batch_size=2)
     with pytest.raises(UserError, match=r"3 updates in a row were not taken, more than max_skipp"):
         fit(run, store)
-    found = json.loads((tmp_path / "run" / RECORD).read_text())
+    found = json.loads((tmp_path / "run" / NONFINITE_FILE).read_text())
     last = found["step"]
     assert last in (4, 5), "the first update, or the first two, are taken; then three are not"
     assert (found["stage"], found["global_batch"], found["skipped_in_a_row"]) == ("n8", last - 1, 3)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tokengrow.errors import UserError
-from tokengrow.training.plateau import PlateauConfig, plateaued
+from tokengrow.training.plateau import PlateauConfig, reached_plateau
 
 RULE = PlateauConfig(patience=3, min_delta=0.01)
 
@@ -15,7 +15,7 @@ RULE = PlateauConfig(patience=3, min_delta=0.01)
 def ends_after(losses: list[float], rule: PlateauConfig = RULE) -> int | None:
     """The number of validations after which a stage with this curve ends; None if it does not."""
     for count in range(1, len(losses) + 1):
-        if plateaued(losses[:count], rule):
+        if reached_plateau(losses[:count], rule):
             return count
     return None
 
@@ -63,11 +63,11 @@ def test_noise_alone_ends_a_stage_and_noise_on_a_fall_does_not() -> None:
 
 
 def test_once_ended_it_stays_ended() -> None:
-    assert plateaued([4.0, 4.0, 4.0, 4.0, 1.0], RULE)
+    assert reached_plateau([4.0, 4.0, 4.0, 4.0, 1.0], RULE)
 
 
 def test_no_validation_ends_nothing() -> None:
-    assert not plateaued([], PlateauConfig(patience=1))
+    assert not reached_plateau([], PlateauConfig(patience=1))
 
 
 def test_a_loss_that_is_no_number_is_no_gain() -> None:

@@ -22,10 +22,9 @@ from tokengrow.cli import runner
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import Stopped
 from tokengrow.training import checkpoint_writer
-from tokengrow.training import fit as loop
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import FitResult, fit
 from tokengrow.training.preemption import StopRequest
+from tokengrow.training.trainer import FitResult, Trainer, fit
 
 Runs = Callable[..., TrainConfig]
 
@@ -88,7 +87,7 @@ def test_the_command_finishes_its_step_saves_leaves_with_75_and_goes_on(
     assert folder.name in ("step_00000008", "step_00000009"), "one step more had perhaps begun"
     *_, last = log.read_text().splitlines()
     assert last == (
-        f"tokengrow train: stopped as asked in stage small, step {int(folder.name[5:])}/12; the "
+        f"tokengrow train: stopped by SIGTERM in stage small, step {int(folder.name[5:])}/12; the "
         f"same command resumes from {folder}"
     )
     assert watched.run(climb.arguments(out), log) == 0
@@ -102,7 +101,7 @@ def test_a_step_is_finished_with_its_validation_and_saved(
     said = stopped(run, store, sent_at("n8  step 2/6"))
     assert steps_saved(run) == [2]
     assert said == (
-        f"stopped as asked in stage n8, step 2/6; the same command resumes from "
+        f"stopped by SIGTERM in stage n8, step 2/6; the same command resumes from "
         f"{run.out}/step_00000002"
     )
     assert same_bits(fit(run, store), whole)
@@ -152,20 +151,20 @@ def test_a_save_is_finished_first(
 ) -> None:
     with sent_in_the_save_of(step):
         said = stopped(run, store)
-    assert said.startswith(f"stopped as asked {where}")
+    assert said.startswith(f"stopped by SIGTERM {where}")
     assert step in steps_saved(run)
     assert same_bits(fit(run, store), whole)
 
 
 def test_before_the_first_step_nothing_is_saved(run: TrainConfig, store: TokenStore) -> None:
-    checked = loop.validate
+    checked = Trainer.validate
 
-    def asked(*arguments: Any) -> float:
+    def validate(self: Trainer) -> float:
         os.kill(os.getpid(), signal.SIGTERM)
-        return checked(*arguments)
+        return checked(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "validate", asked)
+        patch.setattr(Trainer, "validate", validate)
         said = stopped(run, store)
     assert steps_saved(run) == []
     assert said.endswith(

@@ -27,7 +27,7 @@ from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate
 from tokengrow.training.config import StageConfig, TrainConfig
-from tokengrow.training.fit import FitResult, fit
+from tokengrow.training.trainer import FitResult, fit
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = json.loads((GOLDEN / "I_train_20_steps.json").read_text())["steps"]

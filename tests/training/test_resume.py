@@ -18,7 +18,7 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 Runs = Callable[..., TrainConfig]
 

@@ -17,7 +17,7 @@ from tokengrow.checkpoint.layout import SESSIONS
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import Stopped
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 from tokengrow.training.wall_time import git_commit, record_session
 
 Runs = Callable[..., TrainConfig]

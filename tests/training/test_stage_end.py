@@ -10,16 +10,15 @@ import pytest
 from killed import killed_at, same_bits
 from rich.console import Console
 
+from tokengrow.checkpoint.schema import TrainState
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
-from tokengrow.training import fit as loop
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import FitResult, fit
-from tokengrow.training.plateau import PlateauConfig, plateaued
-from tokengrow.training.state import TrainState
+from tokengrow.training.plateau import PlateauConfig, reached_plateau
+from tokengrow.training.trainer import FitResult, Trainer, fit
 
 Runs = Callable[..., TrainConfig]
 
@@ -123,8 +122,8 @@ def test_only_losses_from_an_update_on_count() -> None:
     assert state.losses() == [5.0, 5.0, 4.0, 3.0]
     assert state.losses(since=10) == [5.0, 4.0, 3.0]
     rule = PlateauConfig(patience=1, min_delta=0.01)
-    assert plateaued(state.losses(), rule)
-    assert not plateaued(state.losses(since=10), rule)
+    assert reached_plateau(state.losses(), rule)
+    assert not reached_plateau(state.losses(since=10), rule)
 
 
 def test_a_run_that_ended_at_a_plateau_is_finished(
@@ -132,7 +131,7 @@ def test_a_run_that_ended_at_a_plateau_is_finished(
 ) -> None:
     run = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8,)))
     first = fit(run, store)
-    monkeypatch.setattr(loop, "train_stage", None)  # would fail if it were called
+    monkeypatch.setattr(Trainer, "train_stage", None)  # would fail if it were called
     assert fit(run, store).state == first.state
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tokengrow.cli.resolve import resolve_train
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.config import ModelConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.recipe import resolve_train
+from tokengrow.training.trainer import fit
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_the_loss_goes_on_where_it_stood_at_each_growth(
 ) -> None:
     values = composed("train", "recipes=ladder-tiny", "max_steps_per_stage=4", "optim.lr=3e-4")
     run = replace(
-        resolve_train(values).run,
+        resolve_train(values),
         out=str(tmp_path / "run"),
         validation_sequences=8,
         fabric=FabricConfig(accelerator="cpu", precision="32-true"),
@@ -37,7 +37,7 @@ def test_the_loss_goes_on_where_it_stood_at_each_growth(
 def test_it_has_the_shape_ratios_of_the_published_sizes(
     composed: Callable[..., dict[str, Any]],
 ) -> None:
-    run = resolve_train(composed("train", "recipes=ladder-tiny")).run
+    run = resolve_train(composed("train", "recipes=ladder-tiny"))
     for stage, name in zip(run.stages, ("150m", "450m", "900m", "1.5b"), strict=True):
         published = ModelConfig.preset(name)
         assert stage.model.width * 8 == published.width
@@ -52,7 +52,7 @@ def test_the_full_ladder_ends_at_the_published_sizes(
     composed: Callable[..., dict[str, Any]],
 ) -> None:
     given = ["data.prefix=files/pile", "tokenizer.file=tokenizer.json"]
-    run = resolve_train(composed("train", "recipes=ladder-150m-to-1.5b", *given)).run
+    run = resolve_train(composed("train", "recipes=ladder-150m-to-1.5b", *given))
     for stage in run.stages:
         published = ModelConfig.preset(stage.name)
         assert stage.model.num_parameters() == published.num_parameters()

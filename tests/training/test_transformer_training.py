@@ -21,7 +21,7 @@ from tokengrow.model.config import ModelConfig
 from tokengrow.model.transformer import Transformer, TransformerConfig
 from tokengrow.optim.config import OptimConfig, build_optimizer
 from tokengrow.training.config import StageConfig, TrainConfig
-from tokengrow.training.fit import fit
+from tokengrow.training.trainer import fit
 
 Runs = Callable[..., TrainConfig]
 Sized = Callable[..., TransformerConfig]

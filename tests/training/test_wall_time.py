@@ -10,13 +10,13 @@ import pytest
 from killed import killed_at
 
 from tokengrow.checkpoint.layout import COMPLETE, TIMES, write_marker
+from tokengrow.checkpoint.schema import TrainState
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.training.config import TrainConfig
-from tokengrow.training.fit import fit
-from tokengrow.training.state import TrainState
+from tokengrow.training.trainer import fit
 from tokengrow.training.wall_time import WallTime
 
 Runs = Callable[..., TrainConfig]

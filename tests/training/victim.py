@@ -17,15 +17,15 @@ from statistics import median
 from typing import Any
 
 from tokengrow.checkpoint import store
+from tokengrow.checkpoint.schema import TrainState
 from tokengrow.cli.main import main
 from tokengrow.growth import checkpoint as boundary
 from tokengrow.optim.adamw import AgedAdamW
 from tokengrow.training.module import TokenFormerModule
-from tokengrow.training.state import TrainState
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["tokengrow.cli.resolve", "tokengrow.cli.runner", "tokengrow.training.fit"]
+    ["tokengrow.cli.runner", "tokengrow.training.recipe", "tokengrow.training.trainer"]
 )
 
 

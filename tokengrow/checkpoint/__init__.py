@@ -1,1 +1,1 @@
-"""The checkpoint room: what a training state looks like on disk, and how it gets there whole."""
+"""Checkpoint schema, atomic store, and tensor files."""

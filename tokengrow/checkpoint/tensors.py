@@ -1,4 +1,4 @@
-"""Named tensors: in .safetensors files, and beside those that a model has."""
+"""Named tensors in .safetensors files: streamed reads and writes, and checks."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from tokengrow.errors import UserError
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 EXTENSIONS = (".bin", ".pt", ".pth", ".safetensors")
-"""Of the files that can hold weights, whoever wrote them."""
+"""Extensions of files that can hold weights."""
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""What a weight can be; of narrower floats torch can neither mix nor compute any."""
+"""Data types of weights. torch cannot compute in narrower ones."""
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a .safetensors file, each read when it is asked for and not kept.
+    """Tensors of a .safetensors file, each read on access and not cached.
 
     Args:
-        path: of the file; it must stay as it is.
+        path: the file; it must not change.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class TensorFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        # Opened anew for each: pages of a mapped file stay in memory for as long as it is open.
+        # Opened for each tensor: pages of a mapped file stay in memory while it is open.
         with safe_open(self._path, "pt") as file:
             return file.get_tensor(name)
 
@@ -54,38 +54,41 @@ DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-"""What safetensors calls them."""
+"""Data type to its name in a safetensors header."""
 HEADER_ENTRY = 256
-"""Bytes that a tensor takes at most in the header: its name, dtype, shape and offsets."""
+"""Maximum size of the header entry of one tensor, in bytes: name, dtype, shape and offsets."""
 
 
 def stream_tensors(
     path: Path,
     tensors: Iterable[tuple[str, Tensor]],
-    most: int,
+    max_tensors: int,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a .safetensors file tensor by tensor; safetensors itself wants all of them at once.
+    """Write a .safetensors file tensor by tensor, with one tensor in memory at a time.
 
-    The header stands in front and is known at the end. So room is left for it, and what it does not
-    need is filled with spaces, as the format allows.
+    The header comes first in the file but is known last. Space is reserved for it, and the rest is
+    padded with spaces, which the format allows.
 
     Args:
-        path: must not exist yet.
-        tensors: (name, tensor on the CPU), each looked at once.
-        most: how many there are at most.
-        metadata: of the file's header.
+        path: file to create; must not exist.
+        tensors: (name, tensor on the CPU), each read once.
+        max_tensors: maximum number of tensors.
+        metadata: metadata of the header.
+
+    Raises:
+        UserError: a tensor has a data type that a checkpoint cannot hold.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    room = 8 * ((most * HEADER_ENTRY + len(json.dumps(entries))) // 8 + 1)
+    room = 8 * ((max_tensors * HEADER_ENTRY + len(json.dumps(entries))) // 8 + 1)
     with path.open("xb") as file:
         file.seek(8 + room)
         for name, tensor in tensors:
             begin = file.tell() - 8 - room
             if tensor.dtype not in DTYPES:
+                valid = ", ".join(map(dtype_name, DTYPES))
                 raise UserError(
-                    f"{name} is {dtype_name(tensor.dtype)}: a checkpoint holds "
-                    f"{', '.join(map(dtype_name, DTYPES))}"
+                    f"{name} must be one of {valid}, got {dtype_name(tensor.dtype)}. Convert it."
                 )
             flat = tensor.detach().contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
@@ -101,38 +104,38 @@ def stream_tensors(
         file.write(room.to_bytes(8, "little") + header)
 
 
-def read_safetensors(path: Path) -> State:
-    """The weights of a .safetensors file that somebody else may have written, memory-mapped.
+def read_safetensors(path: Path) -> StateDict:
+    """Return the memory-mapped weights of a .safetensors file, which may be foreign.
 
     Raises:
-        UserError: it is missing or damaged, or holds anything but weights.
+        UserError: the file is missing or damaged, or holds tensors that are not weights.
     """
-    check_there(path)
+    check_exists(path)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(
-            f"{path} is no whole .safetensors file ({error}): download, copy or export it again"
+            f"{path} is not a complete .safetensors file ({error}). Download or export it again."
         ) from None
     check_weights(path, tensors)
     return tensors
 
 
-def check_there(path: Path) -> None:
-    """Refuses a file of weights that does not exist."""
+def check_exists(path: Path) -> None:
+    """Raise `UserError` if a weights file does not exist."""
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: give the path of a file of weights, or download or export it "
-            "again"
+            f"{path} does not exist. Give the path of a weights file, or download or export it "
+            "again."
         )
 
 
-def check_weights(path: Path, tensors: State) -> None:
-    """Refuses tensors that cannot be weights, by their names.
+def check_weights(path: Path, tensors: StateDict) -> None:
+    """Raise `UserError` with the names of the tensors that cannot be weights.
 
     Args:
-        path: of their file, for the error message.
-        tensors: what it holds.
+        path: file of the tensors, for the error message.
+        tensors: name to tensor.
     """
     wrong = [
         f"{name} ({dtype_name(tensor.dtype)})"
@@ -141,29 +144,33 @@ def check_weights(path: Path, tensors: State) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{path} holds tensors that are no dense weights of "
-            f"{', '.join(map(dtype_name, WEIGHT_TYPES))}: {', '.join(wrong)}: convert or remove "
-            "them"
+            f"{path}: all tensors must be dense and of type "
+            f"{', '.join(map(dtype_name, WEIGHT_TYPES))}, got {', '.join(wrong)}. Convert or "
+            "remove them."
         )
 
 
-def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> list[str]:
-    """What keeps tensors from being those of a model, one clause for each of them.
+def shape_mismatches(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> list[str]:
+    """Return one clause per tensor that is missing, unexpected, or of the wrong shape.
 
     Args:
-        tensors: at hand.
-        shapes: name to shape of every tensor that there has to be, and no other.
+        tensors: name to tensor.
+        shapes: name to shape of exactly the tensors of the model.
     """
     wrong = []
     for name, shape in shapes.items():
         if name not in tensors:
             wrong.append(f"{name} {shape} is missing")
         elif (found := list(tensors[name].shape)) != shape:
-            wrong.append(f"{name} is {found}, not {shape}")
-    surplus = [name for name in tensors if name not in shapes]
-    return wrong + [f"{name} {list(tensors[name].shape)} is no part of it" for name in surplus]
+            wrong.append(f"{name} must have shape {shape}, got {found}")
+    wrong += [
+        f"{name} {list(tensor.shape)} is not part of the model"
+        for name, tensor in tensors.items()
+        if name not in shapes
+    ]
+    return wrong
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As one says it: float16."""
+    """Return the short name of a data type, for example float16."""
     return str(dtype).removeprefix("torch.")

@@ -13,14 +13,15 @@ from rich.table import Table
 
 from tokengrow.bench import data, decode, pattention, step
 from tokengrow.bench.rows import Measurement, append_rows, check_appendable
-from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import run_command
 from tokengrow.console.format import table
+from tokengrow.data.sections import resolve_corpus, resolve_tokenizer
 from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig, Tokens
-from tokengrow.parsing import nearest, parse_dataclass
+from tokengrow.parsing import parse_dataclass, suggest
 from tokengrow.paths import cache_dir
 
 SUITES = {
@@ -72,7 +73,7 @@ class BenchArguments:
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
-            raise UserError(f"suite {self.suite!r}{nearest(self.suite, list(SUITES))}")
+            raise UserError(f"suite {self.suite!r}{suggest(self.suite, list(SUITES))}")
         if self.suite == "step" and bool(self.batches) != bool(self.models):
             raise UserError("models and batches go together: give both, or neither")
         if self.batches and self.models and len(self.batches) != len(self.models):
@@ -84,7 +85,7 @@ class BenchArguments:
             raise UserError("peers are of suite=step: leave them out")
         for peer in self.peers or []:
             if peer not in step.PEERS:
-                raise UserError(f"peers {peer!r}{nearest(peer, list(step.PEERS))}")
+                raise UserError(f"peers {peer!r}{suggest(peer, list(step.PEERS))}")
         sizes = [*(self.batches or []), *(n for shape in self.shapes or [] for n in shape)]
         if min([*sizes, 1 if self.tokens is None else self.tokens]) < 1:
             raise UserError("shapes, tokens and batches must be above 0")
@@ -110,7 +111,7 @@ class BenchArguments:
 
 def main(config: DictConfig) -> None:
     """Measures a suite: a table, and rows in `out`."""
-    arguments = parse_dataclass(BenchArguments, plain(config))
+    arguments = parse_dataclass(BenchArguments, plain_values(config))
     console = Console(highlight=False)
     out = Path(arguments.out) if arguments.out else None
     if out:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokengrow.checkpoint.layout import COMPLETE, TOKENIZER, step_folder, step_folders
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
-from tokengrow.checkpoint.tensors import State, dtype_name
+from tokengrow.checkpoint.tensors import StateDict, dtype_name
 from tokengrow.cli.neox_recipe import NeoxRecipe, neox_recipe
 from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.console.format import table
@@ -33,7 +33,7 @@ from tokengrow.interop.neox import (
 from tokengrow.interop.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PRESETS
-from tokengrow.parsing import nearest, parse_dataclass
+from tokengrow.parsing import parse_dataclass, suggest
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class ConvertArguments:
         if self.config and self.preset:
             raise UserError("config and preset both say what the sizes are: give one of them")
         if self.preset is not None and self.preset not in PRESETS:
-            raise UserError(f"preset {self.preset!r}{nearest(self.preset, list(PRESETS))}")
+            raise UserError(f"preset {self.preset!r}{suggest(self.preset, list(PRESETS))}")
         if self.recipe:
             self._check_recipe()
         elif self.gpus is not None:
@@ -184,7 +184,7 @@ def _only_yaml(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _ask_for_sizes(weights: Path, tensors: State) -> str:
+def _ask_for_sizes(weights: Path, tensors: StateDict) -> str:
     """The sentence about weights that come alone."""
     fitting = fitting_presets(tensors)
     hint = f" (its tensors are those of preset={' or '.join(fitting)})" if fitting else ""

@@ -7,17 +7,17 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from tokengrow.cli.mixture import resolve_mixture
-from tokengrow.cli.resolve import plain, resolve_corpus, resolve_tokenizer
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import run_command
 from tokengrow.data.corpus import Corpus
 from tokengrow.data.megatron import export_store
 from tokengrow.data.mixture import MixtureConfig, build_mixture
+from tokengrow.data.sections import resolve_corpus, resolve_mixture, resolve_tokenizer
 from tokengrow.data.store import TokenStore, build_store, prepare_store
 from tokengrow.data.store_record import TOKENIZER
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, prepare_tokenizer
 from tokengrow.errors import UserError
-from tokengrow.parsing import nearest, parse_dataclass
+from tokengrow.parsing import parse_dataclass, suggest
 from tokengrow.paths import cache_dir
 
 FORMATS = ("store", "megatron")
@@ -38,12 +38,12 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
-            raise UserError(f"to={self.to}: there is no such format{nearest(self.to, FORMATS)}")
+            raise UserError(f"to={self.to}: there is no such format{suggest(self.to, FORMATS)}")
 
 
 def main(config: DictConfig) -> None:
     """Tokenises `data` into `out`, or goes on where that was left, and verifies the result."""
-    arguments = parse_dataclass(DataArguments, plain(config))
+    arguments = parse_dataclass(DataArguments, plain_values(config))
     out = Path(arguments.out)
     if arguments.to == "megatron" and out.exists():
         raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")

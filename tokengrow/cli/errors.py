@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tokengrow.distributed.launch import process_rank
 from tokengrow.errors import UserError
 from tokengrow.files import NO_SPACE_ERRNOS
-from tokengrow.parsing import nearest
+from tokengrow.parsing import suggest
 from tokengrow.paths import data_root
 
 WRONG_INPUT = 2
@@ -80,7 +80,7 @@ def unknown_option(name: str, words: Sequence[str]) -> str | None:
         key = option.removeprefix("--").replace("-", "_")
         if key in _valid_keys(name):
             return f"unknown option {option}: did you mean {key}={value or '...'}?"
-        return f"unknown option {option}{nearest(option, OPTIONS)}"
+        return f"unknown option {option}{suggest(option, OPTIONS)}"
     return None
 
 
@@ -116,13 +116,13 @@ def _of_hydra(name: str, error: Exception) -> str:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         if choice in SWEEP_PLUGINS.get(group, ()):
             return f"{group}={choice} is in an extra: pip install 'tokengrow[sweep]'"
-        return f"{group}={choice}: there is no such choice{nearest(choice, error.options)}"
+        return f"{group}={choice}: there is no such choice{suggest(choice, error.options)}"
     if isinstance(error, OverrideParseException):
         return _unreadable(name, error.override)
     text = str(error)
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match.group(1)
-        return f"unknown key {key}{nearest(key, list(_valid_keys(name)))}"
+        return f"unknown key {key}{suggest(key, list(_valid_keys(name)))}"
     if match := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", text):
         key, value = match.groups()
         return (

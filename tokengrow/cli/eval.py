@@ -18,14 +18,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tokengrow import __version__
-from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.cli.resolve import plain
+from tokengrow.checkpoint.store import Checkpoint, load_source
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import run_command
-from tokengrow.cli.source import load_source
-from tokengrow.cli.text import resolve_text, text_values
 from tokengrow.console.format import count
 from tokengrow.console.progress import doing
 from tokengrow.data.corpus import Text
+from tokengrow.data.open_tokens import resolve_text, text_section
 from tokengrow.distributed.collectives import rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric, started_by
 from tokengrow.distributed.launch import process_rank
@@ -119,7 +118,7 @@ class Asked:
 
 def main(config: DictConfig) -> None:
     """Asks a checkpoint the questions of the tasks: tables, and a file of JSON."""
-    arguments = parse_dataclass(EvalArguments, plain(config))
+    arguments = parse_dataclass(EvalArguments, plain_values(config))
     # By its file: the harness prints, and is kept from it by turning stdout elsewhere.
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=process_rank() > 0)
     results, path = evaluate(arguments, Console(stderr=True, quiet=process_rank() > 0))
@@ -198,7 +197,7 @@ def read_tasks(arguments: EvalArguments, checkpoint: Checkpoint) -> Asked:
     if PERPLEXITY in arguments.tasks:
         text = resolve_text(arguments.data, checkpoint)
         identity = sha256(json.dumps(text.identity(), sort_keys=True).encode()).hexdigest()
-        settings |= {"data": text_values(arguments.data, checkpoint), "data_sha256": identity}
+        settings |= {"data": text_section(arguments.data, checkpoint), "data_sha256": identity}
         settings[PERPLEXITY] = asdict(arguments.perplexity)
     return Asked(tasks, text, settings)
 

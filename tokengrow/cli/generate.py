@@ -14,15 +14,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.checkpoint.store import Checkpoint, load_source
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.prompts import read_prompts
-from tokengrow.cli.resolve import plain
 from tokengrow.cli.runner import new_file, run_command
-from tokengrow.cli.source import load_source
 from tokengrow.console.format import three_digits
+from tokengrow.data.open_tokens import checkpoint_tokenizer
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
-from tokengrow.evaluation.source import checkpoint_tokenizer
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.generation.text_generation import Continuation, write
 from tokengrow.model.tokenformer import LanguageModel
@@ -67,7 +66,7 @@ class GenerateArguments:
 
 def main(config: DictConfig) -> None:
     """Prints or writes what the model makes of each prompt, and says how fast."""
-    arguments = parse_dataclass(GenerateArguments, plain(config))
+    arguments = parse_dataclass(GenerateArguments, plain_values(config))
     path = arguments.prompts
     prompts = [arguments.prompt] if path is None else read_prompts(path)
     out = None if arguments.out is None else new_file(arguments.out)

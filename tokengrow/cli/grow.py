@@ -11,11 +11,9 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import step_folder
-from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.cli.resolve import plain
-from tokengrow.cli.resolve_model import resolve_growth
+from tokengrow.checkpoint.store import Checkpoint, load_source
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import new_folder, run_command
-from tokengrow.cli.source import load_source
 from tokengrow.console.format import table
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store
@@ -26,6 +24,7 @@ from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.verify import TOLERANCE
 from tokengrow.model.architectures import as_tokenformer
 from tokengrow.parsing import parse_dataclass
+from tokengrow.training.model_section import resolve_growth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class GrowArguments:
 
 def main(config: DictConfig) -> None:
     """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
-    arguments = parse_dataclass(GrowArguments, plain(config))
+    arguments = parse_dataclass(GrowArguments, plain_values(config))
     out = new_folder(arguments.out)
     source = load_source(arguments.source, streamed=True)
     plan = resolve_growth(arguments.model, source.config, config=arguments.growth)
@@ -88,17 +87,17 @@ def show(console: Console, plan: GrowthPlan, grown: Checkpoint, tokens: str) -> 
     sizes = plan.source.num_parameters(), plan.target.num_parameters()
     rows.add_row("parameters", *(f"{size:,}" for size in sizes))
     console.print(rows)
-    drift = grown.lineage[-1]["drift"]
+    drift = grown.lineage[-1].drift
     console.print(
-        f"logits moved by at most {drift['max_logit']:.1e} over {drift['probe_tokens']} {tokens} "
-        f"tokens, in {drift['dtype']}",
+        f"logits moved by at most {drift.max_logit:.1e} over {drift.probe_tokens} {tokens} "
+        f"tokens, in {drift.dtype}",
         highlight=False,
         soft_wrap=True,
     )
-    if drift["relative"] > TOLERANCE[torch.float32]:
+    if drift.relative > TOLERANCE[torch.float32]:
         console.print(
-            f"not the same function: loss {drift['loss_source']:.5f} -> {drift['loss_grown']:.5f} "
-            f"nats per token on them, KL divergence {drift['kl']:.2e}",
+            f"not the same function: loss {drift.loss_source:.5f} -> {drift.loss_grown:.5f} "
+            f"nats per token on them, KL divergence {drift.kl:.2e}",
             highlight=False,
             soft_wrap=True,
         )

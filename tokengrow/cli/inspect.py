@@ -12,12 +12,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from tokengrow.checkpoint.layout import find_checkpoints, step_of
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
-from tokengrow.cli.recorded import open_source_tokens
-from tokengrow.cli.resolve import plain
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, load_source
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import new_folder, run_command
-from tokengrow.cli.source import load_source
 from tokengrow.data.loader import spread_batch
+from tokengrow.data.open_tokens import open_checkpoint_tokens
 from tokengrow.errors import UserError
 from tokengrow.files import atomic_directory
 from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
@@ -49,7 +48,7 @@ class InspectArguments:
 
 def main(config: DictConfig) -> None:
     """Prints what `source` is; with `out`, writes it there too."""
-    arguments = parse_dataclass(InspectArguments, plain(config))
+    arguments = parse_dataclass(InspectArguments, plain_values(config))
     out = new_folder(arguments.out) if arguments.out else None
     newest = load_source(arguments.source, streamed=True)
     console = Console()
@@ -80,7 +79,7 @@ def _text(
     if not isinstance(source.config, ModelConfig):
         return None, "no parameter tokens: it is no TokenFormer, and there is no more to look into"
     try:
-        tokens = open_source_tokens(arguments.store, source, console)
+        tokens = open_checkpoint_tokens(arguments.store, source, console)
     except UserError as error:
         if arguments.store:
             raise

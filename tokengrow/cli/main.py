@@ -4,7 +4,7 @@ import runpy
 import sys
 
 from tokengrow import __version__
-from tokengrow.parsing import nearest
+from tokengrow.parsing import suggest
 from tokengrow.paths import recipes
 
 VERBS = {
@@ -37,7 +37,7 @@ def main() -> None:
         return
     verb = arguments[0]
     if verb not in VERBS:
-        print(f"tokengrow: unknown verb {verb!r}{nearest(verb, list(VERBS))}", file=sys.stderr)
+        print(f"tokengrow: unknown verb {verb!r}{suggest(verb, list(VERBS))}", file=sys.stderr)
         sys.exit(2)
     # As the program itself, not by a call: what launches further processes repeats the command
     # line of `-m tokengrow.cli.VERB`, and would lose the verb that a dispatcher took off it.

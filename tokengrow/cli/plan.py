@@ -9,17 +9,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from tokengrow.checkpoint.store import load_source
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.plan_tables import tables
-from tokengrow.cli.resolve import Values, plain, resolve_train
-from tokengrow.cli.resolve_model import resolve_growth, resolve_model, without_nulls
 from tokengrow.cli.runner import run_command
-from tokengrow.cli.source import load_source
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.parsing import MISSING_VALUE, parse_dataclass
+from tokengrow.parsing import MISSING_VALUE, drop_nulls, parse_dataclass
 from tokengrow.planning.cost import Budget, growth_budget, model_budget, run_budget
 from tokengrow.planning.profiling import measured_speed
+from tokengrow.training.model_section import resolve_growth, resolve_model
+from tokengrow.training.recipe import Values, resolve_train
 
 MEASURED = "measured"
 """The one `flops_per_second` that is no number."""
@@ -67,7 +68,7 @@ class GrowthArguments:
 def main(config: DictConfig) -> None:
     """Prints the budget of a recipe, of one growth of `source`, or of one model."""
     _need_no_data(config)
-    values = plain(config)
+    values = plain_values(config)
     own = parse_dataclass(
         PlanArguments, {item.name: values.pop(item.name) for item in fields(PlanArguments)}
     )
@@ -96,7 +97,7 @@ def _need_no_data(config: DictConfig) -> None:
 
 def _run(values: Values, flops_per_second: str | None) -> Budget:
     """The budget of a recipe's stages."""
-    run = resolve_train(values).run
+    run = resolve_train(values)
     source = load_source(run.source, tensors=False).config if run.source else None
     if flops_per_second is None:
         return run_budget(run, source)
@@ -114,7 +115,7 @@ def _growth(arguments: GrowthArguments) -> Budget:
         source = load_source(arguments.source, tensors=False).config
         plan = resolve_growth(arguments.model, source, config=arguments.growth)
         return growth_budget(plan, batch, precision)
-    if not without_nulls(arguments.model):
+    if not drop_nulls(arguments.model):
         raise UserError("nothing to plan: give recipes=NAME, model=NAME, or source=DIR")
     return model_budget(resolve_model(arguments.model), batch, precision)
 

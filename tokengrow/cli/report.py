@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from tokengrow.cli.resolve import plain
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.errors import UserError
 from tokengrow.files import is_stale_temporary
@@ -30,7 +30,7 @@ class ReportArguments:
 
 def main(config: DictConfig) -> None:
     """Writes the report of `runs` into `out`."""
-    arguments = parse_dataclass(ReportArguments, plain(config))
+    arguments = parse_dataclass(ReportArguments, plain_values(config))
     out, console = report_folder(arguments.out), Console(highlight=False)
     with console.status("reading the runs"):
         report = Report.of([Path(run) for run in arguments.runs])

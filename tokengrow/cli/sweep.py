@@ -23,8 +23,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from tokengrow.cli.config import plain_values
 from tokengrow.cli.errors import error_message, refuse
-from tokengrow.cli.resolve import TrainArguments, plain, resolve_train
 from tokengrow.cli.sweep_rows import (
     DONE,
     FAILED,
@@ -37,8 +37,10 @@ from tokengrow.cli.sweep_rows import (
 from tokengrow.distributed.launch import find_launch, process_rank
 from tokengrow.errors import Stopped, UserError
 from tokengrow.files import write_atomically
-from tokengrow.training.fit import FitResult
+from tokengrow.training.config import TrainConfig
+from tokengrow.training.recipe import resolve_train
 from tokengrow.training.resume import CONFIG_FILE
+from tokengrow.training.trainer import FitResult
 
 TABLE_FILE = "sweep.csv"
 ROWS_FOLDER = ".jobs"
@@ -149,9 +151,7 @@ _ACTIVE: ContextVar[Sweep | None] = ContextVar("sweep", default=None)
 """The sweep that is running, in the process that started it and in those of its jobs."""
 
 
-def run_job(
-    config: DictConfig, climb: Callable[[TrainArguments, Console], FitResult]
-) -> float | None:
+def run_job(config: DictConfig, train: Callable[[TrainConfig, Console], FitResult]) -> float | None:
     """Runs one job of a sweep and keeps its row, whatever comes of it.
 
     Args:
@@ -170,9 +170,9 @@ def run_job(
     start = time.perf_counter()
     row = before
     try:
-        values = plain(config) | {"out": str(sweep.folder / before.folder)}
+        values = plain_values(config) | {"out": str(sweep.folder / before.folder)}
         check_processes(values["fabric"], hydra.launcher)
-        result = climb(resolve_train(values), _progress(hydra))
+        result = train(resolve_train(values), _progress(hydra))
         row = replace(before, **_figures(result))
     except Stopped:  # by SIGTERM, which is meant for the sweep
         raise

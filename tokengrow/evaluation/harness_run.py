@@ -25,7 +25,7 @@ from tokengrow.evaluation.harness_data import GUIDE, asked_file, asked_path, loc
 from tokengrow.evaluation.results import PERPLEXITY
 from tokengrow.evaluation.scores import Score
 from tokengrow.files import sha256
-from tokengrow.parsing import nearest
+from tokengrow.parsing import suggest
 
 FEWSHOT_SEED = 1234
 """The harness's own default: which examples stand before a question."""
@@ -63,7 +63,7 @@ def load_tasks(
     manager = _manager(names)
     for name in names:
         if name not in manager.task_index:
-            raise UserError(f"tasks: {name!r}{nearest(name, [PERPLEXITY, *manager.all_tasks])}")
+            raise UserError(f"tasks: {name!r}{suggest(name, [PERPLEXITY, *manager.all_tasks])}")
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"data_dir={data_dir} is no folder: give one that holds task files")
     specs: list[Any] = list(names)

@@ -43,9 +43,13 @@ def results_file(folder: Path, checkpoint: Path, key: str, settings: Mapping[str
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Which checkpoint it is."""
-    ancestor = checkpoint.ancestor()
-    named = {key: ancestor[key] for key in ("parameters", "step", "weights_sha256")}
-    return {"folder": str(checkpoint.folder)} | named
+    source = checkpoint.lineage_source()
+    return {
+        "folder": str(checkpoint.folder),
+        "parameters": source.parameters,
+        "step": source.step,
+        "weights_sha256": source.weights_sha256,
+    }
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -3,31 +3,16 @@
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 import torch
 
 from tokengrow.checkpoint.store import Checkpoint
+from tokengrow.data.open_tokens import checkpoint_tokenizer
 from tokengrow.data.tokenizer import Tokenizer
-from tokengrow.errors import UserError
 from tokengrow.evaluation.scoring import Scorer
 from tokengrow.model.tokenformer import LanguageModel
-
-
-def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer on whose tokens a checkpoint was trained.
-
-    Raises:
-        UserError: a checkpoint that was saved without one.
-    """
-    if checkpoint.tokenizer is None or checkpoint.end_of_text is None:
-        raise UserError(
-            f"{checkpoint.folder} holds no tokenizer, as a bare model does: give it one with "
-            f"`tokengrow convert source={checkpoint.folder} tokenizer.file=FILE to=tokengrow "
-            "out=DIR`"
-        )
-    return Tokenizer.from_json(checkpoint.tokenizer, checkpoint.end_of_text)
 
 
 @dataclass(frozen=True)
@@ -81,5 +66,6 @@ def answer_key(checkpoint: Checkpoint, precision: str) -> str:
         precision: as `FabricConfig.chosen_precision` gives it.
     """
     assert checkpoint.folder is not None, "weights are known by their hash on the disk"
-    identity = [checkpoint.ancestor(), checkpoint_tokenizer(checkpoint).fingerprint, precision]
+    fingerprint = checkpoint_tokenizer(checkpoint).fingerprint
+    identity = [asdict(checkpoint.lineage_source()), fingerprint, precision]
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

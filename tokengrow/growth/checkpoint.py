@@ -2,18 +2,18 @@
 verified. In `tokengrow prune` it is made smaller, and measured."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tokengrow.checkpoint import layout
+from tokengrow.checkpoint.schema import LineageEntry
 from tokengrow.checkpoint.store import (
     Checkpoint,
     load_checkpoint,
-    without_validations,
-    write_description,
+    write_records,
 )
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
 from tokengrow.files import atomic_directory
@@ -25,11 +25,6 @@ from tokengrow.growth.prune import prune
 from tokengrow.model.architectures import as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
-
-KEPT_STATE = ("step", "fingerprint", "next_batch", "tokens", "flops", "source")
-"""What of a run's state a checkpoint outside any run still has: how far it was, in which data, and
-what it had cost."""
-
 
 NOTHING: Mapping[str, Tensor] = {}
 """The tensors of a checkpoint that is described alone."""
@@ -91,7 +86,7 @@ def grow_on_disk(
         slots = count * len(ALL_SLOTS)
         moments = watch(grown_moments(plan, source.optimizer), "optimizer state", slots)
         stream_tensors(partial / layout.OPTIMIZER, moments, slots)
-        write_description(partial, _descendant(source, plan.target, report))
+        write_records(partial, _descendant(source, plan.target, report))
     return load_checkpoint(folder, tensors=False)
 
 
@@ -122,14 +117,17 @@ def _descendant(
 ) -> Checkpoint:
     """The checkpoint of what was made of `source`: its lineage is one entry longer."""
     target = {"parameters": config.num_parameters(), "config": config.to_dict()}
-    entry = {"source": source.ancestor(), "target": target, **report}
+    entry = LineageEntry.from_dict(
+        {"source": asdict(source.lineage_source()), "target": target, **report}
+    )
+    times = source.times and replace(source.times, validation=None)
     return replace(
         source,
         config=config,
         weights=weights,
         optimizer=optimizer,
-        lineage=[*source.lineage, entry],
-        train_state={k: v for k, v in source.train_state.items() if k in KEPT_STATE},
-        times=without_validations(source.times),
+        lineage=(*source.lineage, entry),
+        train_state=source.train_state and source.train_state.outside_run(),
+        times=times,
         folder=None,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengrow.checkpoint.schema import Drift
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import deepen
 from tokengrow.growth.heads import add_heads
@@ -17,7 +18,6 @@ from tokengrow.growth.plan import GrowthPlan, plan_growth
 from tokengrow.growth.tensors import State, generator_for
 from tokengrow.growth.tokens import append_tokens
 from tokengrow.growth.verify import (
-    Drift,
     check_drift,
     compare_logits,
     exactness,

@@ -12,10 +12,10 @@ Shapes: `N` parameter tokens, `L` layers, `G` generations.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
+from tokengrow.checkpoint.schema import LineageEntry, LineageSource, LineageTarget
 from tokengrow.errors import UserError
 from tokengrow.growth.depth import origins
 from tokengrow.model.activity import Layer
@@ -29,7 +29,7 @@ RECORD = "generations"
 """Under which a pruning's entry of the lineage holds what it left: role to [L][G]."""
 
 
-def generations(config: ModelConfig, lineage: Sequence[Mapping[str, Any]]) -> Generations:
+def generations(config: ModelConfig, lineage: Sequence[LineageEntry]) -> Generations:
     """The tokens of each generation in every layer.
 
     Args:
@@ -40,10 +40,10 @@ def generations(config: ModelConfig, lineage: Sequence[Mapping[str, Any]]) -> Ge
     Raises:
         UserError: a lineage that does not lead to these sizes.
     """
-    start = _config(lineage[0]["source"]) if lineage else config
+    start = _config(lineage[0].source) if lineage else config
     counts = {layer: [getattr(start.tokens, layer[1])] for layer in _layers(start)}
     for entry in lineage:
-        counts = _pruned(counts, entry) if "operation" in entry else _grown(counts, entry)
+        counts = _pruned(counts, entry) if entry.operation == "prune" else _grown(counts, entry)
     for (number, role), each in counts.items():
         if sum(each) != getattr(config.tokens, role):
             raise UserError(
@@ -76,12 +76,13 @@ def left_of(counts: Generations, kept: Mapping[Layer, Tensor]) -> dict[str, list
     return left
 
 
-def _grown(counts: Generations, entry: Mapping[str, Any]) -> Generations:
+def _grown(counts: Generations, entry: LineageEntry) -> Generations:
     """After a growth: tokens are appended before blocks are put among the others."""
-    source, target = _config(entry["source"]), _config(entry["target"])
+    source, target = _config(entry.source), _config(entry.target)
     born = len(next(iter(counts.values())))  # the number of the new generation
     grown = {}
-    for number, (old, itself) in enumerate(origins(source, target, entry["new_block_place"])):
+    place = entry.settings["new_block_place"]
+    for number, (old, itself) in enumerate(origins(source, target, place)):
         for role in ROLES:
             before, after = getattr(source.tokens, role), getattr(target.tokens, role)
             grown[number, role] = (
@@ -90,18 +91,18 @@ def _grown(counts: Generations, entry: Mapping[str, Any]) -> Generations:
     return grown
 
 
-def _pruned(counts: Generations, entry: Mapping[str, Any]) -> Generations:
+def _pruned(counts: Generations, entry: LineageEntry) -> Generations:
     """After a pruning, which brings none of its own."""
-    target = _config(entry["target"])
+    target = _config(entry.target)
     born = len(next(iter(counts.values())))
-    record = entry.get(RECORD) or {
+    record = entry.settings.get(RECORD) or {
         role: [[n, *[0] * (born - 1)]] * target.layers for role, n in target.tokens.items()
     }
     return {(number, role): [*record[role][number], 0] for number, role in _layers(target)}
 
 
-def _config(end: Mapping[str, Any]) -> ModelConfig:
-    return parse_dataclass(ModelConfig, end["config"], "model")
+def _config(end: LineageSource | LineageTarget) -> ModelConfig:
+    return parse_dataclass(ModelConfig, end.config, "model")
 
 
 def _layers(config: ModelConfig) -> list[Layer]:

@@ -35,11 +35,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokengrow.checkpoint.schema import Drift
 from tokengrow.errors import UserError
 from tokengrow.growth.moments import COLUMN_AGE
 from tokengrow.growth.plan import KEPT
 from tokengrow.growth.tensors import State, pattention_name
-from tokengrow.growth.verify import Drift, measure_drift
+from tokengrow.growth.verify import measure_drift
 from tokengrow.model.activity import Activity, Layer, measure_activity
 from tokengrow.model.config import ROLES, ModelConfig, Taus
 from tokengrow.model.tokenformer import TokenFormer

@@ -4,12 +4,12 @@ Shapes: `B` batch, `T` sequence, `V` vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokengrow.checkpoint.schema import Drift
 from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
@@ -23,32 +23,6 @@ POSITIONS = 256
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest |delta logit| over max(1, largest |logit|) that counts as the same function."""
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far the grown model is from its source on one probe batch."""
-
-    dtype: str
-    """Precision of the comparison."""
-    probe_tokens: int
-    """Tokens compared."""
-    max_logit: float
-    """Largest |delta logit|."""
-    mean_logit: float
-    """Mean |delta logit|."""
-    relative: float
-    """max_logit over max(1, largest |logit| of the source); what the tolerance bounds."""
-    kl: float
-    """Mean KL divergence of the grown from the source distribution, nats."""
-    loss_source: float
-    """Cross-entropy of the source on the probe, nats per token."""
-    loss_grown: float
-    """Cross-entropy of the grown model on the probe, nats per token."""
-
-    def to_dict(self) -> dict[str, str | int | float]:
-        """As it stands in lineage.json."""
-        return asdict(self)
 
 
 class DriftError(UserError):

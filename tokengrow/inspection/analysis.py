@@ -159,7 +159,7 @@ class Inspection:
             "flops_per_token": checkpoint.config.flops_per_token(),
             "dtypes": self.dtypes,
             "parts": [asdict(part) for part in self.parts],
-            "lineage": list(checkpoint.lineage),
+            "lineage": [entry.to_dict() for entry in checkpoint.lineage],
             "generations": [asdict(generation) for generation in self.generations],
             "text_tokens": self.text_tokens,
             "dead_up_to": DEAD,
@@ -205,7 +205,7 @@ def inspect_checkpoint(
     if isinstance(config, ModelConfig) and ids is not None:
         activity = measure_activity(config, checkpoint.weights, ids, device, watch)
     return Inspection(
-        checkpoint=checkpoint.described(),
+        checkpoint=checkpoint.without_tensors(),
         dtypes=list(dtypes),
         parts=parts(shapes),
         generations=_generations(checkpoint, counts),
@@ -250,11 +250,10 @@ def _generations(checkpoint: Checkpoint, counts: Generations) -> list[Generation
         return []
     found = []
     for number in range(len(checkpoint.lineage) + 1):
-        entry = checkpoint.lineage[number - 1] if number else {"steps": ()}
         found.append(
             Generation(
                 number=number,
-                axes=[step["axis"] for step in entry["steps"]],
+                axes=checkpoint.lineage[number - 1].axes if number else [],
                 tokens=sum(each[number] for each in counts.values()),
                 updates=_updates(checkpoint.optimizer, counts, number),
             )

@@ -146,7 +146,7 @@ def plot_history(past: Sequence[Inspection], path: Path) -> Path:
     panels[-1].set_title("% of dead tokens, all roles", fontsize=10)
     panels[-1].set_ylim(-3, 103)
     panels[-1].legend(title="came with", fontsize=8)
-    grown = [entry["source"]["step"] for entry in newest.checkpoint.lineage]
+    grown = [entry.source.step for entry in newest.checkpoint.lineage]
     began = past[0].checkpoint.step
     for axes in panels:
         for step in grown[len(past[0].checkpoint.lineage) :]:

@@ -90,10 +90,9 @@ def _sizes(found: Inspection) -> Table:
     rows.add_row("parameters", f"{size:,}")
     rows.add_row("FLOPs per token", count(checkpoint.config.flops_per_token()))
     rows.add_row("weights", ", ".join(found.dtypes))
-    if "step" in checkpoint.train_state:
+    if checkpoint.train_state:
         rows.add_row("step", f"{checkpoint.step:,}")
-    if "tokens" in checkpoint.train_state:
-        rows.add_row("trained on tokens", f"{checkpoint.train_state['tokens']:,}")
+        rows.add_row("trained on tokens", f"{checkpoint.train_state.tokens:,}")
     return rows
 
 
@@ -126,20 +125,20 @@ def _lineage(found: Inspection) -> Table:
     for header in ("at step", "parameters", "max\n|Δ logit|", "SHA-256\nbefore"):
         rows.add_column(header, justify="right", no_wrap=True)
     lineage = found.checkpoint.lineage
-    rows.add_row("0", "birth", "", "", f"{lineage[0]['source']['parameters']:,}", "", "")
+    rows.add_row("0", "birth", "", "", f"{lineage[0].source.parameters:,}", "", "")
     for number, entry in enumerate(lineage, 1):
-        for place, step in enumerate(entry["steps"]):
+        for place, step in enumerate(entry.steps):
             ends = ("", "", "", "")
             if place == 0:
                 ends = (
-                    f"{entry['source']['step']:,}",
-                    f"{entry['target']['parameters']:,}",
-                    exponent(entry["drift"]["max_logit"]),
-                    (entry["source"]["weights_sha256"] or "-")[:8],
+                    f"{entry.source.step:,}",
+                    f"{entry.target.parameters:,}",
+                    exponent(entry.drift.max_logit),
+                    (entry.source.weights_sha256 or "-")[:8],
                 )
-            axis = "pruned" if entry.get("operation") == "prune" else step["axis"]
+            axis = "pruned" if entry.operation == "prune" else step.axis
             name = "" if place else str(number)
-            rows.add_row(name, axis, "\n".join(_changes(step["changes"])), *ends)
+            rows.add_row(name, axis, "\n".join(_changes(step.changes)), *ends)
     return rows
 
 

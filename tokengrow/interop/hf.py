@@ -22,10 +22,10 @@ import tokenizers
 from tokengrow.checkpoint.layout import TOKENIZER, WEIGHTS
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.checkpoint.tensors import (
-    State,
+    StateDict,
     dtype_name,
-    misfits,
     read_safetensors,
+    shape_mismatches,
     stream_tensors,
 )
 from tokengrow.errors import UserError
@@ -144,13 +144,13 @@ def _model_config(path: Path, values: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_weights(folder: Path, config: ModelConfig) -> State:
+def _read_weights(folder: Path, config: ModelConfig) -> StateDict:
     """The tensors by our names, all there and of the right shape."""
-    found: State = {}
+    found: StateDict = {}
     for name in _weight_files(folder):
         found |= read_safetensors(folder / name)
     wanted = {f"{PREFIX}{name}": shape for name, shape in weight_shapes(config).items()}
-    if wrong := misfits(found, wanted):
+    if wrong := shape_mismatches(found, wanted):
         raise UserError(
             f"{folder}: the weights are not those of {CONFIG}: {'; '.join(wrong)}; {_WAY_OUT}"
         )

@@ -16,11 +16,11 @@ from tokengrow.checkpoint import layout
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.checkpoint.tensors import (
     EXTENSIONS,
-    State,
-    check_there,
+    StateDict,
+    check_exists,
     check_weights,
-    misfits,
     read_safetensors,
+    shape_mismatches,
 )
 from tokengrow.errors import UserError
 from tokengrow.files import write_yaml
@@ -85,7 +85,7 @@ def find_weights(folder: Path) -> Path:
     return found[0]
 
 
-def read_tensors(path: Path) -> State:
+def read_tensors(path: Path) -> StateDict:
     """The tensors of a published file, by its names; memory-mapped if the format allows it.
 
     Nothing in a pickle is executed.
@@ -112,7 +112,7 @@ def vocabulary_of(tensors: Mapping[str, Tensor]) -> int:
 def fitting_presets(tensors: Mapping[str, Tensor]) -> list[str]:
     """The published sizes whose every tensor is there, in its shape, and no other."""
     sizes = {name: _official_shapes(ModelConfig.preset(name)) for name in PRESETS}
-    return [name for name, shapes in sizes.items() if not misfits(tensors, shapes)]
+    return [name for name, shapes in sizes.items() if not shape_mismatches(tensors, shapes)]
 
 
 def from_official(
@@ -129,7 +129,7 @@ def from_official(
     Raises:
         UserError: names every tensor that is missing, not part of the model, or of another shape.
     """
-    if wrong := misfits(tensors, _official_shapes(config)):
+    if wrong := shape_mismatches(tensors, _official_shapes(config)):
         fitting = "".join(f", the size of preset={name}" for name in fitting_presets(tensors))
         raise UserError(
             f"{weights} does not fit {sizes}: it has {_sizes_text(tensors)}{fitting}; give the "
@@ -181,9 +181,9 @@ def _sizes_text(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _read_pickle(path: Path) -> State:
+def _read_pickle(path: Path) -> StateDict:
     """A flat mapping of names to tensors; refuses everything else."""
-    check_there(path)
+    check_exists(path)
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP)) == _ZIP
     try:
@@ -241,7 +241,7 @@ def _check_sums(path: Path) -> None:
                     pass
 
 
-def _apart(tensors: State) -> State:
+def _apart(tensors: StateDict) -> StateDict:
     """The same tensors, contiguous; one that shares memory with another is copied."""
     apart, end = {}, 0
     rows = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

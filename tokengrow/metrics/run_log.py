@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tokengrow.checkpoint.schema import TrainState
 from tokengrow.errors import Stopped, UserError
 from tokengrow.files import read_yaml, write_atomically
 from tokengrow.metrics.loggers import (
@@ -19,7 +20,6 @@ from tokengrow.metrics.loggers import (
     WandbConfig,
     WandbLog,
 )
-from tokengrow.training.state import TrainState
 
 LOGGERS = {
     "csv": (),

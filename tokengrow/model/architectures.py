@@ -11,7 +11,7 @@ from tokengrow.model import pattention, transformer
 from tokengrow.model.config import LanguageModelConfig, ModelConfig
 from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.model.transformer import Transformer, TransformerConfig
-from tokengrow.parsing import nearest, parse_dataclass
+from tokengrow.parsing import parse_dataclass, suggest
 
 KEY = "architecture"
 DEFAULT = "tokenformer"
@@ -52,7 +52,7 @@ def read_config(values: Mapping[str, Any], where: str = "model") -> LanguageMode
         return parse_dataclass(ModelConfig, values, where)  # which refuses it
     name = values.get(KEY, DEFAULT)
     if name not in ARCHITECTURES:
-        raise UserError(f"{where}.{KEY} {name!r}{nearest(str(name), list(ARCHITECTURES))}")
+        raise UserError(f"{where}.{KEY} {name!r}{suggest(str(name), list(ARCHITECTURES))}")
     _check_kind(values, name, where)
     if name == DEFAULT:
         # No field of a TokenFormer's: its files are what they were before there was another kind.

@@ -19,7 +19,7 @@ from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.training.config import StageConfig, TrainConfig
-from tokengrow.training.device_memory import fits
+from tokengrow.training.device_memory import explain_out_of_memory
 from tokengrow.training.module import TokenFormerModule
 
 WARM_UP, TIMED = 1, 3
@@ -54,7 +54,7 @@ def measured_speed(run: TrainConfig, console: Console) -> Speed:
         if stage.model in found:
             continue
         with console.status(f"measuring stage {stage.name} on {device}"):
-            with fits(run, stage, device):
+            with explain_out_of_memory(run, stage, device):
                 found[stage.model] = _flops_per_second(run, stage, fabric)
             gc.collect()  # the wrappers refer to each other, and the next model needs the room
     return Speed(device, {stage.name: found[stage.model] for stage in run.stages})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokengrow.checkpoint.layout import step_folder
+from tokengrow.checkpoint.schema import LineageEntry
 from tokengrow.console.format import exponent
 from tokengrow.reports.run_data import LeftOut, RunRecord, Values
 
@@ -135,12 +136,12 @@ def _twigs(run: RunRecord) -> list[LineageNode]:
     return twigs
 
 
-def _twig_outside(entry: Values) -> LineageNode:
-    parameters = entry["target"]["parameters"]
+def _twig_outside(entry: LineageEntry) -> LineageNode:
+    parameters = entry.target.parameters
     return LineageNode(f"{parameters:,} parameters, outside of any run", _growth(entry))
 
 
-def _outside(run: RunRecord) -> tuple[Values, ...]:
+def _outside(run: RunRecord) -> tuple[LineageEntry, ...]:
     """What was grown or pruned before the run."""
     return run.lineage[: len(run.lineage) - run.own_growths]
 
@@ -151,19 +152,19 @@ def _start(run: RunRecord) -> str:
     return f"from {run.config['source']}, which is not among these runs"
 
 
-def _growth(entry: Values) -> str:
+def _growth(entry: LineageEntry) -> str:
     """`grown: tokens.query, key 64 → 128; tokens.ffn 256 → 512; largest |Δ logit| 7.1e-15`."""
     same: dict[tuple[str, str], list[str]] = {}
-    for step in entry["steps"]:
-        for key, (before, after) in step["changes"].items():
+    for step in entry.steps:
+        for key, (before, after) in step.changes.items():
             section, _, name = key.rpartition(".")
             same.setdefault((section, f"{_number(before)} → {_number(after)}"), []).append(name)
     changes = [
         f"{section}{'.' if section else ''}{', '.join(names)} {change}"
         for (section, change), names in same.items()
     ]
-    what = "pruned" if entry.get("operation") == "prune" else "grown"
-    moved = exponent(entry["drift"]["max_logit"])
+    what = "pruned" if entry.operation == "prune" else "grown"
+    moved = exponent(entry.drift.max_logit)
     return f"{what}: {'; '.join(changes)}; largest |Δ logit| {moved}"
 
 
@@ -178,15 +179,17 @@ def _parent(run: RunRecord, runs: Sequence[RunRecord]) -> tuple[int, int, int] |
         Its index, the step of the checkpoint, and how many of the entries of `_outside` lie before
         that; None: it is not among the runs.
     """
-    chain = [entry["source"].get("weights_sha256") for entry in _outside(run)]
+    chain = [entry.source.weights_sha256 for entry in _outside(run)]
     own = run.lineage[len(chain) :]
     if run.source:
-        chain.append(run.source["weights_sha256"])
+        chain.append(run.source.weights_sha256)
     elif run.rungs[0].drift is not None:  # of a version that noted less: by its first growth
-        chain.append(own[0]["source"].get("weights_sha256"))
+        chain.append(own[0].source.weights_sha256)
     for behind, digest in reversed(list(enumerate(chain))):
         found = [n for n, each in enumerate(runs) if each is not run and digest in each.weights]
-        if found:  # runs of one recipe and seed have the same weights: then it is the one named
+        if (
+            found and digest
+        ):  # runs of one recipe and seed have the same weights: then it is the one named
             index = next((n for n in found if runs[n].folder in _named(run)), found[0])
             return index, runs[index].weights[digest], behind
     return _parent_by_path(run, runs)

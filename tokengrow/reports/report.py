@@ -4,7 +4,7 @@ that a terminal shows."""
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow import __version__
+from tokengrow.checkpoint.schema import Rung
 from tokengrow.console.format import count, exponent, folded, power, table
 from tokengrow.files import is_stale_temporary, write_atomically
 from tokengrow.reports.comparison import config_differences, lineage_tree, notes
@@ -22,8 +23,6 @@ from tokengrow.reports.page import duration, page
 from tokengrow.reports.plots import cost_plot, flops_at_last_size, loss_plots
 from tokengrow.reports.run_data import LeftOut, RunRecord, read_runs
 from tokengrow.reports.score_comparison import Scores, compare_scores, score_table
-
-Rows = Sequence[Mapping[str, Any]]
 
 PAGE, FACTS, POINTS = "index.html", "report.json", "points.csv"
 FIGURES = ("loss-vs-flops", "loss-vs-flops-end", "loss-vs-tokens", "loss-vs-time", "cost")
@@ -159,11 +158,11 @@ def points_csv(runs: Sequence[RunRecord]) -> bytes:
     return text.getvalue().encode()
 
 
-def rung_table(rungs: Rows) -> Table:
+def rung_table(rungs: Sequence[Rung]) -> Table:
     """One row per rung: size, tokens, and validation loss before growth, right after, at the end.
 
     Args:
-        rungs: `tokengrow.training.state.Rung` as dicts.
+        rungs: rungs of a ladder, smallest first.
     """
     rows = table(
         "Validation loss up the ladder (nats per token)",
@@ -179,15 +178,15 @@ def rung_table(rungs: Rows) -> Table:
     )
     seen = 0
     for rung in rungs:
-        seen += rung["tokens"]
+        seen += rung.tokens
         rows.add_row(
-            rung["name"],
-            f"{rung['parameters']:,}",
+            rung.name,
+            f"{rung.parameters:,}",
             f"{seen:,}",
-            _loss(rung["loss_before"]),
-            _loss(rung["loss_start"]),
-            _loss(rung["loss_end"]),
-            "-" if rung["drift"] is None else exponent(rung["drift"]),
+            _loss(rung.loss_before),
+            _loss(rung.loss_start),
+            _loss(rung.loss_end),
+            "-" if rung.drift is None else exponent(rung.drift),
         )
     return rows
 

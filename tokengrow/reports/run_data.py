@@ -21,6 +21,7 @@ from tokengrow.checkpoint.layout import (
     recorded_sha256,
     step_of,
 )
+from tokengrow.checkpoint.schema import LineageEntry, Rung, SourceCost, Validation, WallTimes
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.errors import UserError
 from tokengrow.evaluation.results import read_results, results_files
@@ -62,30 +63,6 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungRow:
-    """A trained size."""
-
-    name: str
-    """Of its stage."""
-    parameters: int
-    """Of the model."""
-    tokens: int
-    """Trained on in the stage."""
-    flops: float
-    """Spent in the stage."""
-    loss_before: float | None
-    """Validation loss of what it was grown from."""
-    loss_start: float | None
-    """Right after the growth, or at initialisation."""
-    loss_end: float | None
-    """At the end of the stage; None: it has not ended."""
-    drift: float | None
-    """Largest |delta logit| at its growth; None: it was not grown."""
-    ends_at: int | None
-    """Step at which its stage ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """A run, as far as its newest checkpoint."""
 
@@ -99,7 +76,7 @@ class RunRecord:
     """Finished, or where it stands."""
     before: Spent
     """Behind its source."""
-    rungs: tuple[RungRow, ...]
+    rungs: tuple[Rung, ...]
     """Smallest first."""
     points: tuple[Point, ...]
     """Its validations."""
@@ -111,9 +88,9 @@ class RunRecord:
     """Wall time of the run up to its newest checkpoint; None: not recorded."""
     config: Values
     """The resolved recipe."""
-    lineage: tuple[Values, ...]
+    lineage: tuple[LineageEntry, ...]
     """Growths and prunings behind its newest checkpoint, oldest first."""
-    source: Values | None
+    source: SourceCost | None
     """What the run noted of the checkpoint that it started from."""
     weights: Mapping[str, int]
     """SHA-256 of the weights of each whole checkpoint on the disk, to its step."""
@@ -190,7 +167,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
             reason = str(error) if find_checkpoints(folder) else "no whole checkpoint yet"
             left_out.append(LeftOut(path=folder, reason=reason))
             continue
-        if checkpoint.train_state.get("validation"):
+        if checkpoint.train_state and checkpoint.train_state.validation:
             read.append(checkpoint)
         else:
             reason = "its checkpoint was written by no run: nothing was trained there"
@@ -281,41 +258,27 @@ def _record(
     weights: Mapping[str, int],
     evaluations: Iterable[Values],
 ) -> RunRecord:
-    state, folder = checkpoint.train_state, _run_folder(checkpoint)
+    state, run, folder = checkpoint.train_state, checkpoint.run, _run_folder(checkpoint)
+    assert state is not None and run is not None
     before, times = _spent_before(checkpoint), checkpoint.times
-    ends = state["stage_ends"]
-    rungs = [
-        RungRow(
-            name=rung["name"],
-            parameters=rung["parameters"],
-            tokens=rung["tokens"],
-            flops=rung["flops"],
-            loss_before=rung["loss_before"],
-            loss_start=rung["loss_start"],
-            loss_end=rung["loss_end"],
-            drift=rung["drift"],
-            ends_at=ends[index] if index < len(ends) else None,
-        )
-        for index, rung in enumerate(state["rungs"])
-    ]
     return RunRecord(
         name=name,
         folder=folder,
         step=checkpoint.step,
         stands=_stands(checkpoint),
         before=before,
-        rungs=tuple(rungs),
-        points=tuple(_points(state["validation"], times, before)),
-        tokens=state["tokens"],
-        flops=state["flops"],
-        seconds=times.get("seconds"),
-        config=checkpoint.run,
-        lineage=tuple(checkpoint.lineage),
-        source=state.get("source"),
+        rungs=tuple(state.rungs),
+        points=tuple(_points(state.validation, times, before)),
+        tokens=state.tokens,
+        flops=state.flops,
+        seconds=times.seconds if times else None,
+        config=run.to_dict(),
+        lineage=checkpoint.lineage,
+        source=state.source,
         weights=weights,
         sessions=_sessions(folder),
         evaluations=tuple(evaluations),
-        fingerprint=state["fingerprint"],
+        fingerprint=state.fingerprint,
     )
 
 
@@ -357,36 +320,44 @@ def _weights(run: Path) -> dict[str, int]:
 
 
 def _spent_before(checkpoint: Checkpoint) -> Spent:
-    if not checkpoint.run.get("source"):
+    run, state, times = checkpoint.run, checkpoint.train_state, checkpoint.times
+    if run is None or not run.source:
         return Spent()
-    source = checkpoint.train_state.get("source") or {}
-    seconds = checkpoint.times.get("before")
-    return Spent(tokens=source.get("tokens"), flops=source.get("flops"), seconds=seconds)
+    source = state.source if state else None
+    return Spent(
+        tokens=source.tokens if source else None,
+        flops=source.flops if source else None,
+        seconds=times.before if times else None,
+    )
 
 
-def _points(validations: Sequence[Values], times: Values, before: Spent) -> Iterable[Point]:
-    seconds = times.get("validation", [None] * len(validations))
+def _points(
+    validations: Sequence[Validation], times: WallTimes | None, before: Spent
+) -> Iterable[Point]:
+    unknown = (None,) * len(validations)
+    seconds = unknown if times is None or times.validation is None else times.validation
     for row, second in zip(validations, seconds, strict=True):
         yield Point(
-            step=int(row["step"]),
-            rung=int(row["stage"]),
-            tokens=int(row["tokens"]) + (before.tokens or 0),
-            flops=row["flops"] + (before.flops or 0.0),
+            step=row.step,
+            rung=row.stage,
+            tokens=row.tokens + (before.tokens or 0),
+            flops=row.flops + (before.flops or 0.0),
             seconds=None if second is None else second + (before.seconds or 0.0),
-            loss=row["loss"],
+            loss=row.loss,
         )
 
 
 def _stands(checkpoint: Checkpoint) -> str:
     """Finished, or how far its newest checkpoint is."""
-    state, stages = checkpoint.train_state, checkpoint.run["stages"]
-    if len(state["stage_ends"]) >= len(stages):
+    state, run = checkpoint.train_state, checkpoint.run
+    assert state is not None and run is not None
+    stages, name = run.stages, state.rung.name
+    if len(state.stage_ends) >= len(stages):
         return "finished"
-    name = state["rungs"][-1]["name"]
-    if len(state["stage_ends"]) == len(state["rungs"]):
-        return f"unfinished: after stage {name}, {len(state['rungs'])} of {len(stages)}"
-    steps = stages[name]["steps"] if name in stages else "?"
-    return f"unfinished: stage {name}, step {state['stage_step']}/{steps}"
+    if state.stage_ended:
+        return f"unfinished: after stage {name}, {len(state.rungs)} of {len(stages)}"
+    steps = stages[name].steps if name in stages else "?"
+    return f"unfinished: stage {name}, step {state.stage_step}/{steps}"
 
 
 def _sessions(folder: Path) -> tuple[Values, ...]:

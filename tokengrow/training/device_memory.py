@@ -3,32 +3,31 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from tokengrow.compat import is_out_of_memory
 from tokengrow.errors import UserError
 from tokengrow.training.config import StageConfig, TrainConfig
 
 
 @contextmanager
-def fits(run: TrainConfig, stage: StageConfig, device: str) -> Iterator[None]:
-    """What runs inside needs the memory of a stage.
+def explain_out_of_memory(config: TrainConfig, stage: StageConfig, device: str) -> Iterator[None]:
+    """Turn an out-of-memory error inside the block into a `UserError`.
+
+    Args:
+        config: the run.
+        stage: the stage that the block trains.
+        device: name of the device.
 
     Raises:
-        UserError: the model and a micro-batch are more than the device holds.
+        UserError: the model and one micro-batch do not fit into the memory of the device.
     """
     try:
         yield
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        way_out = "lower micro_batch_size" if run.micro_batch_size > 1 else "take a smaller model"
+        one_sequence = config.micro_batch_size == 1
+        remedy = "Choose a smaller model." if one_sequence else "Lower micro_batch_size."
         raise UserError(
             f"stage {stage.name} does not fit into the memory of {device} with "
-            f"micro_batch_size={run.micro_batch_size}: {way_out}"
+            f"micro_batch_size={config.micro_batch_size}. {remedy}"
         ) from None
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that the device's memory is too small."""
-    # On a CPU it has no class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,12 +1,11 @@
-"""The LightningModule: what one batch means, and what trains on it.
+"""LightningModule for next-token training.
 
-`tokengrow.training.fit` drives it through Fabric; it runs under `lightning.Trainer` as well.
-Shapes: `B` batch, `T` sequence.
+`tokengrow.training.trainer` drives it through Fabric; it also runs under `lightning.Trainer`.
+Shapes: `B` batch, `T` sequence, `V` vocabulary.
 """
 
-from typing import Any
-
 import lightning
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,12 +15,12 @@ from tokengrow.optim.schedule import learning_rate
 
 
 class TokenFormerModule(lightning.LightningModule):
-    """Next-token training of a TokenFormer, or of the Transformer beside it.
+    """Next-token training of a TokenFormer, or of the Transformer baseline.
 
     Args:
-        model: what is trained.
-        optim: AdamW and the schedule.
-        updates: how many optimizer updates the schedule spans.
+        model: model to train.
+        optim: optimizer settings and schedule.
+        updates: number of optimizer updates that the schedule spans.
     """
 
     def __init__(self, model: LanguageModel, optim: OptimConfig, updates: int) -> None:
@@ -31,25 +30,25 @@ class TokenFormerModule(lightning.LightningModule):
         self.updates = updates
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[B, T] token ids to [B, T, V] logits."""
+        """Return logits [B, T, V] for token ids [B, T]."""
         return self.model(ids)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of [B, T + 1] token ids, nats per token."""
+        """Return the mean cross-entropy of token ids [B, T + 1], nats per token."""
         return self._step(batch, "train/loss")
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of [B, T + 1] token ids, nats per token."""
+        """Return the mean cross-entropy of token ids [B, T + 1], nats per token."""
         return self._step(batch, "validation/loss")
 
     def _step(self, batch: Tensor, name: str) -> Tensor:
-        loss = self.model(batch[:, :-1], targets=batch[:, 1:])
-        if self.fabric is None:  # under Fabric the loop logs, once per global batch
+        loss: Tensor = self.model(batch[:, :-1], targets=batch[:, 1:])
+        if self.fabric is None:  # under Fabric, the Trainer logs once per global batch
             self.log(name, loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> Any:
-        """AdamW, and the schedule in Lightning's form."""
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return AdamW with its schedule, in the form that Lightning expects."""
         optimizer = build_optimizer(self.model, self.optim)
         schedule = LambdaLR(
             optimizer,

@@ -1,4 +1,4 @@
-"""SIGTERM: a run that is asked to stop finishes its update, saves, and ends."""
+"""Preemption: a run that receives SIGTERM finishes its update, saves a checkpoint and exits."""
 
 import signal
 import threading
@@ -9,32 +9,34 @@ from tokengrow.distributed.collectives import StopFlag
 
 
 class StopRequest:
-    """Whether SIGTERM has come while the block runs.
+    """Handler of SIGTERM, active as a context manager.
 
-    The first one is only noted; whoever trains asks at moments when stopping loses nothing. A
-    second one does what it would have done without us. Outside the main thread, where Python sets
-    no handlers, nothing is noted. Made on every rank, once they talk to each other.
+    The first signal is recorded, and the training loop polls it where it can stop without a loss.
+    A second one has its previous effect. Outside the main thread, where Python cannot install
+    handlers, no signal is recorded. Every rank must create it, after the process group.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._agreement = StopFlag()
-        self._before: Any = None
+        self._received = False
+        self._flag = StopFlag()
+        self._previous_handler: Any = None
 
     def requested(self) -> bool:
-        """Whether a process of the run was asked to stop, the same on every rank, which all ask
-        equally often; what came after the time before is answered the next time."""
-        return self._agreement.any(self._asked)
+        """Return whether any process of the run received SIGTERM before the previous call.
+
+        All ranks return the same value, and must call this equally often.
+        """
+        return self._flag.any(self._received)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        signal.signal(signal.SIGTERM, self._before)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+        signal.signal(signal.SIGTERM, self._previous_handler)

@@ -9,19 +9,19 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
 from tokengrow import __version__
 from tokengrow.checkpoint.layout import SESSIONS
+from tokengrow.checkpoint.schema import WallTimes
 from tokengrow.distributed.fabric import device_name
 from tokengrow.errors import Stopped
 from tokengrow.files import write_atomically
@@ -49,28 +49,29 @@ class WallTime:
         self._began = time.monotonic()
 
     @classmethod
-    def starting_from(cls, source: Mapping[str, Any]) -> "WallTime":
+    def starting_from(cls, source: WallTimes | None) -> "WallTime":
         """Start the clock of a run that begins from a checkpoint.
 
         Args:
-            source: the `times` of that checkpoint; empty: not recorded.
+            source: wall time of that checkpoint; None: not recorded.
         """
-        seconds, before = source.get("seconds"), source.get("before")
-        if seconds is None or before is None:
+        if source is None or source.seconds is None or source.before is None:
             return cls(before=None)
-        return cls(before=seconds + before)
+        return cls(before=source.seconds + source.before)
 
     @classmethod
-    def resumed(cls, times: Mapping[str, Any], validations: int) -> "WallTime":
+    def resumed(cls, times: WallTimes | None, validations: int) -> "WallTime":
         """Continue the clock of a run that resumes from one of its own checkpoints.
 
         Args:
-            times: the `times` of that checkpoint; empty: not recorded.
+            times: wall time of that checkpoint; None: not recorded.
             validations: number of validations done so far.
         """
         unknown: list[float | None] = [None] * validations
-        recorded = times.get("validation", unknown)
-        return cls(times.get("seconds"), times.get("before"), recorded)
+        if times is None:
+            return cls(None, None, unknown)
+        recorded = unknown if times.validation is None else list(times.validation)
+        return cls(times.seconds, times.before, recorded)
 
     @property
     def seconds(self) -> float | None:
@@ -83,13 +84,9 @@ class WallTime:
         """Record that a validation ended now."""
         self._validations.append(self.seconds)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of `times.json`."""
-        return {
-            "seconds": self.seconds,
-            "before": self._before,
-            "validation": list(self._validations),
-        }
+    def times(self) -> WallTimes:
+        """Return the record for a checkpoint."""
+        return WallTimes(self.seconds, self._before, tuple(self._validations))
 
 
 @dataclass(frozen=True, kw_only=True)

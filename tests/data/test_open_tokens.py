@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
-from tokengrow.cli.text import resolve_text
 from tokengrow.data.corpus import StdlibCorpus, TextCorpus
 from tokengrow.data.mixture import MixedSource, MixtureConfig, build_mixture
+from tokengrow.data.open_tokens import resolve_text
 from tokengrow.data.store import TokenStore
 from tokengrow.data.stored_text import StoredText
 from tokengrow.errors import UserError
