@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tokengrow.checkpoint import layout, store
+from tokengrow.checkpoint.schema import LineageSource, RecordedRun
 from tokengrow.checkpoint.store import (
     Checkpoint,
     delete_old_checkpoints,
@@ -115,7 +116,8 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("text", ["${open.end}", "${", "???", "a\r\nb", "null", "1e5", "é"])
     def test_any_text_comes_back(self, tmp_path: Path, full_checkpoint: Full, text: str) -> None:
-        saved = replace(full_checkpoint(), end_of_text=text, tokenizer=text, run={"prompt": text})
+        run = RecordedRun(stages={}, settings={"prompt": text})
+        saved = replace(full_checkpoint(), end_of_text=text, tokenizer=text, run=run)
         assert_same(load_checkpoint(save_checkpoint(tmp_path / "c", saved)), saved)
 
     def test_parents_are_made(self, tmp_path: Path, full_checkpoint: Full) -> None:
@@ -230,13 +232,15 @@ class TestDamage:
         (run / "step_00000003" / "COMPLETE").unlink()
         assert [p.name for p in layout.find_checkpoints(run)] == ["step_00000001", "step_00000002"]
         assert load_checkpoint(run).step == 2
-        with pytest.raises(UserError, match=r"step_00000003 holds no whole checkpoint"):
+        with pytest.raises(UserError, match=r"step_00000003 holds no complete checkpoint"):
             load_checkpoint(run / "step_00000003")
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
     def test_weights_of_another_format_are_sent_to_convert(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(b"")
-        with pytest.raises(UserError, match=rf"first `tokengrow convert source={tmp_path} "):
+        with pytest.raises(
+            UserError, match=rf"Convert them first: `tokengrow convert source={tmp_path} "
+        ):
             load_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("name", sorted(FILES - {"COMPLETE"}))
@@ -250,7 +254,7 @@ class TestDamage:
         file = run / "step_00000003" / name
         whole = file.read_bytes()
         file.write_bytes(whole[:-1])
-        sizes = f"has {len(whole) - 1} bytes, {len(whole)} were written"
+        sizes = f"must have {len(whole)} bytes, got {len(whole) - 1}"
         with pytest.raises(UserError, match=f"step_00000003/{name} {sizes}"):
             load_checkpoint(run / "step_00000003")
 
@@ -299,7 +303,7 @@ class TestLoading:
         with caplog.at_level(logging.WARNING):
             assert_same(load_checkpoint(run), full_checkpoint(2))
         assert "step_00000003/model.safetensors is damaged" in caplog.text
-        assert "falling back to an older one" in caplog.text
+        assert "Trying the previous one." in caplog.text
         assert (run / "step_00000003").is_dir()  # reading a run never renames
 
     def test_a_damaged_marker_is_fallen_back_from_too(self, run: Path) -> None:
@@ -309,16 +313,16 @@ class TestLoading:
     def test_nothing_whole_is_an_error(self, run: Path, caplog: pytest.LogCaptureFixture) -> None:
         for step in (1, 2, 3):
             flip_byte(run / layout.step_folder(step) / "config.yaml")
-        with pytest.raises(UserError, match=r"holds no whole checkpoint.* give another run"):
+        with pytest.raises(UserError, match=r"holds no complete checkpoint.* Give another run"):
             load_checkpoint(run)
-        assert [message.rpartition("; ")[2] for message in caplog.messages] == [
-            "falling back to an older one",
-            "falling back to an older one",
-            "there is no older one",
+        assert [message.partition(" of this run. ")[2] for message in caplog.messages] == [
+            "Trying the previous one.",
+            "Trying the previous one.",
+            "There is no earlier one.",
         ]
 
     def test_of_a_folder_of_runs_one_is_to_be_named(self, run: Path) -> None:
-        said = f"{run.parent} is a folder of runs: name one of them, for example {run}$"
+        said = rf"{run.parent} is a directory of runs. Name one of them, for example {run}\.$"
         with pytest.raises(UserError, match=said):
             load_checkpoint(run.parent)
 
@@ -339,7 +343,9 @@ class TestLoading:
         (folder / "config.yaml").write_text(text)
         (folder / "COMPLETE").unlink()
         layout.write_marker(folder)
-        with pytest.raises(UserError, match=r"model\.rotary_bass: did you mean 'rotary_base'\?"):
+        with pytest.raises(
+            UserError, match=r"Unknown key model\.rotary_bass. Did you mean 'rotary_base'\?"
+        ):
             load_checkpoint(folder)
 
 
@@ -443,15 +449,15 @@ class TestLineage:
         grown = grow_checkpoint(source, plan_growth(sizes(4), sizes(6)))
         older, entry = grown.lineage
         assert older == source.lineage[0]
-        assert entry["source"] == {
-            "parameters": sizes(4).num_parameters(),
-            "step": 3,
-            "weights_sha256": sha256(run / "step_00000003" / "model.safetensors"),
-            "config": sizes(4).to_dict(),
-        }
-        assert entry["target"]["parameters"] == grown.config.num_parameters()
-        assert entry["target"]["config"] == grown.config.to_dict()
-        assert entry["drift"]["relative"] < 1e-10
+        assert entry.source == LineageSource(
+            parameters=sizes(4).num_parameters(),
+            step=3,
+            weights_sha256=sha256(run / "step_00000003" / "model.safetensors"),
+            config=sizes(4).to_dict(),
+        )
+        assert entry.target.parameters == grown.config.num_parameters()
+        assert entry.target.config == grown.config.to_dict()
+        assert entry.drift.relative < 1e-10
 
     def test_the_source_is_not_modified(
         self, run: Path, sizes: Sizes, full_checkpoint: Full
@@ -475,13 +481,13 @@ class TestLineage:
     def test_two_growths_are_two_entries_oldest_first(
         self, run: Path, tmp_path: Path, sizes: Sizes
     ) -> None:
-        checkpoint = replace(load_checkpoint(run), lineage=[])
+        checkpoint = replace(load_checkpoint(run), lineage=())
         for n in (6, 9):
             plan = plan_growth(checkpoint.config, sizes(n))
             grown = grow_checkpoint(checkpoint, plan)
             checkpoint = load_checkpoint(save_checkpoint(tmp_path / f"n{n}", grown))
         first, second = checkpoint.lineage
-        assert first["source"]["config"]["tokens"]["query"] == 4
-        assert first["target"]["config"] == second["source"]["config"]
+        assert first.source.config["tokens"]["query"] == 4
+        assert first.target.config == second.source.config
         digest = sha256(tmp_path / "n6" / "model.safetensors")
-        assert second["source"]["weights_sha256"] == digest
+        assert second.source.weights_sha256 == digest

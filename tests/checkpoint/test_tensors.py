@@ -46,7 +46,9 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_what_is_no_float_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ids is int64: a checkpoint holds float64, float32"):
+    with pytest.raises(
+        UserError, match="ids must be one of float64, float32, float16, bfloat16, got int64"
+    ):
         stream_tensors(tmp_path / "file", [("ids", torch.arange(3))], max_tensors=1)
 
 

@@ -77,8 +77,8 @@ def test_a_loss_that_is_no_number_is_no_gain() -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"patience": 0}, "plateau.patience must be at least 1, not 0"),
-        ({"min_delta": -0.01}, "plateau.min_delta must be 0 or more, not -0.01"),
+        ({"patience": 0}, "plateau.patience must be at least 1, got 0"),
+        ({"min_delta": -0.01}, "plateau.min_delta must be 0 or more, got -0.01"),
         ({"min_delta": math.inf}, "plateau.min_delta"),
     ],
 )

@@ -69,9 +69,9 @@ def test_other_data_is_refused(run: TrainConfig, other_store: TokenStore) -> Non
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": 1}, r"seed was 0, now 1"),
-        ({"batch_size": 8}, r"batch_size was 4, now 8"),
-        ({"growth": GrowthConfig(new_value_scale=0.5)}, r"growth.new_value_scale was 0.1, now 0.5"),
+        ({"seed": 1}, r"seed must be 0, got 1"),
+        ({"batch_size": 8}, r"batch_size must be 4, got 8"),
+        ({"growth": GrowthConfig(new_value_scale=0.5)}, r"new_value_scale must be 0.1, got 0.5"),
     ],
 )
 def test_what_shapes_the_result_cannot_change(
@@ -82,15 +82,15 @@ def test_what_shapes_the_result_cannot_change(
 
 def test_the_optimizer_of_a_passed_stage_cannot_change(run: TrainConfig, store: TokenStore) -> None:
     optim = replace(run.stages[0].optim, lr=1e-2)
-    refused(with_stage(run, 0, optim=optim), store, r"stages.n8.optim.lr was 0.003, now 0.01")
+    refused(with_stage(run, 0, optim=optim), store, r"stages.n8.optim.lr must be 0.003, got 0.01")
 
 
 def test_the_steps_of_a_passed_stage_cannot_change(run: TrainConfig, store: TokenStore) -> None:
-    refused(with_stage(run, 1, steps=5), store, r"stages.n12.steps was 2, now 5")
+    refused(with_stage(run, 1, steps=5), store, r"stages.n12.steps must be 2, got 5")
 
 
 def test_passed_stages_cannot_be_renamed(run: TrainConfig, store: TokenStore) -> None:
-    refused(with_stage(run, 0, name="other"), store, "whose stages so far are n8, n12")
+    refused(with_stage(run, 0, name="other"), store, "with the stages n8, n12")
 
 
 def test_what_does_not_shape_the_result_may_change(
@@ -112,7 +112,9 @@ def test_a_stage_ahead_may_change(tiny_run: Runs, store: TokenStore, tmp_path: P
 
 
 def test_resume_never_refuses_an_out_that_is_not_empty(run: TrainConfig, store: TokenStore) -> None:
-    refused(replace(run, resume="never"), store, "is not empty: choose another out=")
+    refused(
+        replace(run, resume="never"), store, "must be empty with resume=never. Choose another out="
+    )
 
 
 def test_resume_never_leaves_a_damaged_checkpoint_where_it_is(
@@ -122,7 +124,7 @@ def test_resume_never_leaves_a_damaged_checkpoint_where_it_is(
     folder = fit(config, store).checkpoint.folder
     assert folder is not None
     (folder / WEIGHTS).write_bytes(b"damaged")
-    refused(replace(config, resume="never"), store, "is not empty")
+    refused(replace(config, resume="never"), store, "must be empty")
 
 
 def test_resume_never_takes_an_empty_out(tiny_run: Runs, store: TokenStore, tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_an_out_that_is_not_a_run_is_refused(
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
-    refused(tiny_run(tmp_path / "photos"), store, "something that is not a run")
+    refused(tiny_run(tmp_path / "photos"), store, "holds files that are not a run")
 
 
 def test_an_out_that_is_a_file_is_refused(
@@ -157,7 +159,7 @@ def test_a_source_with_another_tokenizer_is_refused(
     run: TrainConfig, tiny_run: Runs, other_store: TokenStore, tmp_path: Path
 ) -> None:
     config = tiny_run(tmp_path / "run", rungs=(12,), source=run.out)
-    refused(config, other_store, "the tokens of another tokenizer")
+    refused(config, other_store, "was trained with another tokenizer")
 
 
 def test_a_source_that_does_not_exist_is_refused(
@@ -181,6 +183,6 @@ def test_a_source_without_a_tokenizer_is_taken_at_its_word(
     bare = save_checkpoint(tmp_path / "step_00000000", Checkpoint(last.config, last.weights))
     config = tiny_run(tmp_path / "run", rungs=(12,), steps=1, source=str(bare))
     config = with_stage(config, 0, model=last.config)
-    assert fit(config, store).state.rungs[0].loss_start == pytest.approx(
-        last.train_state["rungs"][-1]["loss_end"]
-    )
+    assert last.train_state is not None
+    loss_start = fit(config, store).state.rungs[0].loss_start
+    assert loss_start == pytest.approx(last.train_state.rungs[-1].loss_end)

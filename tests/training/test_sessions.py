@@ -62,7 +62,7 @@ def test_a_killed_session_has_no_end(
     def look(*_: Any) -> None:
         seen.extend(sessions(tmp_path / "run"))
 
-    monkeypatch.setattr("tokengrow.training.fit._climb", look)
+    monkeypatch.setattr("tokengrow.training.trainer.Trainer._train_stages", look)
     fit(run, store)
     assert [(each["ended"], each["outcome"]) for each in seen] == [(None, None)]
 
@@ -82,7 +82,7 @@ def test_how_a_session_ended(
     def end(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("tokengrow.training.fit._climb", end)
+    monkeypatch.setattr("tokengrow.training.trainer.Trainer._train_stages", end)
     with pytest.raises(type(error)):
         fit(tiny_run(tmp_path / "run", rungs=(8,), steps=1), store)
     assert sessions(tmp_path / "run")[0]["outcome"] == outcome

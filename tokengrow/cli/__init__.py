@@ -1,1 +1,1 @@
-"""The cli room: the only place that knows Hydra. One file per verb."""
+"""Command line: one module per verb; the only package that imports Hydra."""

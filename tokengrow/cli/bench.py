@@ -1,4 +1,4 @@
-"""tokengrow bench: how fast it is here, now, beside its peers and the limit."""
+"""tokengrow bench: measure speed next to baselines and the hardware limit."""
 
 import math
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ SUITES = {
     "decode": ("A token of one text", "share of\nthe limit"),
     "data": ("Text to tokens, tokens to batches", "share of\nthe limit"),
 }
-"""Suite to the title of its table and what its times are held against."""
+"""Suite to the title of its table and the header of its relative column."""
 
 RELEASED_SHAPES = [[768, 768], [768, 3072], [1024, 4096], [1280, 5120], [1536, 1536], [1536, 6144]]
 SMALL_SHAPES = [[64, 64], [64, 256]]
@@ -42,64 +42,66 @@ SMALL_MODEL = ModelConfig(
     width=64,
     heads=2,
     tokens=Tokens(query=64, key=64, value=64, output=64, ffn=256),
-    init="published",  # a balanced model is born as the identity, whatever its kernels compute
+    init="published",  # a balanced model starts as the identity, whatever its kernels compute
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchArguments:
-    """The keys of bench.yaml."""
+    """Keys of bench.yaml."""
 
     suite: str
-    """A key of `SUITES`."""
+    """Name of a suite, a key of `SUITES`."""
     out: str | None
-    """CSV file to which the rows are added."""
+    """CSV file to which rows are appended."""
     fabric: FabricConfig
     """Device and precision."""
     shapes: list[list[int]] | None
-    """(D, N) of the layers; null: the released ones, on a CPU small ones."""
+    """(D, N) of the layers; null: those of the released models, on a CPU small ones."""
     tokens: int | None
-    """Input tokens of a layer; null: 16384, on a CPU 256."""
+    """Number of input tokens of a layer; null: 16384, on a CPU 256."""
     models: list[str] | None
-    """Presets that are trained or decode; null: the released ones, on a CPU a small one."""
+    """Presets to train or decode; null: the released ones, on a CPU a small one."""
     batches: list[int] | None
-    """Sequences in a step, for each of them; null: 16 and 8, on a CPU 2."""
+    """Sequences per step, for each model; null: 16 and 8, on a CPU 2."""
     peers: list[str] | None
-    """Some of the peers of a step; null: all."""
+    """Baselines of suite=step; null: all."""
     data: dict[str, Any]
-    """The text of suite=data; its keys depend on `data.source`."""
+    """Text of suite=data; its keys depend on `data.source`."""
     tokenizer: dict[str, Any]
-    """That makes its tokens."""
+    """Tokenizer section of suite=data."""
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
-            raise UserError(f"suite {self.suite!r}{suggest(self.suite, list(SUITES))}")
+            raise UserError(f"Unknown suite={self.suite}. {suggest(self.suite, list(SUITES))}")
         if self.suite == "step" and bool(self.batches) != bool(self.models):
-            raise UserError("models and batches go together: give both, or neither")
+            raise UserError("models and batches must both be set, or neither. Set the other one.")
         if self.batches and self.models and len(self.batches) != len(self.models):
             raise UserError(
-                f"batches has {len(self.batches)} entries for {len(self.models)} models: give one "
-                "for each"
+                f"batches must have {len(self.models)} entries, one per model, got "
+                f"{len(self.batches)}."
             )
         if self.peers and self.suite != "step":
-            raise UserError("peers are of suite=step: leave them out")
+            raise UserError(
+                f"peers must be null with suite={self.suite}; only suite=step has peers. Remove it."
+            )
         for peer in self.peers or []:
             if peer not in step.PEERS:
-                raise UserError(f"peers {peer!r}{suggest(peer, list(step.PEERS))}")
+                raise UserError(f"Unknown peer {peer!r}. {suggest(peer, list(step.PEERS))}")
         sizes = [*(self.batches or []), *(n for shape in self.shapes or [] for n in shape)]
         if min([*sizes, 1 if self.tokens is None else self.tokens]) < 1:
-            raise UserError("shapes, tokens and batches must be above 0")
+            raise UserError("shapes, tokens and batches must be above 0.")
         if any(len(shape) != 2 for shape in self.shapes or []):
-            raise UserError(f"shapes must be pairs [D, N], not {self.shapes}")
+            raise UserError(f"shapes must be pairs [D, N], got {self.shapes}.")
 
     @property
     def device(self) -> torch.device:
-        """Where it is measured."""
+        """Device of the measurement."""
         return torch.device("cuda" if self.fabric.on_gpu else "cpu")
 
     @property
     def cases(self) -> list[tuple[str, ModelConfig, int]]:
-        """Name, model and batch."""
+        """Name, model config and batch size of each case."""
         if self.models:
             batches = self.batches or [1] * len(self.models)
             pairs = zip(self.models, batches, strict=True)
@@ -110,7 +112,7 @@ class BenchArguments:
 
 
 def main(config: DictConfig) -> None:
-    """Measures a suite: a table, and rows in `out`."""
+    """Measure a suite; print a table, and append rows to `out`."""
     arguments = parse_dataclass(BenchArguments, plain_values(config))
     console = Console(highlight=False)
     out = Path(arguments.out) if arguments.out else None
@@ -125,7 +127,7 @@ def main(config: DictConfig) -> None:
                 append_rows(out, [row])
     console.print(_table(arguments.suite, rows))
     small_shapes = arguments.suite != "data" and not arguments.fabric.on_gpu
-    small = "" if not small_shapes else ": small shapes, which say nothing of a GPU"
+    small = "" if not small_shapes else " (small shapes, not comparable with a GPU)"
     console.print(
         f"on {rows[0].device}, {rows[0].dtype}, torch {rows[0].torch_version}{small}",
         soft_wrap=True,
@@ -156,7 +158,7 @@ def _data_rows(arguments: BenchArguments) -> Iterator[Measurement]:
 
 
 def _table(suite: str, rows: list[Measurement]) -> Table:
-    """A line for each row, with the case where it changes."""
+    """Return the table, with a section per case."""
     title, against = SUITES[suite]
     last = "rate" if suite == "data" else "peak\nGB"
     made = table(title, "", ("median\nms", "p20", "p80", against, last))

@@ -1,4 +1,4 @@
-"""tokengrow convert: weights from one format into another, or a GPT-NeoX YAML into a recipe."""
+"""tokengrow convert: convert weights between formats, or a GPT-NeoX config into a recipe."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -38,90 +38,94 @@ from tokengrow.parsing import parse_dataclass, suggest
 T = TypeVar("T")
 
 FORMATS = ("tokengrow", "hf", "neox")
-YAML_ENDINGS = (".yml", ".yaml")
-CONFIG_ENDINGS = (*YAML_ENDINGS, ".json")
-"""Of a GPT-NeoX configuration that is given by its name; in a folder, JSON may be anything."""
+YAML_EXTENSIONS = (".yml", ".yaml")
+CONFIG_EXTENSIONS = (*YAML_EXTENSIONS, ".json")
+"""Extensions of a GPT-NeoX config given by name; JSON in a directory may be anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile:
-    """The tokenizer that a converted checkpoint or a recipe gets."""
+    """Tokenizer of a converted checkpoint or a recipe."""
 
     file: str | None
-    """A ``tokenizers`` JSON file; null: the source's own, or the one beside published weights."""
+    """A ``tokenizers`` JSON file; null: that of the source, or next to published weights."""
     end_of_text: str
-    """The token of that file that ends a document."""
+    """Token of that file that ends a document."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertArguments:
-    """The keys of convert.yaml."""
+    """Keys of convert.yaml."""
 
     source: str | None
-    """What is converted; null: the configuration of `config`, into a recipe."""
+    """Weights or GPT-NeoX config to convert; null: convert `config` into a recipe."""
     to: str | None
-    """Format of the result, one of `FORMATS`; a recipe needs none."""
+    """Output format, one of `FORMATS`; not used for a recipe."""
     out: str
-    """Folder that will hold the result."""
+    """Directory for the result."""
     config: str | None
-    """GPT-NeoX YAML, or the same as JSON, with the sizes of published weights."""
+    """GPT-NeoX config (YAML or JSON) with the sizes of published weights."""
     preset: str | None
-    """Published size, in place of `config`."""
+    """Published size, instead of `config`."""
     gpus: int | None
-    """Data-parallel processes of a YAML's run."""
+    """Number of data-parallel processes of the run of a GPT-NeoX config."""
     tokenizer: TokenizerFile
-    """The tokenizer that goes with the weights."""
+    """Tokenizer of the weights."""
 
     @property
     def recipe(self) -> Path | None:
-        """The YAML, or JSON, that becomes a recipe, if there are no weights to convert."""
+        """GPT-NeoX config to convert into a recipe; None: convert weights."""
         if self.source is None:
             return Path(self.config) if self.config else None
-        return Path(self.source) if Path(self.source).suffix in CONFIG_ENDINGS else None
+        return Path(self.source) if Path(self.source).suffix in CONFIG_EXTENSIONS else None
 
     def __post_init__(self) -> None:
         if self.source is None and self.config is None:
-            raise UserError("source is missing: give weights or a GPT-NeoX YAML (source=PATH)")
+            raise UserError("source is missing. Give weights or a GPT-NeoX YAML (source=PATH).")
         if self.config and self.preset:
-            raise UserError("config and preset both say what the sizes are: give one of them")
+            raise UserError(
+                "config and preset must not both be set, because both define the sizes. Remove one."
+            )
         if self.preset is not None and self.preset not in PRESETS:
-            raise UserError(f"preset {self.preset!r}{suggest(self.preset, list(PRESETS))}")
+            raise UserError(
+                f"Unknown preset {self.preset!r}. {suggest(self.preset, list(PRESETS))}"
+            )
         if self.recipe:
             self._check_recipe()
         elif self.gpus is not None:
-            raise UserError("gpus is of a recipe, made of a GPT-NeoX YAML alone: leave it out")
+            raise UserError(
+                "gpus must be null for weights; it applies only to a GPT-NeoX config. Remove it."
+            )
         elif self.to not in FORMATS:
-            what = "is missing" if self.to is None else repr(self.to)
-            raise UserError(f"to {what}: valid are {', '.join(FORMATS)}")
+            raise UserError(f"to must be one of {', '.join(FORMATS)}, got {self.to!r}.")
 
     def _check_recipe(self) -> None:
         if self.source is not None and (self.config or self.preset):
-            raise UserError(f"source={self.source} is a GPT-NeoX YAML: leave out config and preset")
+            raise UserError(f"source={self.source} is a GPT-NeoX config. Remove config and preset.")
         if self.preset:
-            raise UserError("preset is the size of weights: give them too (source=PATH)")
+            raise UserError("preset needs weights. Give them (source=PATH).")
         if self.to not in (None, "tokengrow"):
             raise UserError(
-                f"to={self.to} needs weights, and {self.recipe} is a YAML: leave it out"
+                f"to={self.to} needs weights, but {self.recipe} is a config. Remove to."
             )
         if self.gpus is not None and self.gpus < 1:
-            raise UserError(f"gpus must be at least 1, not {self.gpus}")
+            raise UserError(f"gpus must be at least 1, got {self.gpus}.")
 
 
 @dataclass(frozen=True)
-class Source:
-    """What was read."""
+class LoadedWeights:
+    """Weights in any format, as a checkpoint."""
 
     checkpoint: Checkpoint
-    """In our terms."""
-    text: str
-    """Where it was, and what it is."""
+    """Checkpoint of tokengrow."""
+    description: str
+    """Path and format of the weights."""
     folder: Path | None = None
-    """Where a tokenizer may lie that belongs to it."""
+    """Directory that may hold their tokenizer."""
 
 
 def main(config: DictConfig) -> None:
-    """Converts `source` into `out`."""
-    # Not by cli.resolve: it imports all of training, 0.2 GB of which a conversion has no use.
+    """Convert `source` into `out`."""
     values = OmegaConf.to_container(config, resolve=True)
     arguments = parse_dataclass(ConvertArguments, values)
     out, console = new_folder(arguments.out), Console(highlight=False)
@@ -130,7 +134,7 @@ def main(config: DictConfig) -> None:
         recipe = neox_recipe(
             arguments.recipe, arguments.gpus, tokenizer.file, tokenizer.end_of_text
         )
-        write_whole(out, write_recipe, recipe)
+        write_atomic_directory(out, write_recipe, recipe)
         show_recipe(console, out, recipe)
         return
     with console.status("converting"):
@@ -140,25 +144,25 @@ def main(config: DictConfig) -> None:
     show(console, replace(source, checkpoint=checkpoint), out, folder, str(arguments.to))
 
 
-def read(arguments: ConvertArguments) -> Source:
-    """Reads the weights, in whichever of the formats they are.
+def read(arguments: ConvertArguments) -> LoadedWeights:
+    """Read the weights of `source` in any format.
 
     Raises:
-        UserError: nothing there, or nothing that can be taken as a model.
+        UserError: there are no weights, or they are not those of a model.
     """
     path = Path(str(arguments.source))
     ours = (path / COMPLETE).is_file() or (path.is_dir() and bool(step_folders(path)))
     if not (ours or is_hf(path)):
         return _read_published(path, arguments)
     if arguments.config or arguments.preset:
-        raise UserError(f"source={path} has its own config: leave out config and preset")
+        raise UserError(f"source={path} has its own config. Remove config and preset.")
     if ours:
         checkpoint = load_checkpoint(path)
-        return Source(checkpoint, f"{checkpoint.folder}: checkpoint of tokengrow")
-    return Source(read_hf(path), f"{path}: Hugging Face folder")
+        return LoadedWeights(checkpoint, f"{checkpoint.folder}: checkpoint of tokengrow")
+    return LoadedWeights(read_hf(path), f"{path}: Hugging Face folder")
 
 
-def _read_published(path: Path, arguments: ConvertArguments) -> Source:
+def _read_published(path: Path, arguments: ConvertArguments) -> LoadedWeights:
     weights = find_weights(path) if path.is_dir() else path
     yaml = Path(arguments.config) if arguments.config else None
     if yaml is None and arguments.preset is None and path.is_dir():
@@ -170,32 +174,34 @@ def _read_published(path: Path, arguments: ConvertArguments) -> Source:
     elif arguments.preset:
         sizes, name = ModelConfig.preset(arguments.preset), f"preset={arguments.preset}"
     else:
-        raise UserError(_ask_for_sizes(weights, tensors))
+        raise UserError(_missing_sizes_message(weights, tensors))
     checkpoint = from_official(tensors, sizes, str(weights), name)
-    return Source(checkpoint, f"{weights}: published weights, sizes of {name}", weights.parent)
+    return LoadedWeights(
+        checkpoint, f"{weights}: published weights, sizes of {name}", weights.parent
+    )
 
 
 def _only_yaml(folder: Path) -> Path | None:
-    """The YAML of a folder, if it has one."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in YAML_ENDINGS)
+    """Return the YAML file of a directory, or None if it has none."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in YAML_EXTENSIONS)
     if len(found) > 1:
         names = " or ".join(path.name for path in found)
-        raise UserError(f"{folder} holds several YAML files: give config={names}, or preset=NAME")
+        raise UserError(f"{folder} holds several YAML files. Give config={names}, or preset=NAME.")
     return found[0] if found else None
 
 
-def _ask_for_sizes(weights: Path, tensors: StateDict) -> str:
-    """The sentence about weights that come alone."""
+def _missing_sizes_message(weights: Path, tensors: StateDict) -> str:
+    """Return the error message for weights without a config."""
     fitting = fitting_presets(tensors)
     hint = f" (its tensors are those of preset={' or '.join(fitting)})" if fitting else ""
-    return f"{weights} does not say its sizes: give config=YAML or preset=NAME{hint}"
+    return f"{weights} has no config. Give config=YAML or preset=NAME{hint}."
 
 
-def with_tokenizer(source: Source, given: TokenizerFile) -> Checkpoint:
-    """The checkpoint with the tokenizer that is given, or lies beside published weights.
+def with_tokenizer(source: LoadedWeights, given: TokenizerFile) -> Checkpoint:
+    """Add the given tokenizer, or the one next to published weights, to the checkpoint.
 
     Raises:
-        UserError: it cannot be used, or has more entries than the model has rows.
+        UserError: the tokenizer cannot be read, or has more entries than the model has rows.
     """
     file, checkpoint = given.file, source.checkpoint
     if file is None and source.folder and (source.folder / TOKENIZER).is_file():
@@ -205,50 +211,50 @@ def with_tokenizer(source: Source, given: TokenizerFile) -> Checkpoint:
     tokenizer = Tokenizer.from_file(file, given.end_of_text)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise UserError(
-            f"tokenizer.file: {file} has {tokenizer.vocab_size} entries, and the model "
-            f"{checkpoint.config.vocab_size} rows: give the tokenizer that it was trained with"
+            f"tokenizer.file must have at most {checkpoint.config.vocab_size} entries, the rows of "
+            f"the model, got {tokenizer.vocab_size} in {file}. Give the tokenizer of its training."
         )
     text, end = tokenizer.to_json(), tokenizer.end_of_text_token
     return replace(checkpoint, tokenizer=text, end_of_text=end)
 
 
 def write(out: Path, checkpoint: Checkpoint, to: str) -> Path:
-    """Writes a checkpoint in one of `FORMATS`; returns its folder."""
+    """Write a checkpoint in one of `FORMATS`; return its directory."""
     if to == "tokengrow":
         return save_checkpoint(out / step_folder(checkpoint.step), checkpoint)
-    write_whole(out, write_neox if to == "neox" else write_hf, checkpoint)
+    write_atomic_directory(out, write_neox if to == "neox" else write_hf, checkpoint)
     return out
 
 
 def write_recipe(folder: Path, recipe: NeoxRecipe) -> None:
-    """Writes a recipe as `recipes/NAME.yaml`, where `--config-dir` finds it, into a folder."""
+    """Write a recipe as `recipes/NAME.yaml` in a directory for `--config-dir`."""
     (folder / "recipes").mkdir()
     path = folder / "recipes" / f"{recipe.name}.yaml"
     path.write_text(recipe.text, encoding="utf-8")
 
 
-def write_whole(out: Path, write: Callable[[Path, T], None], what: T) -> None:
-    """Lets `write` fill the folder `out`, which is there whole or not at all."""
+def write_atomic_directory(out: Path, write: Callable[[Path, T], None], content: T) -> None:
+    """Create the directory `out` atomically, filled by `write`."""
     with atomic_directory(out) as partial:
-        write(partial, what)
+        write(partial, content)
 
 
-def show(console: Console, source: Source, out: Path, folder: Path, to: str) -> None:
-    """Prints what was read, what was written and where, and what to do with it."""
+def show(console: Console, source: LoadedWeights, out: Path, folder: Path, to: str) -> None:
+    """Print the source, the result, and a command that uses it."""
     checkpoint = source.checkpoint
     parameters = f"{checkpoint.config.num_parameters():,} parameters"
     lines = {
-        "read": source.text,
+        "read": source.description,
         "tensors": f"{_precisions(checkpoint.weights)}, {parameters}",
         "tokenizer": _tokenizer_text(checkpoint, to),
         to: str(folder),
-        "next": _next(out, checkpoint, to),
+        "next": _next_command(out, checkpoint, to),
     }
     _print(console, lines)
 
 
 def _precisions(weights: Mapping[str, Tensor]) -> str:
-    """How many tensors there are, and of which types."""
+    """Return the number of tensors and their data types."""
     kinds = Counter(dtype_name(tensor.dtype) for tensor in weights.values())
     each = [f"{kind} ({number})" if len(kinds) > 1 else kind for kind, number in kinds.items()]
     return f"{len(weights)} of {' and '.join(each)}"
@@ -257,16 +263,16 @@ def _precisions(weights: Mapping[str, Tensor]) -> str:
 def _tokenizer_text(checkpoint: Checkpoint, to: str) -> str:
     end = checkpoint.end_of_text
     if checkpoint.tokenizer is None:
-        return "none: give tokenizer.file=FILE to have one in it"
+        return "none; add one with tokenizer.file=FILE"
     if end is None:
-        return "no end of text: give tokenizer.file=FILE tokenizer.end_of_text=TOKEN"
-    if to == "neox" and end != END_OF_TEXT:  # which the published code has in its source
-        return f"documents end with {end} (the folder does not say it: tokenizer.end_of_text=...)"
+        return "no end-of-text token; set tokenizer.file=FILE tokenizer.end_of_text=TOKEN"
+    if to == "neox" and end != END_OF_TEXT:  # the published code hard-codes END_OF_TEXT
+        return f"documents end with {end} (not stored there; set tokenizer.end_of_text=...)"
     return f"documents end with {end}"
 
 
-def _next(out: Path, checkpoint: Checkpoint, to: str) -> str:
-    """The command that one is likely to want."""
+def _next_command(out: Path, checkpoint: Checkpoint, to: str) -> str:
+    """Return a command that uses the result."""
     place = quote(str(out))
     if to == "hf":
         return f'AutoModelForCausalLM.from_pretrained("{out}", trust_remote_code=True)'
@@ -278,24 +284,24 @@ def _next(out: Path, checkpoint: Checkpoint, to: str) -> str:
 
 
 def show_recipe(console: Console, out: Path, recipe: NeoxRecipe) -> None:
-    """Prints what was not carried over, what is taken for granted, and the recipe's command."""
-    rows = table("Not carried over exactly", "GPT-NeoX key", ())
-    rows.add_column("why")
-    for key, why in recipe.left.items():
-        rows.add_row(key, why)
+    """Print the keys that were not converted exactly, the assumptions, and the train command."""
+    rows = table("Keys not converted exactly", "GPT-NeoX key", ())
+    rows.add_column("reason")
+    for key, reason in recipe.left.items():
+        rows.add_row(key, reason)
     console.print(rows)
     given = "".join(f" {key}=..." for key in recipe.missing)
     command = f"tokengrow train --config-dir {quote(str(out))} recipes={recipe.name}{given}"
     path = out / "recipes" / f"{recipe.name}.yaml"
     lines = {"recipe": str(path)}
     if recipe.assumed:
-        lines["vocabulary"] = f"{recipe.assumed}: give tokenizer.file=FILE to have it counted"
+        lines["vocabulary"] = f"{recipe.assumed}; set tokenizer.file=FILE to count it"
     _print(console, lines | {"next": command})
 
 
 def _print(console: Console, lines: dict[str, str]) -> None:
-    for what, text in lines.items():
-        console.print(f"{what:<11} {text}", markup=False, soft_wrap=True)
+    for name, text in lines.items():
+        console.print(f"{name:<11} {text}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

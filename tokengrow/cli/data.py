@@ -1,4 +1,4 @@
-"""tokengrow data: a corpus into a token store, or into Megatron's token files."""
+"""tokengrow data: tokenise a corpus into a token store, or into Megatron token files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,28 +25,28 @@ FORMATS = ("store", "megatron")
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """The keys of data.yaml."""
+    """Keys of data.yaml."""
 
     out: str
-    """Folder of the token store, or of the token files."""
+    """Directory of the token store, or of the token files."""
     to: str
-    """store, or megatron."""
+    """Output format: store or megatron."""
     data: dict[str, Any]
-    """The text source; its keys depend on `data.source`."""
+    """Text source; its keys depend on `data.source`."""
     tokenizer: dict[str, Any]
-    """Which tokenizer to use."""
+    """Tokenizer section."""
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
-            raise UserError(f"to={self.to}: there is no such format{suggest(self.to, FORMATS)}")
+            raise UserError(f"Unknown format to={self.to}. {suggest(self.to, FORMATS)}")
 
 
 def main(config: DictConfig) -> None:
-    """Tokenises `data` into `out`, or goes on where that was left, and verifies the result."""
+    """Tokenise `data` into `out`, or resume an interrupted build, and verify an existing store."""
     arguments = parse_dataclass(DataArguments, plain_values(config))
     out = Path(arguments.out)
     if arguments.to == "megatron" and out.exists():
-        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
+        raise UserError(f"out={out} exists. Choose another out=; nothing is overwritten.")
     tokenizer_config = resolve_tokenizer(arguments.tokenizer)
     console = Console(highlight=False, soft_wrap=True)
     if mixed := resolve_mixture(arguments.data):
@@ -71,10 +71,10 @@ def main(config: DictConfig) -> None:
 def _build_mixture(
     mixed: MixtureConfig, arguments: DataArguments, config: TokenizerConfig, console: Console
 ) -> None:
-    """A store for each source in `out`, and their shares."""
+    """Build a store per source in `out`, and print their shares."""
     if arguments.to != "store":
         raise UserError(
-            f"to={arguments.to} takes one source: give its own data=, once for each source"
+            f"to must be store for a mixture, got {arguments.to}. Convert each source by itself."
         )
     tokenizer = mixed.stored_tokenizer()
     if tokenizer is None:
@@ -87,29 +87,29 @@ def _build_mixture(
 
 
 def _build(corpus: Corpus, tokenizer: Tokenizer, out: Path, console: Console) -> TokenStore:
-    """A store in `out`, verified where it was there already."""
-    was_there = out.is_dir() and TokenStore.is_complete(out)
+    """Build a store in `out`; verify it if it was complete before."""
+    was_complete = out.is_dir() and TokenStore.is_complete(out)
     store = build_store(corpus, tokenizer, out)
-    if was_there:
-        with console.status("verifying the store that is there"):
+    if was_complete:
+        with console.status("verifying the existing store"):
             store.verify()
     return store
 
 
 def show(store: TokenStore, console: Console) -> None:
-    """Prints how many tokens there are in each split."""
+    """Print the number of tokens in each split."""
     console.print(f"training    {len(store.split('train')):,} tokens")
     console.print(f"validation  {len(store.split('validation')):,} tokens")
     if not len(store.split("validation")):
         console.print(
-            "            none is held out, and training needs some: raise "
-            "data.validation_fraction, or give data.validation_files"
+            "            no validation tokens, which training needs. Raise "
+            "data.validation_fraction, or set data.validation_files."
         )
     console.print(f"vocabulary  {store.vocab_size:,}")
 
 
 def show_files(prefixes: list[str], out: Path, console: Console) -> None:
-    """Prints where the token files are, and how to train on them."""
+    """Print the paths of the token files, and the keys for training on them."""
     for prefix in prefixes:
         console.print(f"files       {prefix}.bin, .idx")
     keys = ("data.prefix", "data.validation_prefix")

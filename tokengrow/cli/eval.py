@@ -1,5 +1,4 @@
-"""tokengrow eval: how good a checkpoint is, by tasks of the lm-evaluation-harness and by
-perplexity."""
+"""tokengrow eval: evaluate a checkpoint with lm-evaluation-harness tasks and perplexity."""
 
 import json
 import math
@@ -54,72 +53,78 @@ from tokengrow.evaluation.scoring import read_batch_size
 from tokengrow.evaluation.source import Evaluated, answer_key
 from tokengrow.parsing import parse_dataclass
 
-if TYPE_CHECKING:  # the harness is an extra, and imported where a task of it is asked for
+if TYPE_CHECKING:  # the harness is an extra, imported only for its tasks
     from tokengrow.evaluation.harness_run import Tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
-    """The keys of eval.yaml."""
+    """Keys of eval.yaml."""
 
     source: str
-    """Checkpoint, or run whose newest checkpoint is taken."""
+    """Checkpoint, or run whose newest checkpoint is used."""
     tasks: list[str]
-    """Names of the harness, and perplexity."""
+    """Names of harness tasks, and perplexity."""
     limit: float | None
-    """Questions of each task, or below 1 their share; null: all."""
+    """Number of questions per task, or their fraction if below 1; null: all."""
     num_fewshot: int | None
-    """Examples before each question; null: as the task says."""
+    """Number of examples before each question; null: the default of the task."""
     data_dir: str | None
-    """Folder of task files; null: the datasets of the Hub."""
+    """Directory of task files; null: datasets of the Hugging Face Hub."""
     data: dict[str, Any]
-    """The text of perplexity; its keys depend on `data.source`."""
+    """Text of perplexity; its keys depend on `data.source`."""
     perplexity: PerplexityConfig
-    """What of it, and how."""
+    """Settings of perplexity."""
     batch_size: str
-    """Rows of a batch, or auto."""
+    """Rows per batch, or auto."""
     out: str | None
-    """Folder of the results."""
+    """Directory of the results; null: next to the checkpoint."""
     fabric: FabricConfig
     """Devices and precision."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise UserError("tasks is empty: name at least one, as in tasks=[lambada_openai]")
+            raise UserError(
+                "tasks is empty. Name at least one, for example tasks=[lambada_openai]."
+            )
         if len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"tasks names one twice: {', '.join(self.tasks)}")
+            raise UserError(
+                f"tasks must be different, got {', '.join(self.tasks)}. Remove the repeated one."
+            )
         if self.limit is not None and not 0 < self.limit < math.inf:
-            raise UserError(f"limit must be a number above 0, not {self.limit:g}")
+            raise UserError(f"limit must be a number above 0, got {self.limit:g}.")
         if self.limit is not None and self.limit > 1 and self.limit % 1:
-            raise UserError(f"limit must be a whole number, or a share below 1, not {self.limit:g}")
+            raise UserError(f"limit must be a whole number, or below 1, got {self.limit:g}.")
         if self.limit is not None and self.limit < 1 and PERPLEXITY in self.tasks:
-            raise UserError("limit must be a number of documents for perplexity, not a share")
+            raise UserError(
+                "limit must be a whole number of documents for perplexity, got a fraction."
+            )
         if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise UserError(f"num_fewshot must not be negative: {self.num_fewshot}")
+            raise UserError(f"num_fewshot must be 0 or more, got {self.num_fewshot}.")
         read_batch_size(self.batch_size)
         if self.fabric.strategy == "fsdp2":
             raise UserError(
-                "fabric.strategy fsdp2 is for training: here every device holds the whole model; "
-                "set fabric=ddp"
+                "fabric.strategy must be auto or ddp, got fsdp2: every device holds the full model."
+                " Set fabric=ddp."
             )
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a model, read before anybody waits for a device."""
+class EvalPlan:
+    """Tasks and text of an evaluation, read before a device is used."""
 
     tasks: "Tasks | None"
-    """Of the harness."""
+    """Tasks of the harness; None: none requested."""
     text: Text | None
-    """Of perplexity."""
+    """Text of perplexity; None: not requested."""
     settings: dict[str, Any]
-    """All that the results depend on beside the model, as JSON values."""
+    """Everything besides the model that the results depend on, as JSON values."""
 
 
 def main(config: DictConfig) -> None:
-    """Asks a checkpoint the questions of the tasks: tables, and a file of JSON."""
+    """Evaluate a checkpoint; print tables, and write a JSON file."""
     arguments = parse_dataclass(EvalArguments, plain_values(config))
-    # By its file: the harness prints, and is kept from it by turning stdout elsewhere.
+    # With an explicit file, because stdout is redirected while the harness prints.
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=process_rank() > 0)
     results, path = evaluate(arguments, Console(stderr=True, quiet=process_rank() > 0))
     if rank() == 0:
@@ -127,26 +132,26 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any], Path]:
-    """What a checkpoint's evaluation finds, or found before, and the file that holds it.
+    """Evaluate a checkpoint, or read the results of an earlier evaluation.
 
     Args:
-        arguments: the verb's.
-        console: where progress is shown.
+        arguments: keys of eval.yaml.
+        console: receives progress.
 
     Returns:
-        The results, whole on the first rank alone, and their file.
+        The results, complete only on rank 0, and their file.
     """
     with doing(console, "reading the checkpoint and the tasks"):
         checkpoint = load_source(arguments.source)
         assert checkpoint.folder is not None
-        asked = read_tasks(arguments, checkpoint)
+        plan = plan_evaluation(arguments, checkpoint)
     key = answer_key(checkpoint, arguments.fabric.chosen_precision)
     out = Path(arguments.out) if arguments.out else default_folder(checkpoint.folder)
     if out.exists() and not out.is_dir():
-        raise UserError(f"out={out} is a file: give a folder for the results")
-    path = results_file(out, checkpoint.folder, key, asked.settings)
+        raise UserError(f"out must be a directory, got the file {out}. Choose another out=.")
+    path = results_file(out, checkpoint.folder, key, plan.settings)
     if path.is_file():
-        console.print("evaluated before: nothing is asked again")
+        console.print("results already exist; skipping evaluation")
         return read_results(path), path
     begun, since = datetime.now(UTC), time.monotonic()
     fabric = build_fabric(arguments.fabric)
@@ -154,10 +159,10 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         precision, rows = arguments.fabric.chosen_precision, read_batch_size(arguments.batch_size)
         model = Evaluated.place(checkpoint, fabric.device, precision, fabric.autocast, rows)
         try:
-            found = ask(model, asked, arguments, out / RESPONSES / key[:16], console)
+            found = run_evaluation(model, plan, arguments, out / RESPONSES / key[:16], console)
         except KeyboardInterrupt:
-            kept = "what was answered is kept, and the same command goes on from there"
-            raise KeyboardInterrupt(kept) from None
+            hint = "answers so far are kept; the same command resumes"
+            raise KeyboardInterrupt(hint) from None
     ran = {
         "device": str(fabric.device),
         "processes": world_size(),
@@ -166,14 +171,14 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         "seconds": round(time.monotonic() - since, 1),
         "versions": {"tokengrow": __version__, "torch": torch.__version__},
     }
-    named = {"checkpoint": describe_checkpoint(checkpoint), "settings": asked.settings, "ran": ran}
+    named = {"checkpoint": describe_checkpoint(checkpoint), "settings": plan.settings, "ran": ran}
     if rank() == 0:
         write_results(path, named | found)
     return named | found, path
 
 
-def read_tasks(arguments: EvalArguments, checkpoint: Checkpoint) -> Asked:
-    """Finds what is asked, and refuses what is not there."""
+def plan_evaluation(arguments: EvalArguments, checkpoint: Checkpoint) -> EvalPlan:
+    """Load the tasks and the text; raise `UserError` if one is missing."""
     names = [name for name in arguments.tasks if name != PERPLEXITY]
     limit = arguments.limit
     settings: dict[str, Any] = {
@@ -185,47 +190,47 @@ def read_tasks(arguments: EvalArguments, checkpoint: Checkpoint) -> Asked:
     if names:
         if find_spec("lm_eval") is None:
             raise UserError(
-                "tasks of the lm-evaluation-harness need it: pip install 'tokengrow[eval]'; "
-                "tasks=[perplexity] does not"
+                "tasks of the lm-evaluation-harness need an extra: pip install 'tokengrow[eval]'. "
+                "tasks=[perplexity] does not."
             )
         from tokengrow.evaluation.harness_run import load_tasks
 
         data_dir = Path(arguments.data_dir) if arguments.data_dir else None
         tasks = load_tasks(names, data_dir, arguments.num_fewshot)
         settings |= {"num_fewshot": arguments.num_fewshot, "files": tasks.files}
-        settings["lm_eval"] = version("lm_eval")  # prompts, metrics and examples are its own
+        settings["lm_eval"] = version("lm_eval")  # it defines prompts, metrics and examples
     if PERPLEXITY in arguments.tasks:
         text = resolve_text(arguments.data, checkpoint)
         identity = sha256(json.dumps(text.identity(), sort_keys=True).encode()).hexdigest()
         settings |= {"data": text_section(arguments.data, checkpoint), "data_sha256": identity}
         settings[PERPLEXITY] = asdict(arguments.perplexity)
-    return Asked(tasks, text, settings)
+    return EvalPlan(tasks, text, settings)
 
 
-def ask(
-    model: Evaluated, asked: Asked, arguments: EvalArguments, folder: Path, console: Console
+def run_evaluation(
+    model: Evaluated, plan: EvalPlan, arguments: EvalArguments, folder: Path, console: Console
 ) -> dict[str, Any]:
-    """Scores and perplexity.
+    """Return the scores and the perplexity.
 
     Args:
-        model: on this rank's device.
-        asked: what is asked.
-        arguments: the verb's.
-        folder: where answers are kept as they come.
-        console: where progress is shown.
+        model: model on the device of this rank.
+        plan: tasks and text.
+        arguments: keys of eval.yaml.
+        folder: directory for answers, each written as soon as it is known.
+        console: receives progress.
     """
     found: dict[str, Any] = {}
     with Responses(folder) as responses:
-        if asked.tasks is not None:
+        if plan.tasks is not None:
             from tokengrow.evaluation.harness import TokengrowLM
             from tokengrow.evaluation.harness_run import run_tasks
 
             lm = TokengrowLM(model, responses, console)
-            scores = run_tasks(lm, asked.tasks, arguments.limit)
+            scores = run_tasks(lm, plan.tasks, arguments.limit)
             found["scores"] = [asdict(score) for score in scores]
-        if asked.text is not None:
+        if plan.text is not None:
             limit = None if arguments.limit is None else int(arguments.limit)
-            documents = documents_of(asked.text, arguments.perplexity, limit)
+            documents = documents_of(plan.text, arguments.perplexity, limit)
             stride = arguments.perplexity.stride
             scorer, tokenizer = model.scorer, model.tokenizer
             measured = measure_perplexity(
@@ -236,7 +241,7 @@ def ask(
 
 
 def show(console: Console, results: dict[str, Any], path: Path) -> None:
-    """Prints the tables, beside the nearest published model, and where the results are."""
+    """Print the tables, with the nearest published model, and the path of the results."""
     checkpoint = results["checkpoint"]
     console.print(f"{checkpoint['folder']}: {count(checkpoint['parameters'])} parameters\n")
     if "scores" in results:

@@ -1,4 +1,4 @@
-"""tokengrow generate: text from a checkpoint, printed as it comes, or written into a file."""
+"""tokengrow generate: generate text from a checkpoint, to the terminal or to a file."""
 
 import json
 import sys
@@ -30,114 +30,120 @@ from tokengrow.parsing import parse_dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateArguments:
-    """The keys of generate.yaml."""
+    """Keys of generate.yaml."""
 
     source: str
-    """Checkpoint, or run whose newest checkpoint is taken."""
+    """Checkpoint, or run whose newest checkpoint is used."""
     prompt: str
-    """Start of the text; empty: end-of-text, the start of a document."""
+    """Start of the text; empty: the end-of-text token, which starts a document."""
     prompts: str | None
-    """File of many prompts: .txt, a line each, or .jsonl, the key "prompt" of each line."""
+    """File of prompts: .txt with one per line, or .jsonl with the key "prompt" per line."""
     batch_size: int
-    """Prompts of the file that are continued at the same time."""
+    """Number of prompts of the file in a batch."""
     out: str | None
-    """New .jsonl file for the texts; null: they are printed."""
+    """New .jsonl file for the texts; null: print them."""
     interactive: bool
-    """Prompts are typed, one after the other."""
+    """Whether to read prompts from the terminal."""
     stop: list[str]
-    """Strings that end a text, which holds what is in front of the first; \\n is a line's end."""
+    """Strings that end a text before them; \\n is a line break."""
     sampling: SamplingConfig
-    """How tokens are chosen."""
+    """Sampling settings."""
 
     def __post_init__(self) -> None:
         if self.prompt and self.prompts is not None:
-            raise UserError("prompt and prompts are both given: leave one of them out")
+            raise UserError("prompt and prompts must not both be set. Remove one of them.")
         for key in ("prompt", "prompts", "out"):
             if self.interactive and getattr(self, key):
                 raise UserError(
-                    f"{key} is given, but with interactive=true prompts are typed and texts are "
-                    f"printed: leave out {key} or interactive"
+                    f"{key} must not be set with interactive=true, which reads prompts from the "
+                    f"terminal and prints texts. Remove {key} or interactive."
                 )
         if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1: {self.batch_size}")
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}.")
         if "" in self.stop:
-            raise UserError("stop has an empty string, which would end every text: leave it out")
+            raise UserError(
+                "stop must not contain an empty string, which would end every text. Remove it."
+            )
 
 
 def main(config: DictConfig) -> None:
-    """Prints or writes what the model makes of each prompt, and says how fast."""
+    """Print or write the continuation of each prompt, and print the speed."""
     arguments = parse_dataclass(GenerateArguments, plain_values(config))
     path = arguments.prompts
     prompts = [arguments.prompt] if path is None else read_prompts(path)
     out = None if arguments.out is None else new_file(arguments.out)
-    # Neither the shell nor Hydra makes a line's end of \n, where most texts are to end.
-    stop = [each.replace("\\n", "\n") for each in arguments.stop]
-    author = Author.of(load_source(arguments.source), arguments.sampling, stop)
-    author.note_long(prompts)
+    # Neither the shell nor Hydra turns \n into a line break.
+    stop = [text.replace("\\n", "\n") for text in arguments.stop]
+    generator = TextGenerator.of(load_source(arguments.source), arguments.sampling, stop)
+    generator.warn_long_prompts(prompts)
     if arguments.interactive:
-        converse(author)
+        run_interactive(generator)
         return
-    speed = Speed()
+    speed = SpeedMeter()
     size = arguments.batch_size
     batches = [prompts[at : at + size] for at in range(0, len(prompts), size)]
     if out is None:
-        print_texts(author, batches, speed)
+        print_texts(generator, batches, speed)
     else:
-        save_texts(author, batches, out, speed)
-    _note(speed)
+        save_texts(generator, batches, out, speed)
+    _print_status(speed)
 
 
 @dataclass(frozen=True)
-class Author:
-    """A model that writes, on the device where it does."""
+class TextGenerator:
+    """Model on a device, with its tokenizer and sampling settings."""
 
     model: LanguageModel
+    """Model on its device."""
     tokenizer: Tokenizer
+    """Tokenizer of the checkpoint."""
     sampling: SamplingConfig
-    """How it chooses tokens."""
+    """Sampling settings."""
     stop: Sequence[str]
     """Strings that end a text."""
 
     @classmethod
     def of(
         cls, checkpoint: Checkpoint, sampling: SamplingConfig, stop: Sequence[str] = ()
-    ) -> "Author":
-        """The model of a checkpoint, on a GPU if there is one.
+    ) -> "TextGenerator":
+        """Put the model of a checkpoint on a GPU, or on the CPU if there is none.
 
         Raises:
-            UserError: a checkpoint without a tokenizer.
+            UserError: the checkpoint has no tokenizer.
         """
         tokenizer = checkpoint_tokenizer(checkpoint)
-        # Half-precision weights stay so on a GPU alone: a CPU computes slower in them, not faster.
+        # Half-precision weights are converted on a CPU, where they are slower than float32.
         device, dtype = ("cuda", None) if torch.cuda.is_available() else ("cpu", torch.float32)
         return cls(checkpoint.model.to(device, dtype), tokenizer, sampling, stop)
 
-    def note_long(self, prompts: list[str]) -> None:
-        """Says on stderr which prompts are beyond what the model has learned to read."""
-        most = self.model.config.context_length
+    def warn_long_prompts(self, prompts: list[str]) -> None:
+        """Print a warning on stderr about prompts longer than the context of the model."""
+        limit = self.model.config.context_length
         lengths = [len(ids) for ids in self.tokenizer.encode_batch(prompts)]
-        if long := [length for length in lengths if length > most]:
-            which = "the prompt has" if len(prompts) == 1 else f"{len(long):,} prompts have up to"
-            _note(f"{which} {max(long):,} tokens; the model was trained on texts of up to {most:,}")
+        if long := [length for length in lengths if length > limit]:
+            subject = "the prompt has" if len(prompts) == 1 else f"{len(long):,} prompts have up to"
+            _print_status(
+                f"{subject} {max(long):,} tokens; the model was trained on texts of up to {limit:,}"
+            )
 
-    def write(self, prompts: list[str]) -> Iterator[list[Continuation]]:
-        """Writes behind the prompts; yields all texts, as far as they are, at every token."""
-        document = [self.tokenizer.end_of_text]  # what it starts with
-        ids = [each or document for each in self.tokenizer.encode_batch(prompts)]
+    def stream(self, prompts: list[str]) -> Iterator[list[Continuation]]:
+        """Generate after the prompts; yield the current texts at every token."""
+        start = [self.tokenizer.end_of_text]  # starts a document
+        ids = [encoded or start for encoded in self.tokenizer.encode_batch(prompts)]
         return write(self.model, ids, self.tokenizer, self.sampling, self.stop)
 
 
 def sample_text(checkpoint: Checkpoint, prompt: str, sampling: SamplingConfig) -> str:
-    """A prompt and what the model of a checkpoint writes behind it."""
-    [written] = deque(Author.of(checkpoint, sampling).write([prompt]), maxlen=1).pop()
-    return prompt + written.text
+    """Return a prompt with its continuation by the model of a checkpoint."""
+    [text] = deque(TextGenerator.of(checkpoint, sampling).stream([prompt]), maxlen=1).pop()
+    return prompt + text.text
 
 
-class Speed:
-    """Counts tokens, and times those behind the first of each text.
+class SpeedMeter:
+    """Counter and timer of generated tokens, with the first token of each text timed separately.
 
-    The first comes after the prompt has been read and, on a GPU, kernels are compiled and a graph
-    is captured. Loading the checkpoint is in neither.
+    The first token includes the prompt and, on a GPU, compilation and graph capture. Loading the
+    checkpoint is not included.
     """
 
     def __init__(self) -> None:
@@ -145,39 +151,40 @@ class Speed:
         self._waited = self._seconds = 0.0
 
     def watch(self, steps: Iterator[list[Continuation]]) -> Iterator[list[Continuation]]:
-        """Yields the steps of a batch as they come."""
-        begun, marks = perf_counter(), []  # when, and how many tokens there are by then
+        """Yield the steps of a batch, and time them."""
+        begun, marks = perf_counter(), []  # time and number of tokens at each step
         for texts in steps:
             marks.append((perf_counter(), sum(text.tokens for text in texts)))
             yield texts
-        (first, of_first), (last, tokens) = marks[0], marks[-1]
+        (first, first_tokens), (last, tokens) = marks[0], marks[-1]
         self.batches += 1
         self.tokens += tokens
         self._waited += first - begun
         self._seconds += last - first
-        self._timed += tokens - of_first
+        self._timed += tokens - first_tokens
 
     def __str__(self) -> str:
-        """In words."""
-        told = f"{self.tokens:,} token{'s' * (self.tokens != 1)}: the first"
+        text = f"{self.tokens:,} token{'s' * (self.tokens != 1)}: first token"
         if self.batches > 1:
-            told += f" of each of {self.batches:,} batches"
-        told += f" after {self._waited / self.batches:.2f} s"
+            text += f" of each of {self.batches:,} batches"
+        text += f" after {self._waited / self.batches:.2f} s"
         if self._timed:
-            told += f", then {three_digits(self._timed / self._seconds)} tokens/s"
-        return told
+            text += f", then {three_digits(self._timed / self._seconds)} tokens/s"
+        return text
 
 
-def print_texts(author: Author, batches: list[list[str]], speed: Speed, echo: bool = True) -> None:
-    """Prints all texts in order, a blank line between each two.
+def print_texts(
+    generator: TextGenerator, batches: list[list[str]], speed: SpeedMeter, echo: bool = True
+) -> None:
+    """Print all texts in order, separated by blank lines.
 
-    The first of a batch that has not ended is printed while it is written.
+    The first unfinished text of a batch is printed while it is generated.
 
     Args:
-        author: of the texts.
+        generator: model and settings.
         batches: the prompts.
-        speed: learns how fast they come.
-        echo: prints the prompts in front of them.
+        speed: measures the generation.
+        echo: whether to print each prompt before its text.
     """
     console = Console(highlight=False)
 
@@ -189,8 +196,8 @@ def print_texts(author: Author, batches: list[list[str]], speed: Speed, echo: bo
         if number:
             console.out("")
         begin(prompts[0])
-        row, shown = 0, 0  # the text in print, and how much of it is
-        for texts in speed.watch(author.write(prompts)):
+        row, shown = 0, 0  # current text, and number of its characters printed
+        for texts in speed.watch(generator.stream(prompts)):
             for text in texts[row:]:
                 console.out(text.text[shown:], end="")
                 shown = len(text.text)
@@ -203,8 +210,10 @@ def print_texts(author: Author, batches: list[list[str]], speed: Speed, echo: bo
                     begin(prompts[row])
 
 
-def save_texts(author: Author, batches: list[list[str]], out: Path, speed: Speed) -> None:
-    """Writes a line of JSON for every prompt, in order, as soon as its batch is done."""
+def save_texts(
+    generator: TextGenerator, batches: list[list[str]], out: Path, speed: SpeedMeter
+) -> None:
+    """Write one line of JSON per prompt, in order, as soon as its batch is done."""
     columns = TextColumn("texts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -212,7 +221,7 @@ def save_texts(author: Author, batches: list[list[str]], out: Path, speed: Speed
     with out.open("x", encoding="utf-8") as file, shown as progress:
         bar = progress.add_task("", total=sum(map(len, batches)))
         for prompts in batches:
-            texts = deque(speed.watch(author.write(prompts)), maxlen=1).pop()
+            texts = deque(speed.watch(generator.stream(prompts)), maxlen=1).pop()
             for prompt, text in zip(prompts, texts, strict=True):
                 record = {"prompt": prompt, **vars(text)}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -221,38 +230,38 @@ def save_texts(author: Author, batches: list[list[str]], out: Path, speed: Speed
     print(f"texts  {out}")
 
 
-def converse(author: Author) -> None:
-    """Prints what follows each line that is typed, until the input ends.
+def run_interactive(generator: TextGenerator) -> None:
+    """Print the continuation of each typed line until the input ends.
 
-    Ctrl-C ends a text; where a prompt is awaited it ends the conversation, as Ctrl-D does.
+    Ctrl-C ends a text. At the prompt, Ctrl-C and Ctrl-D exit.
     """
     with suppress(ImportError):
-        import readline  # noqa: F401  # arrow keys and a history while a line is typed
+        import readline  # noqa: F401  # enables arrow keys and a history
     console = Console(highlight=False)
-    typed_by_hand = sys.stdin.isatty()
-    if typed_by_hand:
-        _note("a line is a prompt; Ctrl-C ends a text, Ctrl-D leaves")
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        _print_status("type a prompt; Ctrl-C ends a text, Ctrl-D exits")
     while True:
         try:
-            prompt = input("> " if typed_by_hand else "")
+            prompt = input("> " if is_terminal else "")
         except (EOFError, KeyboardInterrupt):
             console.out("")
             return
         if not prompt:
             continue
-        author.note_long([prompt])
-        speed = Speed()
+        generator.warn_long_prompts([prompt])
+        speed = SpeedMeter()
         try:
-            print_texts(author, [[prompt]], speed, echo=False)
+            print_texts(generator, [[prompt]], speed, echo=False)
         except KeyboardInterrupt:
             console.out("")
         else:
-            _note(speed)
+            _print_status(speed)
 
 
-def _note(what: object) -> None:
-    """Beside the text, which is all that stdout holds."""
-    Console(stderr=True, highlight=False).print(str(what), style="dim", soft_wrap=True)
+def _print_status(text: object) -> None:
+    """Print on stderr, because stdout holds only the generated text."""
+    Console(stderr=True, highlight=False).print(str(text), style="dim", soft_wrap=True)
 
 
 if __name__ == "__main__":

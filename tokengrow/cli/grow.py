@@ -1,4 +1,4 @@
-"""tokengrow grow: one growth of a checkpoint, verified, with lineage."""
+"""tokengrow grow: grow a checkpoint once, and verify the result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,22 +29,22 @@ from tokengrow.training.model_section import resolve_growth
 
 @dataclass(frozen=True, kw_only=True)
 class GrowArguments:
-    """The keys of grow.yaml."""
+    """Keys of grow.yaml."""
 
     source: str
-    """Checkpoint, or run whose newest checkpoint is taken."""
+    """Checkpoint, or run whose newest checkpoint is used."""
     out: str
-    """Folder that will hold the grown checkpoint."""
+    """Directory for the grown checkpoint."""
     model: dict[str, Any]
-    """Sizes wanted; null stands for the source's."""
+    """Target sizes; null keeps the value of the source."""
     growth: GrowthConfig
-    """How new parameters are born."""
+    """Initialisation of new parameters and drift tolerance."""
     store: str | None
-    """Token store whose validation tokens are the probe."""
+    """Token store whose validation tokens verify the growth; null: random tokens."""
 
 
 def main(config: DictConfig) -> None:
-    """Grows `source` to `model` and writes the result, optimizer state included, into `out`."""
+    """Grow `source` to `model`, with its optimizer state, and write the result to `out`."""
     arguments = parse_dataclass(GrowArguments, plain_values(config))
     out = new_folder(arguments.out)
     source = load_source(arguments.source, streamed=True)
@@ -52,22 +52,22 @@ def main(config: DictConfig) -> None:
     if not plan.steps:
         size = as_tokenformer(source.config, "that does not grow: train each size from scratch")
         raise UserError(
-            "model is the size that source has already: name a larger one, for example "
-            f"model.tokens.ffn={2 * size.tokens.ffn}"
+            "model must be larger than source, got the same sizes. Set a larger one, for example "
+            f"model.tokens.ffn={2 * size.tokens.ffn}."
         )
     console = Console()
     probe = _probe(arguments.store, source.config.context_length)
     with Progress(console=console, transient=True) as progress:
 
-        def watch(tensors: Stream, what: str, most: int) -> Stream:
-            return progress.track(tensors, total=most, description=what)
+        def watch(tensors: Stream, description: str, total: int) -> Stream:
+            return progress.track(tensors, total=total, description=description)
 
         grown = grow_on_disk(source, plan, out / step_folder(source.step), probe, watch)
     show(console, plan, grown, tokens="validation" if arguments.store else "random")
 
 
 def _probe(store: str | None, context_length: int) -> Tensor | None:
-    """[2, T + 1] real validation tokens of a store, if one is given."""
+    """Return validation tokens [2, T + 1] of a store; None if no store is given."""
     if store is None:
         return None
     return probe_batch(open_store(Path(store)).sequences("validation", context_length))
@@ -78,7 +78,7 @@ def _number(value: int | float) -> str:
 
 
 def show(console: Console, plan: GrowthPlan, grown: Checkpoint, tokens: str) -> None:
-    """Prints what changed, how far the function moved on which tokens, and where the result is."""
+    """Print the changed sizes, the drift, and the path of the result."""
     rows = table("Growth", "key", ("before", "after"))
     for step in plan.steps:
         for key, (before, after) in step.changes.items():

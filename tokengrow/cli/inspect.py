@@ -1,4 +1,4 @@
-"""tokengrow inspect: what a checkpoint is, and what its parameter tokens do."""
+"""tokengrow inspect: show sizes, lineage and the use of parameter tokens of a checkpoint."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,26 +28,26 @@ from tokengrow.parsing import parse_dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArguments:
-    """The keys of inspect.yaml."""
+    """Keys of inspect.yaml."""
 
     source: str
-    """Checkpoint, or run whose newest checkpoint is taken."""
+    """Checkpoint, or run whose newest checkpoint is used."""
     out: str | None
-    """Folder for inspection.json and the plots; null: nothing is written."""
+    """Directory for inspection.json and the plots; null: nothing is written."""
     store: str | None
-    """Token store of the text; null: the one that the source's run recorded."""
+    """Token store of the text; null: the one that the run of source recorded."""
     sequences: int
-    """Validation sequences on which contributions are measured."""
+    """Number of validation sequences on which contributions are measured."""
     history: bool
-    """Whether to follow all checkpoints that the run has kept."""
+    """Whether to include all checkpoints that the run kept."""
 
     def __post_init__(self) -> None:
         if self.sequences < 1:
-            raise UserError(f"sequences must be at least 1, not {self.sequences}")
+            raise UserError(f"sequences must be at least 1, got {self.sequences}.")
 
 
 def main(config: DictConfig) -> None:
-    """Prints what `source` is; with `out`, writes it there too."""
+    """Print the tables of `source`, and write them to `out` if it is given."""
     arguments = parse_dataclass(InspectArguments, plain_values(config))
     out = new_folder(arguments.out) if arguments.out else None
     newest = load_source(arguments.source, streamed=True)
@@ -55,7 +55,7 @@ def main(config: DictConfig) -> None:
     earlier = _earlier(Path(arguments.source), newest, console) if arguments.history else []
     ids, problem = _text(arguments, newest, console)
     if arguments.history and problem:
-        raise UserError(f"history=true follows what tokens do on a text: {problem}")
+        raise UserError(f"history=true needs a text. {problem}")
     past = _inspected([*earlier, newest], ids, console)
     for shown in tables(past[-1]):
         console.print(shown)
@@ -71,34 +71,34 @@ def main(config: DictConfig) -> None:
 def _text(
     arguments: InspectArguments, source: Checkpoint, console: Console
 ) -> tuple[Tensor | None, str]:
-    """[B, T] validation tokens; or None, and why there are none.
+    """Return validation tokens [B, T], or None with the reason why there are none.
 
     Raises:
-        UserError: the store that is given is not there, or its tokens are of another tokenizer.
+        UserError: the given store does not exist, or has another tokenizer.
     """
     if not isinstance(source.config, ModelConfig):
-        return None, "no parameter tokens: it is no TokenFormer, and there is no more to look into"
+        return None, "source is not a TokenFormer, so it has no parameter tokens to measure."
     try:
         tokens = open_checkpoint_tokens(arguments.store, source, console)
     except UserError as error:
         if arguments.store:
             raise
-        return None, f"what its tokens do shows on text alone: {error}"
+        return None, f"Contributions need a text: {error}"
     length = source.config.context_length
     return spread_batch(tokens.sequences("validation", length), arguments.sequences)[:, :-1], ""
 
 
 def _earlier(run: Path, newest: Checkpoint, console: Console) -> list[Checkpoint]:
-    """The whole checkpoints of a run before its newest, oldest first; others are named.
+    """Return the complete checkpoints of a run before its newest, oldest first.
 
     Raises:
-        UserError: `run` is a checkpoint, and no run.
+        UserError: `run` is a checkpoint instead of a run.
     """
     folders = find_checkpoints(run)
     if not folders:
         raise UserError(
-            f"history=true follows the checkpoints of a run, and source={run} is one of them: give "
-            "the run's folder"
+            f"source must be a run with history=true, got the checkpoint {run}. Give the directory "
+            "of the run."
         )
     found = []
     for folder in folders:
@@ -106,15 +106,15 @@ def _earlier(run: Path, newest: Checkpoint, console: Console) -> list[Checkpoint
             break
         try:
             found.append(load_checkpoint(folder, streamed=True))
-        except UserError as error:  # damaged, or gone since the run that writes them goes on
-            console.print(f"left out: {error}", highlight=False, soft_wrap=True)
+        except UserError as error:  # damaged, or deleted by the run that writes them
+            console.print(f"skipped: {error}", highlight=False, soft_wrap=True)
     return found
 
 
 def _inspected(
     checkpoints: Sequence[Checkpoint], ids: Tensor | None, console: Console
 ) -> list[Inspection]:
-    """What each of them is, block by block."""
+    """Inspect each checkpoint, with progress by block."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("blocks", total=sum(each.config.layers for each in checkpoints))
@@ -128,7 +128,7 @@ def _inspected(
 
 
 def _write(out: Path, past: Sequence[Inspection], history: bool) -> list[Path]:
-    """Writes the figures, and plots where there is something to draw; all or nothing."""
+    """Write inspection.json and the plots atomically; return their paths."""
     newest = past[-1]
     with atomic_directory(out) as folder:
         figures = newest.to_dict()

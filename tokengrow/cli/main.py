@@ -1,4 +1,4 @@
-"""`tokengrow VERB ...`: finds the verb's module and runs it as the program."""
+"""Entry point: `tokengrow VERB ...` runs the module of the verb as the program."""
 
 import runpy
 import sys
@@ -8,26 +8,29 @@ from tokengrow.parsing import suggest
 from tokengrow.paths import recipes
 
 VERBS = {
-    "train": ("recipes=NAME [key=value ...] [--multirun]", "a ladder: train, grow, train on"),
-    "grow": ("source=DIR model=NAME out=DIR", "one growth, verified, with lineage"),
-    "prune": ("source=DIR model=SMALLER out=DIR", "fewer parameter tokens, ranked by contribution"),
-    "plan": ("recipes=NAME | source=DIR model=NAME", "what it will do, without building a model"),
-    "data": ("data=NAME out=DIR", "tokenise once"),
+    "train": (
+        "recipes=NAME [key=value ...] [--multirun]",
+        "train a ladder: train, grow, keep training",
+    ),
+    "grow": ("source=DIR model=NAME out=DIR", "grow a checkpoint once, and verify it"),
+    "prune": ("source=DIR model=SMALLER out=DIR", "remove parameter tokens that contribute least"),
+    "plan": ("recipes=NAME | source=DIR model=NAME", "show size, FLOPs, memory and time"),
+    "data": ("data=NAME out=DIR", "tokenise a corpus into a token store"),
     "convert": (
         "source=PATH to=tokengrow|hf|neox out=DIR",
-        "published weights and YAMLs, in and out",
+        "convert weights or a GPT-NeoX config",
     ),
-    "eval": ("source=DIR tasks=[NAME,...]", "tasks of the lm-evaluation-harness, perplexity"),
-    "generate": ('source=DIR prompt="..." | prompts=FILE', "text from a checkpoint"),
-    "inspect": ("source=DIR", "what a checkpoint is, what its parameter tokens do"),
-    "report": ("runs=[DIR,...] out=DIR", "runs beside each other: figures and a page"),
-    "bench": ("suite=pattention|step|decode|data", "how fast it is here, beside its peers"),
+    "eval": ("source=DIR tasks=[NAME,...]", "run lm-evaluation-harness tasks, or perplexity"),
+    "generate": ('source=DIR prompt="..." | prompts=FILE', "generate text from a checkpoint"),
+    "inspect": ("source=DIR", "show sizes, lineage and use of parameter tokens"),
+    "report": ("runs=[DIR,...] out=DIR", "compare runs on one page"),
+    "bench": ("suite=pattention|step|decode|data", "measure speed against baselines"),
 }
-"""Verb to (its usual arguments, what it does)."""
+"""Verb to its usual arguments and its description."""
 
 
 def main() -> None:
-    """The console script: dispatches to `tokengrow.cli.VERB`."""
+    """Run the console script."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -37,21 +40,21 @@ def main() -> None:
         return
     verb = arguments[0]
     if verb not in VERBS:
-        print(f"tokengrow: unknown verb {verb!r}{suggest(verb, list(VERBS))}", file=sys.stderr)
+        print(f"tokengrow: Unknown verb {verb!r}. {suggest(verb, list(VERBS))}", file=sys.stderr)
         sys.exit(2)
-    # As the program itself, not by a call: what launches further processes repeats the command
-    # line of `-m tokengrow.cli.VERB`, and would lose the verb that a dispatcher took off it.
+    # As the program itself instead of a call: launchers start further processes with the command
+    # line of `-m tokengrow.cli.VERB`, and would lose the verb.
     sys.argv = [f"tokengrow {verb}", *arguments[1:]]
     runpy.run_module(f"tokengrow.cli.{verb}", run_name="__main__", alter_sys=True)
 
 
 def _help() -> str:
     lines = [
-        "tokengrow: train a small TokenFormer, grow it exactly, go on training",
+        "tokengrow: train a small TokenFormer, grow it exactly, keep training",
         "",
-        *(f"  tokengrow {verb:<9} {usual:<42} {what}" for verb, (usual, what) in VERBS.items()),
+        *(f"  tokengrow {verb:<9} {usage:<42} {text}" for verb, (usage, text) in VERBS.items()),
         "",
         f"recipes: {', '.join(recipes())}",
-        "tokengrow VERB --help: its keys and groups; --cfg job --resolve: the whole config",
+        "tokengrow VERB --help: its keys and groups; --cfg job --resolve: the complete config",
     ]
     return "\n".join(lines)

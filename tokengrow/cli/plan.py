@@ -1,4 +1,4 @@
-"""tokengrow plan: sizes, FLOPs, memory, tokens and hours, before anything is trained."""
+"""tokengrow plan: sizes, FLOPs, memory, tokens and hours of a run before it starts."""
 
 import json
 import math
@@ -23,17 +23,17 @@ from tokengrow.training.model_section import resolve_growth, resolve_model
 from tokengrow.training.recipe import Values, resolve_train
 
 MEASURED = "measured"
-"""The one `flops_per_second` that is no number."""
+"""Value of `flops_per_second` that requests a measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
-    """The keys of plan.yaml that no run has."""
+    """Keys of plan.yaml that run.yaml does not have."""
 
     flops_per_second: str | None
-    """A number, `measured`, or null: no hours."""
+    """FLOP/s as a number, or `measured`; null: no hours."""
     json: bool
-    """Whether to print JSON in place of tables."""
+    """Whether to print JSON instead of tables."""
 
     def __post_init__(self) -> None:
         if self.flops_per_second in (None, MEASURED):
@@ -44,29 +44,29 @@ class PlanArguments:
             given = math.nan
         if not 0 < given < math.inf:
             raise UserError(
-                f"flops_per_second cannot be {self.flops_per_second}: give FLOP/s above 0 (4e14), "
-                f"or {MEASURED}"
+                f"flops_per_second must be a number above 0 (FLOP/s) or {MEASURED}, got "
+                f"{self.flops_per_second}. Write for example 4e14."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthArguments:
-    """The keys of plan.yaml that describe one model or one growth."""
+    """Keys of plan.yaml that describe one model or one growth."""
 
     source: str | None
-    """Checkpoint, or run whose newest checkpoint is taken."""
+    """Checkpoint, or run whose newest checkpoint is used."""
     model: dict[str, Any]
-    """Sizes wanted; null stands for the source's."""
+    """Target sizes; null keeps the value of the source."""
     growth: GrowthConfig
-    """How it is to be grown."""
+    """Growth settings."""
     micro_batch_size: int
-    """Sequences whose activations count as training memory."""
+    """Sequences per forward pass, for the memory of activations."""
     fabric: FabricConfig
-    """Precision of the training memory."""
+    """Precision, for the memory of training."""
 
 
 def main(config: DictConfig) -> None:
-    """Prints the budget of a recipe, of one growth of `source`, or of one model."""
+    """Print the plan of a recipe, of one growth of `source`, or of one model."""
     _need_no_data(config)
     values = plain_values(config)
     own = parse_dataclass(
@@ -86,7 +86,7 @@ def main(config: DictConfig) -> None:
 
 
 def _need_no_data(config: DictConfig) -> None:
-    """Planning reads no tokens: what says where they come from may stay missing."""
+    """Allow missing values in `data` and `tokenizer`, because planning reads no tokens."""
     for section in (config.data, config.tokenizer):
         for key in section:
             try:
@@ -96,7 +96,7 @@ def _need_no_data(config: DictConfig) -> None:
 
 
 def _run(values: Values, flops_per_second: str | None) -> Budget:
-    """The budget of a recipe's stages."""
+    """Return the plan of the stages of a recipe."""
     run = resolve_train(values)
     source = load_source(run.source, tensors=False).config if run.source else None
     if flops_per_second is None:
@@ -109,14 +109,14 @@ def _run(values: Values, flops_per_second: str | None) -> Budget:
 
 
 def _growth(arguments: GrowthArguments) -> Budget:
-    """The budget of one growth, or of one model."""
+    """Return the plan of one growth, or of one model."""
     batch, precision = arguments.micro_batch_size, arguments.fabric.chosen_precision
     if arguments.source is not None:
         source = load_source(arguments.source, tensors=False).config
         plan = resolve_growth(arguments.model, source, config=arguments.growth)
         return growth_budget(plan, batch, precision)
     if not drop_nulls(arguments.model):
-        raise UserError("nothing to plan: give recipes=NAME, model=NAME, or source=DIR")
+        raise UserError("There is nothing to plan. Give recipes=NAME, model=NAME, or source=DIR.")
     return model_budget(resolve_model(arguments.model), batch, precision)
 
 

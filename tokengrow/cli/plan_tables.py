@@ -1,4 +1,4 @@
-"""The tables of `tokengrow plan`."""
+"""Tables of `tokengrow plan`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from tokengrow.planning.cost import Appended, Budget
 
 
 def tables(budget: Budget) -> Iterator[Table]:
-    """A plan as small tables, each within 80 columns."""
+    """Yield the tables of a plan, each at most 80 columns wide."""
     yield _sizes(budget)
     if any(rung.appended for rung in budget.rungs):
         yield _growths(budget)
@@ -28,7 +28,7 @@ def _name(budget: Budget) -> str:
 def _sizes(budget: Budget) -> Table:
     scratch = f"FLOPs from scratch\n({count(budget.scratch_tokens)} tokens)"
     rows = table(
-        "Sizes", _name(budget), ("parameters", "FLOPs\n/token", scratch, "checkpoint\non the disk")
+        "Sizes", _name(budget), ("parameters", "FLOPs\n/token", scratch, "checkpoint\non disk")
     )
     for rung in budget.rungs:
         rows.add_row(
@@ -42,10 +42,10 @@ def _sizes(budget: Budget) -> Table:
 
 
 def _growths(budget: Budget) -> Table:
-    """A column for each axis that grows somewhere; a cell too long for 80 columns is broken."""
+    """Return the table of appended sizes, with a column for each axis that grows."""
     steps = {rung.name: {step.axis: step for step in rung.appended} for rung in budget.rungs}
     axes = [axis for axis in AXES if any(axis in grown for grown in steps.values())]
-    rows = table("What is appended", _name(budget), ())
+    rows = table("Appended sizes", _name(budget), ())
     for axis in axes:
         rows.add_column("layers" if axis == "depth" else axis)
     for name, grown in steps.items():
@@ -55,7 +55,7 @@ def _growths(budget: Budget) -> Table:
 
 
 def _change(step: Appended) -> str:
-    """`12 -> 24`; keys of the axis that stay as they are do not show, but for tokens."""
+    """Format a growth step as `12 -> 24`, without unchanged keys (except tokens)."""
     if step.axis == "tokens":
         return f"{_tokens(step.before['tokens'])} -> {_tokens(step.after['tokens'])}"
     changed = [key for key in step.before if step.before[key] != step.after[key]]
@@ -67,8 +67,7 @@ def _change(step: Appended) -> str:
 
 
 def _tokens(counts: dict[str, Any]) -> str:
-    """N of attention / of the FFN; where attention's four differ, all five in the order of
-    `ROLES`."""
+    """Format token counts as attention/FFN; if the counts of attention differ, all five roles."""
     *attention, ffn = (counts[role] for role in ROLES)
     return "/".join(map(str, [*(attention if len(set(attention)) > 1 else attention[:1]), ffn]))
 
@@ -77,7 +76,7 @@ def _memory(budget: Budget) -> Table:
     rows = table(
         f"Memory of a training step ({budget.precision}, micro-batch {budget.micro_batch_size})",
         _name(budget),
-        ("weights", "weights,\ncopied", "gradients", "Adam's\nmoments", "activations", "in sum"),
+        ("weights", "copies of\nweights", "gradients", "Adam's\nmoments", "activations", "total"),
     )
     for rung in budget.rungs:
         held = rung.memory
@@ -91,7 +90,7 @@ def _cost(budget: Budget) -> Table:
     timed = budget.total.hours is not None
     columns = ["steps", "tokens", "FLOPs", "cumulative\nFLOPs", "/ from\nscratch"]
     columns += ["FLOP/s", "hours"] if timed else []
-    where = f", at the speed of a few steps on {budget.device}" if budget.device else ""
+    where = f", from a few measured steps on {budget.device}" if budget.device else ""
     rows = table(f"Training{where}", "stage", tuple(columns))
     for rung in budget.rungs:
         stage = rung.stage
@@ -108,5 +107,5 @@ def _cost(budget: Budget) -> Table:
     rows.add_section()
     rows.add_row("total", *amounts)
     if early := [rung.name for rung in budget.rungs if rung.stage and rung.stage.may_end_before]:
-        rows.caption = f"at most: {', '.join(early)} may end before, at a plateau"
+        rows.caption = f"Maximum: {', '.join(early)} may end earlier at a plateau."
     return rows

@@ -1,4 +1,4 @@
-"""tokengrow prune: a checkpoint back along the tokens axis, with lineage."""
+"""tokengrow prune: remove the parameter tokens that contribute least."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,31 +26,31 @@ from tokengrow.training.model_section import resolve_model
 
 @dataclass(frozen=True, kw_only=True)
 class PruneArguments:
-    """The keys of prune.yaml."""
+    """Keys of prune.yaml."""
 
     source: str
-    """Checkpoint, or run whose newest checkpoint is taken."""
+    """Checkpoint, or run whose newest checkpoint is used."""
     out: str
-    """Folder that will hold the pruned checkpoint."""
+    """Directory for the pruned checkpoint."""
     model: dict[str, Any]
-    """Sizes wanted; null stands for the source's."""
+    """Target sizes; null keeps the value of the source."""
     store: str | None
-    """Token store of the text; null: the one that the source's run recorded."""
+    """Token store of the text; null: the one that the run of source recorded."""
     batch_sequences: int
-    """Training sequences that tokens are ranked on, and validation sequences of the drift."""
+    """Number of training sequences for the ranking, and of validation sequences for the drift."""
 
     def __post_init__(self) -> None:
         if self.batch_sequences < 1:
-            raise UserError(f"batch_sequences must be at least 1, not {self.batch_sequences}")
+            raise UserError(f"batch_sequences must be at least 1, got {self.batch_sequences}.")
 
 
-def main(config: DictConfig) -> None:
-    """Prunes `source` to `model` and writes the result, optimizer state included, into `out`."""
-    arguments = parse_dataclass(PruneArguments, plain_values(config))
+def main(composed: DictConfig) -> None:
+    """Prune `source` to `model`, with its optimizer state, and write the result to `out`."""
+    arguments = parse_dataclass(PruneArguments, plain_values(composed))
     out = new_folder(arguments.out)
     source = load_source(arguments.source)
-    whole = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
-    target = resolve_pruning(arguments.model, whole)
+    config = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
+    target = resolve_pruning(arguments.model, config)
     console = Console()
     tokens = open_checkpoint_tokens(arguments.store, source, console)
     text, probe = (
@@ -62,25 +62,27 @@ def main(config: DictConfig) -> None:
     with console.status("ranking and pruning"):
         pruned = prune_checkpoint(source, target, text, probe)
         folder = save_checkpoint(out / step_folder(source.step), pruned)
-    show(console, whole, target, pruned, folder)
+    show(console, config, target, pruned, folder)
 
 
 def resolve_pruning(changes: dict[str, Any], source: ModelConfig) -> ModelConfig:
-    """What the `model` section asks for.
+    """Return the target sizes of the `model` section.
 
     Raises:
-        UserError: a key that is no number of tokens, or a target out of reach.
+        UserError: a key is set that pruning never changes, or the target cannot be reached.
     """
     for key in (*KEPT, KEY):
         if key in drop_nulls(changes):
-            raise UserError(f"model.{key} cannot be set here: pruning takes it from the source")
+            raise UserError(
+                f"model.{key} must be null, because pruning keeps the value of source. Remove it."
+            )
     return plan_pruning(source, cast(ModelConfig, resolve_model(changes, source)))
 
 
 def show(
     console: Console, source: ModelConfig, target: ModelConfig, pruned: Checkpoint, folder: Path
 ) -> None:
-    """Prints what was taken away, how far the function moved, and where the result is."""
+    """Print the removed tokens, the drift, and the path of the result."""
     entry = pruned.lineage[-1]
     rows = table("Pruning", "key", ("before", "after", "contribution\nkept"))
     for role, kept in entry.settings["kept_contribution"].items():

@@ -1,4 +1,4 @@
-"""tokengrow report: runs beside each other, as a page to look at."""
+"""tokengrow report: compare runs on one page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,20 @@ from tokengrow.reports.report import FACTS, NAMES, Report
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """The keys of report.yaml."""
+    """Keys of report.yaml."""
 
     runs: list[str]
-    """Folders of runs, of checkpoints, or of folders that hold runs."""
+    """Directories of runs, of checkpoints, or directories that hold runs."""
     out: str
-    """Folder of the report."""
+    """Directory of the report."""
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise UserError("runs is empty: give the folders of runs (runs=[DIR,DIR])")
+            raise UserError("runs is empty. Give directories of runs (runs=[DIR,DIR]).")
 
 
 def main(config: DictConfig) -> None:
-    """Writes the report of `runs` into `out`."""
+    """Write the report of `runs` to `out`."""
     arguments = parse_dataclass(ReportArguments, plain_values(config))
     out, console = report_folder(arguments.out), Console(highlight=False)
     with console.status("reading the runs"):
@@ -40,10 +40,10 @@ def main(config: DictConfig) -> None:
 
 
 def report_folder(out: str) -> Path:
-    """The folder of `out`, in which there is nothing, or nothing but a report.
+    """Return the directory of `out`, which must be empty or hold only an earlier report.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it holds other files.
     """
     folder = Path(out)
     if (folder / FACTS).is_file() and all(
@@ -54,13 +54,13 @@ def report_folder(out: str) -> Path:
 
 
 def show(console: Console, report: Report, page: Path) -> None:
-    """Prints a line per run, what to know of them, and where the page is."""
+    """Print a line per run, the notes, and the path of the page."""
     console.print(report.table())
     tables = report.score_tables()
     for scores in tables:
         console.print(scores)
-    if alone := len(report.scores) - len(tables):
-        console.print(f"scores      {alone} that one run alone has: on the page")
+    if single := len(report.scores) - len(tables):
+        console.print(f"scores      {single} of a single run; see the page")
     for note in report.notes:
         console.print(note, markup=False, soft_wrap=True)
     console.print(f"report      {page}", markup=False, soft_wrap=True)

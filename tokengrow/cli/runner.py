@@ -1,4 +1,4 @@
-"""What every verb shares: Hydra around its function, and words in the grammar that it reads."""
+"""Runner of a verb: Hydra around its function, exit statuses, and quoting of the command line."""
 
 import os
 import re
@@ -22,11 +22,11 @@ from tokengrow.errors import PeerLostError, Stopped, UserError
 from tokengrow.paths import data_root
 
 PEER_LOST = 1
-"""Exit status of a process whose job has lost another one."""
+"""Exit status after the loss of another process of the job."""
 
 STOPPED = 75
-"""Exit status after SIGTERM, of a run that has saved what it trained: EX_TEMPFAIL of sysexits.h,
-for which launchers try again."""
+"""Exit status of a run that saved its state after SIGTERM: EX_TEMPFAIL of sysexits.h, after which
+launchers try again."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -35,10 +35,10 @@ PATHS = (
     *("source", "out", "store", "runs", "prompts", "data_dir"),
     *("data.files", "data.validation_files", "tokenizer.file"),
 )
-"""Keys whose values are paths, or a list of them."""
+"""Keys whose value is a path or a list of paths."""
 
 HOME = r"(?:^|(?<=[\[,]))\s*~(?=/)"
-"""At the beginning of such a path: no shell replaces it behind a key."""
+"""Pattern of ~ at the start of a path, which no shell expands after a key."""
 
 QUOTES = "'\""
 
@@ -47,21 +47,21 @@ QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 UNQUOTED = r"[^\s\[\],](?:[^\[\],]*[^\s\[\],])?"
 
 VALUE = re.compile(f"{QUOTED}|{UNQUOTED}")
-"""A value, or one of a list."""
+"""Pattern of a value, or of one value in a list."""
 
 STAGE_KEYS = r"((model|optim|plateau)(\.\w+)+|steps|tokens|flops|plateau)"
-"""What of a stage the command line may give though its recipe does not."""
+"""Pattern of the keys of a stage that the command line may add to its recipe."""
 
 
 def run_command(name: str, function: Callable[[DictConfig], Any]) -> None:
-    """Composes `conf/{name}.yaml` with the command line and calls the verb's function.
+    """Compose `conf/{name}.yaml` with the command line and call the function of a verb.
 
-    A wrong input is one sentence on stderr and exit status 2; any other exception keeps its
+    Wrong input prints one message on stderr and exits with status 2. Any other exception keeps its
     traceback.
 
     Args:
-        name: of the verb and of its primary config.
-        function: takes the composed config.
+        name: name of the verb and of its primary config.
+        function: function of the verb; takes the composed config.
     """
 
     as_typed = sys.argv[1:]
@@ -69,12 +69,12 @@ def run_command(name: str, function: Callable[[DictConfig], Any]) -> None:
     @hydra.main(version_base="1.3", config_path=str(data_root() / "conf"), config_name=name)
     @wraps(function)
     def job(config: DictConfig) -> Any:
-        sys.argv[1:] = as_typed  # what launches further processes repeats the command line
+        sys.argv[1:] = as_typed  # launchers of further processes repeat the command line
         try:
             return function(config)
-        # Here, and not around the job: Hydra would print a line of its own on their way out.
+        # Caught here, because Hydra would print a line of its own outside the job.
         except Stopped as stopped:
-            # Others of the job leave as well, and a launcher may ask once more: too late.
+            # The other processes exit too, and a launcher may send the signal again.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if process_rank() == 0:
                 print(f"tokengrow {name}: {stopped}", file=sys.stderr)
@@ -82,55 +82,55 @@ def run_command(name: str, function: Callable[[DictConfig], Any]) -> None:
         except PeerLostError as lost:
             refuse(name, str(lost), PEER_LOST)
         except Exception as error:
-            if (sentence := error_message(name, error)) is None:
+            if (message := error_message(name, error)) is None:
                 raise
-            refuse(name, sentence)
+            refuse(name, message)
 
-    # Hydra prints exceptions of its own accord and exits with 1, unless told not to.
+    # Otherwise Hydra prints exceptions itself and exits with status 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    if (sentence := unknown_option(name, as_typed)) is not None:
-        refuse(name, sentence)
+    if (message := unknown_option(name, as_typed)) is not None:
+        refuse(name, message)
     sys.argv[1:] = to_hydra_overrides(as_typed)
     try:
         with sweep_report():
             job()
     except (HydraException, OmegaConfBaseException) as error:
-        sys.argv[1:] = as_typed  # what the sentence speaks of
+        sys.argv[1:] = as_typed  # the message quotes it
         refuse(name, error_message(name, error))
     except KeyboardInterrupt as interrupt:
-        told = "; ".join(["interrupted", *interrupt.args])
-        print(f"\ntokengrow {name}: {told}", file=sys.stderr)
+        message = "; ".join(["interrupted", *interrupt.args])
+        print(f"\ntokengrow {name}: {message}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
 def new_folder(out: str) -> Path:
-    """The folder of a verb's `out`, in which there is nothing yet.
+    """Return the directory of a verb's `out`, which must not exist or must be empty.
 
     Raises:
-        UserError: it holds something besides what a save that was killed leaves.
+        UserError: it holds something other than the incomplete checkpoint of a killed process.
     """
     folder = Path(out)
     if folder.exists() and any(not is_stale_partial(path) for path in folder.iterdir()):
-        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
+        raise UserError(f"out={out} exists. Choose another out=; nothing is overwritten.")
     return folder
 
 
 def new_file(out: str) -> Path:
-    """The file of a verb's `out`, which is not there yet.
+    """Return the file of a verb's `out`, which must not exist.
 
     Raises:
-        UserError: it is.
+        UserError: it exists.
     """
     if Path(out).exists():
-        raise UserError(f"out={out} exists already: choose another out=; nothing is overwritten")
+        raise UserError(f"out={out} exists. Choose another out=; nothing is overwritten.")
     return Path(out)
 
 
 def to_hydra_overrides(words: Sequence[str]) -> list[str]:
-    """The arguments of the command line in Hydra's grammar.
+    """Translate the words of the command line into Hydra's grammar.
 
-    `--json` is the key json of `tokengrow plan`. Hydra takes its overrides from one place alone,
-    so there it goes, wherever it was typed.
+    `--json` becomes the key json of `tokengrow plan`, next to the other overrides, because Hydra
+    reads overrides from one place only.
     """
     read = [each for word in words if word != "--json" for each in to_hydra_override(word)]
     if "--json" in words:
@@ -140,37 +140,36 @@ def to_hydra_overrides(words: Sequence[str]) -> list[str]:
 
 
 def to_hydra_override(word: str) -> list[str]:
-    """An argument of the command line in Hydra's grammar, for keys that are not plain values.
+    """Translate one word of the command line into Hydra's grammar.
 
-    A prompt is text, whatever it holds: it is quoted, and so are stop strings, and a path with an
-    equals sign or an umlaut; ~ in front of one is the user's folder. A stage has keys that the
-    recipe need not list, so they are added where they are not there; a change of nothing goes
-    before them, which Hydra refuses where the stage itself is not there.
+    Prompts, stop strings, and paths with an equals sign or a non-ASCII letter are quoted, and ~ at
+    the start of a path is expanded. Keys of a stage that the recipe does not list are added. An
+    empty change of the stage precedes them, which Hydra rejects if there is no such stage.
     """
     key, equals, value = word.partition("=")
     if equals and key == "prompt":
-        return [f"prompt={_as_text(value)}"]
+        return [f"prompt={_quote_text(value)}"]
     if equals and key == "stop":
-        return [f"stop={VALUE.sub(_stop_as_text, value)}"]
+        return [f"stop={VALUE.sub(_quote_stop, value)}"]
     if key in PATHS:
         value = re.sub(HOME, lambda _: str(Path.home()), value)
-        return [f"{key}{equals}{VALUE.sub(_path_as_text, value)}"]
+        return [f"{key}{equals}{VALUE.sub(_quote_path, value)}"]
     if stage := re.fullmatch(rf"(stages\.[^.]+)\.{STAGE_KEYS}", key):
         return [f"{stage[1]}={{}}", f"++{word}"]
     return [word]
 
 
-def _as_text(value: str) -> str:
+def _quote_text(value: str) -> str:
     # Hydra: a quote is escaped by a backslash, and backslashes before a quote are doubled.
     value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"'{value}'".replace("${", "\\${")
 
 
-def _stop_as_text(found: re.Match[str]) -> str:
-    return found[0] if found[0][0] in QUOTES else _as_text(found[0])
+def _quote_stop(found: re.Match[str]) -> str:
+    return found[0] if found[0][0] in QUOTES else _quote_text(found[0])
 
 
-def _path_as_text(found: re.Match[str]) -> str:
-    # Folders of a sweep are named optim.lr=0.001. Both Hydra reads inside of quotes alone.
+def _quote_path(found: re.Match[str]) -> str:
+    # Directories of a sweep have names like optim.lr=0.001. Hydra reads both only inside quotes.
     special = "=" in found[0] or not found[0].isascii()
     return f"'{found[0]}'" if special and found[0][0] not in QUOTES else found[0]

@@ -1,7 +1,8 @@
-"""A sweep: what its jobs share, a row for each of them, and at its end one table and sweep.csv.
+"""Sweeps: shared state of the jobs, a row per job, and a final table with sweep.csv.
 
-Jobs may run in other processes or on other machines, and may die there. Each therefore keeps its
-row in a file in the sweep's folder, and whoever started the sweep reads them all.
+Jobs may run in other processes or on other machines, and may be killed there. Each job therefore
+writes its row to a file in the directory of the sweep, and the process that started the sweep reads
+all of them.
 """
 
 import json
@@ -44,30 +45,30 @@ from tokengrow.training.trainer import FitResult
 
 TABLE_FILE = "sweep.csv"
 ROWS_FOLDER = ".jobs"
-"""Beside the jobs' folders: a JSON file for each of them."""
+"""Directory next to those of the jobs, with a JSON file per job."""
 
 FAILED_JOBS = 1
-"""Exit status of a sweep some of whose jobs failed."""
+"""Exit status of a sweep with failed jobs."""
 
 SWEEPS = "docs/sweeps.md"
-"""Where several devices for each job are explained."""
+"""Page on sweeps whose jobs use several devices."""
 
 
 @dataclass
 class Sweep(Callback):
-    """What the jobs of a sweep share. Hydra's launchers carry it into their processes."""
+    """State that the jobs of a sweep share; Hydra's launchers copy it to their processes."""
 
     folder: Path | None = None
-    """Of the sweep; None outside of one."""
+    """Directory of the sweep; None outside of one."""
     fixed: frozenset[str] = frozenset()
-    """Keys that the command line gives and does not vary."""
+    """Keys that the command line sets to one value."""
     began: int = 0
-    """ns since the epoch."""
+    """Start of the sweep, ns since the epoch."""
     made: list[Path] = field(default_factory=list)
-    """Folders that were not there before, innermost first."""
+    """Directories that the sweep created, innermost first."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuses what cannot be swept; then every job works in one folder."""
+        """Check the sweep, and give all jobs one directory."""
         overrides = _parsed(config.hydra.overrides.task)
         self.folder = Path(config.hydra.sweep.dir).resolve()
         try:
@@ -75,31 +76,31 @@ class Sweep(Callback):
             _check_holds_no_run(self.folder)
             for fabric in _fabrics(config, overrides):
                 check_processes(fabric, config.hydra.launcher)
-        except UserError as error:  # which Hydra would turn into a warning
+        except UserError as error:  # Hydra would turn it into a warning
             refuse(config.hydra.job.name, str(error))
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        given = {each.key_or_group: each for each in overrides}  # of two the later one counts
+        given = {each.key_or_group: each for each in overrides}  # the last one counts
         self.fixed = frozenset(key for key, each in given.items() if not each.is_sweep_override())
         self.began = time.time_ns()
-        # A job's own `out` may differ: it is made of its name, which comes from its recipe.
+        # The `out` of a job may differ, because it contains the name of its recipe.
         folder = QuotedString(text=str(self.folder), quote=Quote.single).with_quotes()
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
-        if "submitit_folder" in config.hydra.launcher:  # else nothing is seen until the table
+        if "submitit_folder" in config.hydra.launcher:  # otherwise nothing is shown until the table
             logs = Path(config.hydra.launcher.submitit_folder).resolve().parent
             Console(highlight=False, soft_wrap=True).print(f"{'logs':<11} {logs}", markup=False)
         _ACTIVE.set(self)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """In the job's process, which need not be the one that started the sweep."""
+        """Activate the sweep in the process of a job."""
         if self.folder is not None:
             _ACTIVE.set(self)
 
     def enter(self, number: int, overrides: Sequence[str]) -> Row:
-        """The row of a job that begins: what was known of it, and is not over.
+        """Return the row of a job that starts, with its tokens and time from earlier sweeps.
 
         Args:
-            number: of the job.
-            overrides: its own, as Hydra lists them.
+            number: number of the job.
+            overrides: overrides of the job, as Hydra lists them.
         """
         varied = [each for each in _parsed(overrides) if each.key_or_group not in self.fixed]
         settings = short_groups(
@@ -117,7 +118,7 @@ class Sweep(Callback):
         )
 
     def write(self, row: Row) -> None:
-        """Keeps a job's row; of several processes of a job the first one does."""
+        """Write the row of a job, in its first process."""
         if process_rank() > 0:
             return
         path = self._file(row.folder)
@@ -125,15 +126,15 @@ class Sweep(Callback):
         write_atomically(path, json.dumps(asdict(row), indent=2).encode())
 
     def rows(self) -> list[Row]:
-        """Of all jobs in the sweep's folder, best first; what is not done comes last."""
+        """Return the rows of all jobs in the directory, best first, unfinished ones last."""
         assert self.folder is not None
         rows = [self._row(path) for path in (self.folder / ROWS_FOLDER).glob("*.json")]
         return sorted(rows, key=lambda row: row.rank)
 
-    def forget_nothing_written(self) -> None:
-        """Removes what Hydra writes before it finds that a sweep cannot begin."""
+    def remove_empty_directories(self) -> None:
+        """Remove what Hydra wrote before the sweep failed to start."""
         if self.folder in self.made:
-            with suppress(OSError):  # something else is there by now
+            with suppress(OSError):  # other files were added
                 (self.folder / "multirun.yaml").unlink(missing_ok=True)
                 for folder in self.made:
                     folder.rmdir()
@@ -148,18 +149,18 @@ class Sweep(Callback):
 
 
 _ACTIVE: ContextVar[Sweep | None] = ContextVar("sweep", default=None)
-"""The sweep that is running, in the process that started it and in those of its jobs."""
+"""Running sweep, in the process that started it and in those of its jobs."""
 
 
 def run_job(config: DictConfig, train: Callable[[TrainConfig, Console], FitResult]) -> float | None:
-    """Runs one job of a sweep and keeps its row, whatever comes of it.
+    """Run one job of a sweep, and write its row whether it succeeds or fails.
 
     Args:
-        config: the job's.
-        climb: trains a run, showing its progress on a console.
+        config: composed config of the job.
+        train: trains a run, and shows progress on a console.
 
     Returns:
-        The objective, or None from a job that failed, which does not end the sweep.
+        The objective, or None if the job failed, which does not end the sweep.
     """
     sweep, hydra = _ACTIVE.get(), HydraConfig.get()
     assert sweep is not None and sweep.folder is not None
@@ -173,13 +174,13 @@ def run_job(config: DictConfig, train: Callable[[TrainConfig, Console], FitResul
         values = plain_values(config) | {"out": str(sweep.folder / before.folder)}
         check_processes(values["fabric"], hydra.launcher)
         result = train(resolve_train(values), _progress(hydra))
-        row = replace(before, **_figures(result))
-    except Stopped:  # by SIGTERM, which is meant for the sweep
+        row = replace(before, **_result_columns(result))
+    except Stopped:  # SIGTERM ends the sweep
         raise
     except Exception as error:
-        row = replace(before, status=FAILED, tokens=None, error=_reason(error))
+        row = replace(before, status=FAILED, tokens=None, error=_failure_reason(error))
     finally:
-        if row.status != DONE or row.tokens != before.tokens:  # else it was done before
+        if row.status != DONE or row.tokens != before.tokens:  # otherwise it was done before
             row = replace(row, seconds=before.seconds + time.perf_counter() - start)
         sweep.write(row)
     outcome = f"failed: {row.error}" if row.error else f"validation loss {row.loss:.5f}"
@@ -188,17 +189,17 @@ def run_job(config: DictConfig, train: Callable[[TrainConfig, Console], FitResul
 
 
 def check_processes(fabric: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
-    """Refuses jobs of several processes, unless the launcher starts as many.
+    """Check that the launcher starts all processes of a job.
 
-    Lightning would start the others by running the command line again, and each of them would run
-    the whole sweep.
+    Otherwise Lightning would start the others with the same command line, and each of them would
+    run the entire sweep.
 
     Args:
-        fabric: the section of a job's config.
-        launcher: Hydra's, with its settings.
+        fabric: the `fabric` section of a job.
+        launcher: settings of Hydra's launcher.
 
     Raises:
-        UserError: what the job wants is not what it gets.
+        UserError: the job needs another number of processes than the launcher starts.
     """
     started = {"devices": "tasks_per_node", "num_nodes": "nodes"}
     wanted = {key: fabric.get(key) for key in started}
@@ -206,27 +207,27 @@ def check_processes(fabric: Mapping[str, Any], launcher: Mapping[str, Any]) -> N
         for key, by in started.items():
             if wanted[key] not in (None, launcher[by]):
                 raise UserError(
-                    f"fabric.{key}={wanted[key]}, but each job of the sweep would have "
-                    f"hydra.launcher.{by}={launcher[by]}: set that to {wanted[key]}"
+                    f"hydra.launcher.{by} must be {wanted[key]}, the value of fabric.{key}, got "
+                    f"{launcher[by]}. Change one of them."
                 )
         return
     several = [f"fabric.{key}={value}" for key, value in wanted.items() if value not in (None, 1)]
     if fabric.get("strategy") not in (None, "auto") and wanted["devices"] is None:
-        several.append(f"fabric.strategy={fabric['strategy']} (which takes all GPUs)")
+        several.append(f"fabric.strategy={fabric['strategy']} (which uses all GPUs)")
     for by in started.values():
         if launcher.get(by, 1) != 1:
             several.append(f"hydra.launcher.{by}={launcher[by]}")
     if several:
         raise UserError(
-            f"{', '.join(several)}: a job of a sweep is one process on one device; set "
-            "fabric=single, or start the runs one after the other in a loop of the shell, or have "
-            f"Slurm start the processes of each job ({SWEEPS})"
+            f"A job of a sweep must be one process on one device, got {', '.join(several)}. Set "
+            "fabric=single, start the runs from a shell loop, or let Slurm start the processes of "
+            f"each job ({SWEEPS})."
         )
 
 
 @contextmanager
 def sweep_report() -> Iterator[None]:
-    """Ends a sweep with its table and sweep.csv, however it ends; other commands with nothing."""
+    """Write sweep.csv and print the table when the sweep in the block ends; else do nothing."""
     token = _ACTIVE.set(None)
     failed = 0
     try:
@@ -241,11 +242,11 @@ def sweep_report() -> Iterator[None]:
 
 
 def _report(sweep: Sweep) -> int:
-    """Writes and shows a sweep's end; gives the number of its jobs that failed."""
+    """Write sweep.csv, print the table, and return the number of failed jobs."""
     assert sweep.folder is not None
     rows = sweep.rows()
     if not rows:
-        sweep.forget_nothing_written()
+        sweep.remove_empty_directories()
         return 0
     path = sweep.folder / TABLE_FILE
     write_csv(rows, path)
@@ -261,13 +262,13 @@ def _report(sweep: Sweep) -> int:
     return len(failed)
 
 
-def _figures(result: FitResult) -> dict[str, Any]:
-    """What a row says of a job that is done."""
+def _result_columns(result: FitResult) -> dict[str, Any]:
+    """Return the columns of a finished job."""
     state = result.state
     loss = state.rung.loss_end
     assert loss is not None
     if not math.isfinite(loss):
-        raise UserError(f"the validation loss is {loss}: the run has diverged")
+        raise UserError(f"The validation loss is {loss}: the run diverged.")
     return {
         "status": DONE,
         "loss": loss,
@@ -277,40 +278,40 @@ def _figures(result: FitResult) -> dict[str, Any]:
     }
 
 
-def _reason(error: Exception) -> str:
-    """Why a job failed, in one line; of what is no wrong input, the traceback is printed too."""
-    if (sentence := error_message("train", error)) is not None:
-        return sentence
+def _failure_reason(error: Exception) -> str:
+    """Return why a job failed, in one line; print the traceback unless the input was wrong."""
+    if (message := error_message("train", error)) is not None:
+        return message
     traceback.print_exception(error)
     return (f"{type(error).__name__}: {error}".splitlines())[0]
 
 
 def _progress(hydra: Any) -> Console:
-    """Where a job shows its progress: nowhere beside others on the same terminal."""
-    beside_others = hydra.runtime.choices["hydra/launcher"] == "joblib"
-    return Console(quiet=beside_others or process_rank() > 0)
+    """Return the console of a job; a quiet one if jobs share the terminal."""
+    shares_terminal = hydra.runtime.choices["hydra/launcher"] == "joblib"
+    return Console(quiet=shares_terminal or process_rank() > 0)
 
 
 def _check_started_once() -> None:
-    """Refuses to be one of several processes, each of which would run the whole sweep."""
+    """Raise `UserError` if a launcher started several processes, each with the entire sweep."""
     launch = find_launch()
-    # Lightning's own children are found by no launcher: they get this variable.
+    # Lightning sets this variable for the processes that it starts.
     world = launch.devices * launch.num_nodes if launch else int(os.environ.get("WORLD_SIZE") or 1)
     if world > 1:
         raise UserError(
-            f"--multirun was started in {world} processes, each of which would run the whole "
-            "sweep: start it without torchrun, srun and fabric run"
+            f"--multirun must be started in one process, got {world}, each of which would run the "
+            "entire sweep. Start it without torchrun, srun or fabric run."
         )
 
 
 def _check_holds_no_run(folder: Path) -> None:
-    """Refuses to put jobs between the checkpoints of a run."""
+    """Raise `UserError` if the directory is that of a run."""
     if (folder / CONFIG_FILE).is_file():
-        raise UserError(f"out={folder} holds a run: give the sweep another out=")
+        raise UserError(f"out={folder} holds a run. Choose another out= for the sweep.")
 
 
 def _fabrics(config: DictConfig, overrides: Sequence[Override]) -> Iterator[dict[str, Any]]:
-    """The fabric section as it is, and with each value over which one of its keys is swept."""
+    """Yield the `fabric` section of every job."""
     fabric: Any = OmegaConf.to_container(config.fabric, resolve=True)
     yield fabric
     for each in overrides:

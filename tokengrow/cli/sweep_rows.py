@@ -1,4 +1,4 @@
-"""The rows of a sweep, one for each job: as a table, and as a CSV file."""
+"""Rows of a sweep, one per job: table and CSV file."""
 
 import csv
 import hashlib
@@ -17,54 +17,54 @@ from tokengrow.files import write_atomically
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 
-LONGEST_NAME = 120
-"""Characters of a job's folder; a longer one is cut, and ends with a hash of the whole."""
+MAX_NAME_LENGTH = 120
+"""Maximum length of a job's directory name; a longer one is cut and ends with its hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A job: what it set, and what came of it."""
+    """Settings and result of one job."""
 
     folder: str
-    """Of its run, in the sweep's."""
+    """Directory of its run, relative to that of the sweep."""
     settings: Mapping[str, str]
-    """The keys that the sweep varies, and their values in this job."""
+    """Keys that the sweep varies, with the values of this job."""
     job: int | None
-    """Its number; None: of an earlier sweep into the same folder."""
+    """Number of the job; None: an earlier sweep into the same directory ran it."""
     sweep: int
-    """When the sweep was started in which the job ran last, ns since the epoch."""
+    """Start of the last sweep that ran the job, ns since the epoch."""
     status: str = UNFINISHED
-    """done, failed, or unfinished: running, or killed."""
+    """done, failed, or unfinished (running or killed)."""
     error: str | None = None
-    """Why it failed."""
+    """Error message of a failed job."""
     loss: float | None = None
     """Last validation loss, nats per token: the objective."""
     parameters: int | None = None
-    """Of the last model."""
+    """Number of parameters of the last model."""
     tokens: int | None = None
-    """Trained on in all stages."""
+    """Tokens trained on in all stages."""
     flops: float | None = None
-    """Spent in all stages."""
+    """FLOPs spent in all stages."""
     seconds: float = 0.0
-    """Wall-clock time of the sessions that trained."""
+    """Wall-clock time of all training sessions, s."""
 
     @property
     def rank(self) -> tuple[float, int, int]:
-        """By which rows are sorted: best first, what is not done last."""
+        """Sort key: best loss first, unfinished jobs last."""
         return math.inf if self.loss is None else self.loss, self.sweep, self.job or 0
 
     @property
     def label(self) -> str:
-        """The settings, as typed."""
+        """Settings as typed on the command line."""
         return " ".join(f"{key}={value}" for key, value in self.settings.items())
 
 
 COLUMNS = ("loss", "parameters", "tokens", "flops", "seconds", "status", "error", "folder")
-"""Of sweep.csv, behind the job and the keys that were varied."""
+"""Columns of sweep.csv after the job number and the varied keys."""
 
 
 def short_groups(settings: Mapping[str, str]) -> dict[str, str]:
-    """Settings whose groups, `recipes/NAME/arm`, go by their last word, where that is one's own."""
+    """Shorten keys of groups, `recipes/NAME/arm`, to their last word if it is unique."""
     last = [key.rpartition("/")[2] for key in settings]
     return {
         word if last.count(word) == 1 else key: value
@@ -73,16 +73,16 @@ def short_groups(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def folder_name(settings: Mapping[str, str]) -> str:
-    """A job's folder, after what it sets: the same job is found again in a larger sweep."""
-    whole = ",".join(f"{key}={value}" for key, value in settings.items())
-    name = re.sub(r"[^\w.,=+-]", "_", whole)
-    if name == whole and len(name) <= LONGEST_NAME:
+    """Return the directory name of a job; the same settings give the same name in any sweep."""
+    full = ",".join(f"{key}={value}" for key, value in settings.items())
+    name = re.sub(r"[^\w.,=+-]", "_", full)
+    if name == full and len(name) <= MAX_NAME_LENGTH:
         return name
-    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return f"{name[:MAX_NAME_LENGTH]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes the rows, with a column for each key that one of them sets."""
+    """Write the rows as CSV, with a column per varied key."""
     keys = _keys(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, ["job", *keys, *COLUMNS], extrasaction="ignore")
@@ -93,7 +93,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def sweep_table(rows: Sequence[Row]) -> Table:
-    """One line per job; why one failed, and the folders, stand in sweep.csv."""
+    """Return a table with one line per job; sweep.csv also has error messages and directories."""
     keys = _keys(rows)
     headers = (
         *(key.replace(".", ".\n") for key in keys),
@@ -104,15 +104,15 @@ def sweep_table(rows: Sequence[Row]) -> Table:
         "seconds",
         "status",
     )
-    made = table("Jobs of the sweep, the best one first", "job", headers)
+    made = table("Jobs of the sweep, best first", "job", headers)
     for row in rows:
         made.add_row(
-            _shown(row.job, str),
+            _format(row.job, str),
             *(_short(row.settings.get(key, "")) for key in keys),
-            _shown(row.loss, "{:.5f}".format),
-            _shown(row.parameters, count),
-            _shown(row.tokens, count),
-            _shown(row.flops, power),
+            _format(row.loss, "{:.5f}".format),
+            _format(row.parameters, count),
+            _format(row.tokens, count),
+            _format(row.flops, power),
             three_digits(row.seconds),
             row.status,
         )
@@ -124,7 +124,7 @@ def _keys(rows: Sequence[Row]) -> list[str]:
 
 
 def _short(setting: str) -> str:
-    """A setting as its column shows it: a number that a sampler drew has four digits there."""
+    """Shorten a setting for its column: a long number gets four digits."""
     if len(setting) <= 8:
         return setting
     try:
@@ -133,5 +133,5 @@ def _short(setting: str) -> str:
         return setting
 
 
-def _shown(value: Any, how: Callable[[Any], str]) -> str:
-    return "-" if value is None else how(value)
+def _format(value: Any, formatter: Callable[[Any], str]) -> str:
+    return "-" if value is None else formatter(value)
