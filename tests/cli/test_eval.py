@@ -16,7 +16,7 @@ import torch
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.evaluation import harness_cli
 from tokengrow.evaluation.harness import TokengrowLM
-from tokengrow.evaluation.published import COLUMNS
+from tokengrow.evaluation.published_scores import METRICS
 from tokengrow.model.architectures import build_model
 from tokengrow.model.transformer import TransformerConfig
 
@@ -56,7 +56,7 @@ def test_tasks_are_a_table_beside_the_published_model(
     assert max(map(len, table.splitlines())) <= 80
     assert "the nearest published size, arXiv 2410.23168, Table 1" in outcome.out
     scores = {(score["task"], score["metric"]): score for score in found["scores"]}
-    assert set(COLUMNS) - set(scores) == {("arc_challenge", "acc_norm")}
+    assert set(METRICS) - set(scores) == {("arc_challenge", "acc_norm")}
     lambada = scores["lambada_openai", "acc"]
     assert (lambada["samples"], lambada["shots"], lambada["version"]) == (40, 0, 1.0)
     assert 0 <= lambada["value"] <= 1

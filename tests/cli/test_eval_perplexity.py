@@ -12,7 +12,7 @@ import pytest
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore
-from tokengrow.evaluation.perplexity import Perplexity, described, measure_perplexity
+from tokengrow.evaluation.perplexity import Perplexity, measure_perplexity, perplexity_caption
 from tokengrow.evaluation.scoring import Scorer
 
 Call = Callable[..., Any]
@@ -54,7 +54,7 @@ def test_the_held_out_text_of_the_run_is_measured(
     found = found_in(tmp_path / "eval")["perplexity"]
     assert found["text_sha256"] == expected.text_sha256
     assert figures_of(found) == pytest.approx(figures_of(expected.to_dict()), rel=1e-6)
-    assert described(Perplexity.from_dict(found)) in outcome.out
+    assert perplexity_caption(Perplexity.from_dict(found)) in outcome.out
     assert f"{found['bits_per_byte']:.5f}" in outcome.out
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.evaluation.perplexity import measure_perplexity
-from tokengrow.evaluation.responses import Responses
+from tokengrow.evaluation.response_cache import ResponseCache
 from tokengrow.evaluation.scoring import Scorer
 
 dist.init_process_group("gloo")
@@ -18,7 +18,7 @@ checkpoint = load_checkpoint(sys.argv[1])
 assert checkpoint.tokenizer
 tokenizer = Tokenizer.from_json(checkpoint.tokenizer)
 scorer, texts = Scorer(checkpoint.model.double()), sys.argv[3:]
-with Responses(Path(sys.argv[2])) as responses:
+with ResponseCache(Path(sys.argv[2])) as responses:
     found = measure_perplexity(texts, tokenizer, scorer, stride=9, responses=responses)
 Path(f"rank_{dist.get_rank()}.json").write_text(json.dumps(found.to_dict()))
 dist.destroy_process_group()

@@ -11,9 +11,9 @@ from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.evaluation.perplexity import Perplexity, measure_perplexity
-from tokengrow.evaluation.responses import Responses
+from tokengrow.evaluation.response_cache import ResponseCache
+from tokengrow.evaluation.rolling_windows import rolling_windows
 from tokengrow.evaluation.scoring import Scorer
-from tokengrow.evaluation.windows import windows_of
 
 WORKER = Path(__file__).parent / "perplexity_worker.py"
 
@@ -48,13 +48,13 @@ def test_two_processes_go_on_from_what_one_has_scored(
     source: Path, store: TokenStore, texts: list[str], tmp_path: Path
 ) -> None:
     scorer, kept = Scorer(load_checkpoint(source).model.double()), tmp_path / "kept"
-    with Responses(kept) as responses:
+    with ResponseCache(kept) as responses:
         measure_perplexity(texts[:2], store.tokenizer(), scorer, stride=9, responses=responses)
     (of_one,) = kept.iterdir()
     (_, whole) = measured_together(source, texts, tmp_path)
     new = [path for path in kept.iterdir() if path != of_one]
     lines = [line for path in new for line in path.read_text().splitlines()]
     rest = measure_perplexity(texts[2:], store.tokenizer(), scorer, stride=9)
-    assert len(lines) == len([*windows_of([0] * (rest.tokens + 1), rest.context_length, 9)])
+    assert len(lines) == len([*rolling_windows([0] * (rest.tokens + 1), rest.context_length, 9)])
     alone = measure_perplexity(texts, store.tokenizer(), scorer, stride=9)
     assert whole.nats == pytest.approx(alone.nats, rel=1e-12)

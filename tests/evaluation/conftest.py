@@ -11,14 +11,14 @@ import torch
 
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.store import TokenStore
-from tokengrow.evaluation.source import Evaluated
+from tokengrow.evaluation.loaded_model import LoadedModel
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 
 if TYPE_CHECKING:  # what needs no harness is tested where there is none, on a GPU say
     from lm_eval.api.instance import Instance
 
-Place = Callable[..., Evaluated]
+Place = Callable[..., LoadedModel]
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +50,11 @@ def judged(
 def placed(judged: Path) -> Place:
     """`placed(batch_size)`: that checkpoint on the CPU."""
 
-    def place(batch_size: int | None = None) -> Evaluated:
+    def place(batch_size: int | None = None) -> LoadedModel:
         cpu = torch.device("cpu")
-        return Evaluated.place(load_checkpoint(judged), cpu, "32-true", nullcontext, batch_size)
+        return LoadedModel.from_checkpoint(
+            load_checkpoint(judged), cpu, "32-true", nullcontext, batch_size
+        )
 
     return place
 
@@ -60,10 +62,10 @@ def placed(judged: Path) -> Place:
 @pytest.fixture(scope="session")
 def asked(task_files: Path) -> "Callable[..., Sequence[Instance]]":
     """`asked(task)`: what the harness asks a model for the questions of a task."""
-    from tokengrow.evaluation.harness_run import load_tasks, quiet
+    from tokengrow.evaluation.harness_tasks import load_tasks, silence_harness
 
     def requests(name: str, limit: int = 40) -> "Sequence[Instance]":
-        with quiet():
+        with silence_harness():
             (task,) = load_tasks([name], task_files).loaded["tasks"].values()
             task.build_all_requests(limit=limit)
         return task.instances

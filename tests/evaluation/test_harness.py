@@ -14,12 +14,12 @@ from lm_eval.api.registry import get_model
 
 from tokengrow.errors import UserError
 from tokengrow.evaluation.harness import TokengrowLM
-from tokengrow.evaluation.harness_run import load_tasks, run_tasks
-from tokengrow.evaluation.responses import Responses
+from tokengrow.evaluation.harness_tasks import load_tasks, run_tasks
+from tokengrow.evaluation.loaded_model import LoadedModel
+from tokengrow.evaluation.response_cache import ResponseCache
 from tokengrow.evaluation.scoring import Scorer, Window
-from tokengrow.evaluation.source import Evaluated
 
-Place = Callable[..., Evaluated]
+Place = Callable[..., LoadedModel]
 Asked = Callable[..., Sequence[Instance]]
 
 
@@ -27,7 +27,7 @@ def request(kind: str, *arguments: Any) -> Instance:
     return Instance(kind, doc={}, arguments=arguments, idx=0)
 
 
-def ids(model: Evaluated, text: str) -> list[int]:
+def ids(model: LoadedModel, text: str) -> list[int]:
     return model.tokenizer.encode(text)
 
 
@@ -210,11 +210,11 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(
             raise Killed
         return score_batch(self, batch)
 
-    with monkeypatch.context() as patch, Responses(tmp_path) as kept, pytest.raises(Killed):
+    with monkeypatch.context() as patch, ResponseCache(tmp_path) as kept, pytest.raises(Killed):
         patch.setattr(Scorer, "_score_batch", dies)
         TokengrowLM(placed(4), kept).loglikelihood(requests)
     asked_of_the_model.clear()
-    with Responses(tmp_path) as kept:
+    with ResponseCache(tmp_path) as kept:
         resumed = TokengrowLM(placed(4), kept).loglikelihood(requests)
     assert len(asked_of_the_model) == 40 - 5 * 4
     # Other batches than before: the same answers but for rounding.
@@ -228,7 +228,7 @@ def test_answers_of_each_kind_are_kept_bit_by_bit(
 ) -> None:
     answers = []
     for _ in range(2):
-        with Responses(tmp_path) as kept:
+        with ResponseCache(tmp_path) as kept:
             lm = TokengrowLM(placed(), kept)
             answers.append(
                 (
@@ -243,7 +243,7 @@ def test_answers_of_each_kind_are_kept_bit_by_bit(
 
 def test_what_is_drawn_is_not_kept(placed: Place, tmp_path: Path) -> None:
     requests = [request("generate_until", "import", DRAWN)] * 2
-    with Responses(tmp_path) as kept:
+    with ResponseCache(tmp_path) as kept:
         TokengrowLM(placed(), kept).generate_until(requests)
     assert not list(tmp_path.iterdir())
 

@@ -10,7 +10,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from tokengrow.errors import UserError
-from tokengrow.evaluation.harness_run import load_tasks, quiet
+from tokengrow.evaluation.harness_tasks import load_tasks, silence_harness
 
 Asked = Callable[..., Sequence[Instance]]
 
@@ -65,7 +65,7 @@ def test_rows_may_be_parquet(task_files: Path, tmp_path: Path) -> None:
     lines = (task_files / "ARC-Easy_test.jsonl").read_text().splitlines()
     rows = datasets.Dataset.from_list([json.loads(line) for line in lines])
     rows.to_parquet(tmp_path / "arc_challenge_test.parquet")
-    with quiet():
+    with silence_harness():
         loaded = load_tasks(["arc_challenge"], tmp_path)
         task = loaded.loaded["tasks"]["arc_challenge"]
         task.build_all_requests()
@@ -83,7 +83,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows(task_files: Path, tmp_pat
 
 
 def test_examples_come_from_the_training_split(task_files: Path) -> None:
-    with quiet():
+    with silence_harness():
         (task,) = load_tasks(["arc_easy"], task_files, num_fewshot=2).loaded["tasks"].values()
         task.build_all_requests()
     question = task.instances[0].args[0]

@@ -31,13 +31,13 @@ from tokengrow.evaluation.perplexity import (
     Perplexity,
     PerplexityConfig,
     count_words,
-    described,
-    documents_of,
     measure_perplexity,
+    perplexity_caption,
     perplexity_table,
+    select_documents,
 )
+from tokengrow.evaluation.rolling_windows import rolling_spans
 from tokengrow.evaluation.scoring import Scorer, Window
-from tokengrow.evaluation.windows import spans
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.parsing import parse_dataclass
@@ -157,16 +157,16 @@ class TestWorkedByHand:
 
 class TestSpans:
     def test_disjoint_ones_the_last_of_which_reads_as_much_as_the_others(self) -> None:
-        assert [*spans(10, 4, 4)] == [(0, 1, 4), (4, 5, 8), (6, 9, 10)]
+        assert [*rolling_spans(10, 4, 4)] == [(0, 1, 4), (4, 5, 8), (6, 9, 10)]
 
     def test_sliding_ones(self) -> None:
-        assert [*spans(10, 4, 2)] == [(0, 1, 4), (2, 5, 6), (4, 7, 8), (6, 9, 10)]
+        assert [*rolling_spans(10, 4, 2)] == [(0, 1, 4), (2, 5, 6), (4, 7, 8), (6, 9, 10)]
 
     def test_a_text_shorter_than_a_window_is_one(self) -> None:
-        assert [*spans(3, 4, 2)] == [(0, 1, 3)]
+        assert [*rolling_spans(3, 4, 2)] == [(0, 1, 3)]
 
     def test_nothing_has_none(self) -> None:
-        assert [*spans(0, 4, 2)] == []
+        assert [*rolling_spans(0, 4, 2)] == []
 
     @given(st.data())
     def test_every_token_is_predicted_once_from_as_much_as_the_stride_leaves(
@@ -174,7 +174,7 @@ class TestSpans:
     ) -> None:
         tokens, context_length = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 40))
         stride = data.draw(st.integers(1, context_length))
-        found = [*spans(tokens, context_length, stride)]
+        found = [*rolling_spans(tokens, context_length, stride)]
         assert [found[0].first, found[-1].last] == [1, tokens]
         assert all(after.first == before.last + 1 for before, after in pairwise(found))
         assert all(0 <= each.start < each.first <= each.last for each in found)
@@ -192,7 +192,7 @@ class TestSpans:
             [*range(1, tokens + 1)], 0, context_length, context_length - stride + 1
         )
         for (start, first, last), (read, predicted) in zip(
-            spans(tokens, context_length, stride), theirs, strict=True
+            rolling_spans(tokens, context_length, stride), theirs, strict=True
         ):
             assert [*range(start, last)] == read
             assert [*range(first, last + 1)] == predicted
@@ -255,7 +255,7 @@ def test_a_stream_cut_by_spans_is_what_training_validates_on(
 ) -> None:
     sequences = store.sequences("validation", 32)
     stream = sequences.tokens.read(0, len(sequences) * 32 + 1)
-    found = [*spans(len(stream) - 1, 32, 32)]
+    found = [*rolling_spans(len(stream) - 1, 32, 32)]
     cut = torch.stack([torch.from_numpy(stream[span.start : span.last + 1]) for span in found])
     batch = torch.stack([*sequences])
     assert torch.equal(cut, batch)
@@ -327,16 +327,16 @@ class TestDocuments:
         self, settings: dict[str, Any], expected: list[str]
     ) -> None:
         config = parse_dataclass(PerplexityConfig, settings, "perplexity")
-        assert [*documents_of(TEXT, config)] == expected
+        assert [*select_documents(TEXT, config)] == expected
 
     def test_up_to_a_number_of_documents(self) -> None:
-        assert [*documents_of(TEXT, PerplexityConfig(split="all"), 3)] == ["one", "two", "drei"]
+        assert [*select_documents(TEXT, PerplexityConfig(split="all"), 3)] == ["one", "two", "drei"]
 
     def test_a_split_without_documents_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"validation split .* perplexity\.split=all"):
-            documents_of(Documents(["one"], []), PerplexityConfig())
+            select_documents(Documents(["one"], []), PerplexityConfig())
         with pytest.raises(UserError, match="check data"):
-            documents_of(Documents([], []), PerplexityConfig(split="all"))
+            select_documents(Documents([], []), PerplexityConfig(split="all"))
 
 
 class TestRefused:
@@ -390,7 +390,7 @@ class TestShown:
         assert known("ab", "a") != known("a", "ab") != known("aba")
 
     def test_what_was_measured_is_told_in_two_lines(self) -> None:
-        assert described(self.found) == (
+        assert perplexity_caption(self.found) == (
             "2 documents: 10 bytes, 4 words, 7 tokens\nwindows of 4 tokens, 4 of them new"
         )
 

@@ -14,8 +14,8 @@ from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore
 from tokengrow.evaluation import perplexity
 from tokengrow.evaluation.perplexity import Perplexity, measure_perplexity
-from tokengrow.evaluation.responses import Responses
-from tokengrow.evaluation.scoring import Scored, Scorer, Window
+from tokengrow.evaluation.response_cache import ResponseCache
+from tokengrow.evaluation.scoring import Scorer, Window, WindowScore
 
 
 class Interrupted(Scorer):
@@ -25,7 +25,7 @@ class Interrupted(Scorer):
         super().__init__(load_checkpoint(source).model.double(), batch_size=1)
         self.left, self.asked = windows, 0
 
-    def score(self, windows: Sequence[Window], done: Any = None) -> list[Scored]:
+    def score(self, windows: Sequence[Window], done: Any = None) -> list[WindowScore]:
         self.asked += len(windows)
         found = super().score(windows[: self.left], done)
         if len(found) < len(windows):
@@ -45,7 +45,7 @@ def measure(store: TokenStore, texts: list[str], tmp_path: Path) -> Any:
     """`measure(scorer, ...)`: the perplexity of the texts, its windows kept in a folder."""
 
     def measured(scorer: Scorer, stride: int | None = None, **options: Any) -> Perplexity:
-        with Responses(tmp_path) as responses:
+        with ResponseCache(tmp_path) as responses:
             return measure_perplexity(
                 texts, store.tokenizer(), scorer, stride, responses=responses, **options
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokengrow.errors import UserError
 from tokengrow.evaluation import scoring
-from tokengrow.evaluation.scoring import Scored, Scorer, Window, read_batch_size
+from tokengrow.evaluation.scoring import Scorer, Window, WindowScore, parse_batch_size
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import LanguageModel
@@ -193,9 +193,9 @@ class TestForwardPasses:
             Scorer(self.Counting(fits=0), 4).score(windows)
 
     def test_each_result_is_told_once_as_soon_as_it_is_there(self, windows: list[Window]) -> None:
-        told: dict[int, Scored] = {}
+        told: dict[int, WindowScore] = {}
 
-        def note(index: int, scored: Scored) -> None:
+        def note(index: int, scored: WindowScore) -> None:
             assert told.setdefault(index, scored) is scored
             assert len(told) <= 4 * len(model.shapes)
 
@@ -220,10 +220,10 @@ def test_what_cannot_be_scored_is_refused(
 
 
 def test_a_batch_size_is_a_number_or_automatic() -> None:
-    assert [read_batch_size(given) for given in ("16", "auto")] == [16, None]
+    assert [parse_batch_size(given) for given in ("16", "auto")] == [16, None]
     for given in ("0", "-1", "many", "1.5", ""):
         with pytest.raises(UserError, match="batch_size must be auto or a number above 0"):
-            read_batch_size(given)
+            parse_batch_size(given)
 
 
 @pytest.mark.gpu

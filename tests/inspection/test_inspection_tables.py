@@ -16,7 +16,12 @@ from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
 from tokengrow.inspection.plots import plot_history, plot_tokens
-from tokengrow.inspection.tables import RULES, history_table, percent, tables
+from tokengrow.inspection.tables import (
+    DEFINITIONS,
+    format_percent,
+    history_table,
+    inspection_tables,
+)
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 
@@ -31,7 +36,7 @@ def printed(shown: Any, width: int = 80) -> list[str]:
 
 def words(inspection: Inspection, title: str) -> list[list[str]]:
     """The lines of the table of this title, cut at the spaces."""
-    (shown,) = [each for each in tables(inspection) if str(each.title).startswith(title)]
+    (shown,) = [each for each in inspection_tables(inspection) if str(each.title).startswith(title)]
     return [line.split() for line in printed(shown, 200) if line.strip()]
 
 
@@ -71,19 +76,23 @@ def test_every_table_of_a_large_model_fits_80_columns(
         for each in grown.generations
     ]
     found = replace(grown, checkpoint=checkpoint, generations=generations)
-    for shown in [*tables(found), history_table([found]), *tables(replace(found, text_tokens=0))]:
+    for shown in [
+        *inspection_tables(found),
+        history_table([found]),
+        *inspection_tables(replace(found, text_tokens=0)),
+    ]:
         lines = printed(shown, 80)
         assert max(map(len, lines)) <= 80
         assert not any("…" in line for line in lines), lines
 
 
 def test_the_lines_below_fit_too() -> None:
-    assert max(map(len, RULES)) <= 80
+    assert max(map(len, DEFINITIONS)) <= 80
 
 
 def test_a_share_has_the_same_decimals_whatever_its_size() -> None:
     shares = (1.0, 0.999999, 0.06, 0.00259, 0.00001, 0.000009, 0.0, None)
-    assert [percent(share) for share in shares] == [
+    assert [format_percent(share) for share in shares] == [
         "100", "99.999", "6.000", "0.259", "0.001", "<0.001", "0", "-",
     ]  # fmt: skip
 
@@ -114,7 +123,7 @@ def test_a_row_says_what_the_tokens_of_a_growth_do(grown: Inspection) -> None:
 def test_a_model_of_one_generation_has_no_table_of_what_a_growth_brought(
     sources: list[Checkpoint],
 ) -> None:
-    titles = [str(each.title) for each in tables(inspect_checkpoint(sources[0], TEXT))]
+    titles = [str(each.title) for each in inspection_tables(inspect_checkpoint(sources[0], TEXT))]
     assert not any("growth brought" in title or title == "Lineage" for title in titles)
     assert any(title.startswith("Effective number") for title in titles)
 
@@ -135,7 +144,7 @@ def test_a_history_has_a_row_per_checkpoint_and_dashes_before_a_growth(
 ) -> None:
     past = [inspect_checkpoint(source, TEXT) for source in sources]
     *_, before, after = [line.split() for line in printed(history_table(past)) if line.strip()]
-    assert before == ["20", "100", "-", f"{100 * past[0].dead()[0] / 96:.1f}%"]
+    assert before == ["20", "100", "-", f"{100 * past[0].dead_tokens()[0] / 96:.1f}%"]
     assert after[0] == "20"
     roles = past[1].shares().values()
     assert after[2] == f"{100 * sum(share[1] for share in roles) / 5:.3f}"

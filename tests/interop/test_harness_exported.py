@@ -14,9 +14,9 @@ from torch import nn
 
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.evaluation.harness import TokengrowLM
-from tokengrow.evaluation.harness_run import load_tasks, quiet
+from tokengrow.evaluation.harness_tasks import load_tasks, silence_harness
+from tokengrow.evaluation.loaded_model import LoadedModel
 from tokengrow.evaluation.scoring import Scorer
-from tokengrow.evaluation.source import Evaluated
 
 TASK_FILES = Path(__file__).parents[1] / "evaluation" / "data"
 """With the first 40 questions of LAMBADA and PIQA."""
@@ -42,11 +42,11 @@ def pair(
     folder = written(tmp_path_factory.mktemp("judged") / "hf", source)
     words = hub.AutoTokenizer.from_pretrained(folder)
     theirs = HFLM(load(folder), tokenizer=words, batch_size=7, max_length=768)
-    return Pair(TokengrowLM(Evaluated(tokenizer, Scorer(source.model, 16))), theirs)
+    return Pair(TokengrowLM(LoadedModel(tokenizer, Scorer(source.model, 16))), theirs)
 
 
 def questions(task: str) -> Sequence[Instance]:
-    with quiet():
+    with silence_harness():
         (loaded,) = load_tasks([task], TASK_FILES).loaded["tasks"].values()
         loaded.build_all_requests(limit=40)
     return loaded.instances

@@ -29,32 +29,32 @@ from tokengrow.distributed.fabric import FabricConfig, build_fabric, started_by
 from tokengrow.distributed.launch import process_rank
 from tokengrow.distributed.peer_failure import monitor_peers
 from tokengrow.errors import UserError
+from tokengrow.evaluation.loaded_model import LoadedModel, model_key
 from tokengrow.evaluation.perplexity import (
     Perplexity,
     PerplexityConfig,
-    described,
-    documents_of,
     measure_perplexity,
+    perplexity_caption,
     perplexity_table,
+    select_documents,
 )
-from tokengrow.evaluation.published import SOURCE, nearest_published
-from tokengrow.evaluation.responses import Responses
+from tokengrow.evaluation.published_scores import CITATION, nearest_published_model
+from tokengrow.evaluation.response_cache import ResponseCache
 from tokengrow.evaluation.results import (
     PERPLEXITY,
-    RESPONSES,
-    default_folder,
+    RESPONSES_FOLDER,
+    default_results_folder,
     describe_checkpoint,
     read_results,
     results_file,
     write_results,
 )
 from tokengrow.evaluation.scores import Score, score_table
-from tokengrow.evaluation.scoring import read_batch_size
-from tokengrow.evaluation.source import Evaluated, answer_key
+from tokengrow.evaluation.scoring import parse_batch_size
 from tokengrow.parsing import parse_dataclass
 
 if TYPE_CHECKING:  # the harness is an extra, imported only for its tasks
-    from tokengrow.evaluation.harness_run import Tasks
+    from tokengrow.evaluation.harness_tasks import HarnessTasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class EvalArguments:
             )
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"num_fewshot must be 0 or more, got {self.num_fewshot}.")
-        read_batch_size(self.batch_size)
+        parse_batch_size(self.batch_size)
         if self.fabric.strategy == "fsdp2":
             raise UserError(
                 "fabric.strategy must be auto or ddp, got fsdp2: every device holds the full model."
@@ -113,7 +113,7 @@ class EvalArguments:
 class EvalPlan:
     """Tasks and text of an evaluation, read before a device is used."""
 
-    tasks: "Tasks | None"
+    tasks: "HarnessTasks | None"
     """Tasks of the harness; None: none requested."""
     text: Text | None
     """Text of perplexity; None: not requested."""
@@ -145,8 +145,8 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         checkpoint = load_source(arguments.source)
         assert checkpoint.folder is not None
         plan = plan_evaluation(arguments, checkpoint)
-    key = answer_key(checkpoint, arguments.fabric.chosen_precision)
-    out = Path(arguments.out) if arguments.out else default_folder(checkpoint.folder)
+    key = model_key(checkpoint, arguments.fabric.chosen_precision)
+    out = Path(arguments.out) if arguments.out else default_results_folder(checkpoint.folder)
     if out.exists() and not out.is_dir():
         raise UserError(f"out must be a directory, got the file {out}. Choose another out=.")
     path = results_file(out, checkpoint.folder, key, plan.settings)
@@ -156,10 +156,14 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
     begun, since = datetime.now(UTC), time.monotonic()
     fabric = build_fabric(arguments.fabric)
     with monitor_peers(started_by(fabric)):
-        precision, rows = arguments.fabric.chosen_precision, read_batch_size(arguments.batch_size)
-        model = Evaluated.place(checkpoint, fabric.device, precision, fabric.autocast, rows)
+        precision, rows = arguments.fabric.chosen_precision, parse_batch_size(arguments.batch_size)
+        model = LoadedModel.from_checkpoint(
+            checkpoint, fabric.device, precision, fabric.autocast, rows
+        )
         try:
-            found = run_evaluation(model, plan, arguments, out / RESPONSES / key[:16], console)
+            found = run_evaluation(
+                model, plan, arguments, out / RESPONSES_FOLDER / key[:16], console
+            )
         except KeyboardInterrupt:
             hint = "answers so far are kept; the same command resumes"
             raise KeyboardInterrupt(hint) from None
@@ -193,7 +197,7 @@ def plan_evaluation(arguments: EvalArguments, checkpoint: Checkpoint) -> EvalPla
                 "tasks of the lm-evaluation-harness need an extra: pip install 'tokengrow[eval]'. "
                 "tasks=[perplexity] does not."
             )
-        from tokengrow.evaluation.harness_run import load_tasks
+        from tokengrow.evaluation.harness_tasks import load_tasks
 
         data_dir = Path(arguments.data_dir) if arguments.data_dir else None
         tasks = load_tasks(names, data_dir, arguments.num_fewshot)
@@ -208,7 +212,7 @@ def plan_evaluation(arguments: EvalArguments, checkpoint: Checkpoint) -> EvalPla
 
 
 def run_evaluation(
-    model: Evaluated, plan: EvalPlan, arguments: EvalArguments, folder: Path, console: Console
+    model: LoadedModel, plan: EvalPlan, arguments: EvalArguments, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Return the scores and the perplexity.
 
@@ -220,17 +224,17 @@ def run_evaluation(
         console: receives progress.
     """
     found: dict[str, Any] = {}
-    with Responses(folder) as responses:
+    with ResponseCache(folder) as responses:
         if plan.tasks is not None:
             from tokengrow.evaluation.harness import TokengrowLM
-            from tokengrow.evaluation.harness_run import run_tasks
+            from tokengrow.evaluation.harness_tasks import run_tasks
 
             lm = TokengrowLM(model, responses, console)
             scores = run_tasks(lm, plan.tasks, arguments.limit)
             found["scores"] = [asdict(score) for score in scores]
         if plan.text is not None:
             limit = None if arguments.limit is None else int(arguments.limit)
-            documents = documents_of(plan.text, arguments.perplexity, limit)
+            documents = select_documents(plan.text, arguments.perplexity, limit)
             stride = arguments.perplexity.stride
             scorer, tokenizer = model.scorer, model.tokenizer
             measured = measure_perplexity(
@@ -245,13 +249,13 @@ def show(console: Console, results: dict[str, Any], path: Path) -> None:
     checkpoint = results["checkpoint"]
     console.print(f"{checkpoint['folder']}: {count(checkpoint['parameters'])} parameters\n")
     if "scores" in results:
-        near = nearest_published(checkpoint["parameters"])
+        near = nearest_published_model(checkpoint["parameters"])
         console.print(score_table([Score(**score) for score in results["scores"]], near))
-        console.print(f"{near.name}: the nearest published size, {SOURCE}\n")
+        console.print(f"{near.name}: the nearest published size, {CITATION}\n")
     if PERPLEXITY in results:
         measured = Perplexity.from_dict(results[PERPLEXITY])
         console.print(perplexity_table(measured))
-        console.print(f"{described(measured)}\n")
+        console.print(f"{perplexity_caption(measured)}\n")
     console.print(f"results  {path}")
 
 

@@ -21,7 +21,7 @@ from tokengrow.errors import UserError
 from tokengrow.files import atomic_directory
 from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
 from tokengrow.inspection.plots import plot_history, plot_tokens
-from tokengrow.inspection.tables import RULES, history_table, tables
+from tokengrow.inspection.tables import DEFINITIONS, history_table, inspection_tables
 from tokengrow.model.config import ModelConfig
 from tokengrow.parsing import parse_dataclass
 
@@ -57,11 +57,11 @@ def main(config: DictConfig) -> None:
     if arguments.history and problem:
         raise UserError(f"history=true needs a text. {problem}")
     past = _inspected([*earlier, newest], ids, console)
-    for shown in tables(past[-1]):
+    for shown in inspection_tables(past[-1]):
         console.print(shown)
     if arguments.history:
         console.print(history_table(past))
-    for line in RULES if ids is not None else [problem]:
+    for line in DEFINITIONS if ids is not None else [problem]:
         console.print(line, highlight=False, soft_wrap=True)
     if out:
         for path in _write(out, past, arguments.history):

@@ -25,10 +25,10 @@ from tokengrow.console.progress import Advance, counted
 from tokengrow.distributed.collectives import all_gather_object, barrier, rank, world_size
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.errors import UserError
-from tokengrow.evaluation.responses import Responses
-from tokengrow.evaluation.scoring import Scored, Window, read_batch_size
-from tokengrow.evaluation.source import Evaluated
-from tokengrow.evaluation.windows import windows_of
+from tokengrow.evaluation.loaded_model import LoadedModel
+from tokengrow.evaluation.response_cache import ResponseCache
+from tokengrow.evaluation.rolling_windows import rolling_windows
+from tokengrow.evaluation.scoring import Window, WindowScore, parse_batch_size
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.generation.text_generation import complete
 from tokengrow.parsing import parse_dataclass
@@ -75,15 +75,15 @@ class TokengrowLM(TemplateLM):
 
     def __init__(
         self,
-        model: Evaluated,
-        responses: Responses | None = None,
+        model: LoadedModel,
+        responses: ResponseCache | None = None,
         console: Console | None = None,
     ) -> None:
         super().__init__()
         self._rank, self._world_size = rank(), world_size()
         self._device = model.scorer.device
         self._model, self._tokenizer, self._scorer = model.model, model.tokenizer, model.scorer
-        self._responses = responses or Responses()
+        self._responses = responses or ResponseCache()
         self._console = console or Console(quiet=True)
         self._advance: Advance = lambda: None
 
@@ -110,7 +110,7 @@ class TokengrowLM(TemplateLM):
         options = {key: value for key, value in (additional_config or {}).items() if value}
         given = parse_dataclass(ModelArguments, {**options, **arg_dict}, "model_args")
         measured = given.batch_size.startswith("auto:")
-        rows = read_batch_size("auto" if measured else given.batch_size)
+        rows = parse_batch_size("auto" if measured else given.batch_size)
         device = given.device.removesuffix(":0")
         if ":" in device:
             raise UserError(
@@ -125,7 +125,7 @@ class TokengrowLM(TemplateLM):
         checkpoint = load_checkpoint(given.source)
         fabric = build_fabric(config)
         precision, autocast = config.chosen_precision, fabric.autocast
-        model = Evaluated.place(checkpoint, fabric.device, precision, autocast, rows)
+        model = LoadedModel.from_checkpoint(checkpoint, fabric.device, precision, autocast, rows)
         return cls(model, console=Console(stderr=True, quiet=rank() > 0))
 
     # Tokens
@@ -245,7 +245,7 @@ class TokengrowLM(TemplateLM):
         """
         if len(after) <= self.max_length:
             return [Window(context, after)] if after else []
-        return list(windows_of([context[-1], *after], self.max_length, self.max_length))
+        return list(rolling_windows([context[-1], *after], self.max_length, self.max_length))
 
     def _scored(
         self, requests: Sequence[Sequence[Window]], done: Callable[[int, Answer], None]
@@ -257,10 +257,10 @@ class TokengrowLM(TemplateLM):
             done: called with the number and the answer of a request that is done.
         """
         flat = [(number, window) for number, own in enumerate(requests) for window in own]
-        parts: dict[int, list[Scored]] = defaultdict(list)
+        parts: dict[int, list[WindowScore]] = defaultdict(list)
         answers: dict[int, Answer] = {}
 
-        def note(index: int, scored: Scored) -> None:
+        def note(index: int, scored: WindowScore) -> None:
             number = flat[index][0]
             parts[number].append(scored)
             if len(parts[number]) == len(requests[number]):

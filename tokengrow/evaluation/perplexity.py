@@ -26,9 +26,9 @@ from tokengrow.data.store_writer import BATCH_CHARACTERS, batches
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.collectives import all_gather_object, rank, world_size
 from tokengrow.errors import UserError
-from tokengrow.evaluation.responses import Responses
-from tokengrow.evaluation.scoring import Scored, Scorer, Window
-from tokengrow.evaluation.windows import windows_of
+from tokengrow.evaluation.response_cache import ResponseCache
+from tokengrow.evaluation.rolling_windows import rolling_windows
+from tokengrow.evaluation.scoring import Scorer, Window, WindowScore
 
 TOKENS_AT_ONCE = 2**17
 """Read by the windows that a rank scores at once: memory for ids, and many batches."""
@@ -131,7 +131,9 @@ class Perplexity:
         return cls(**sums | {"nats": math.nan if sums["nats"] is None else sums["nats"]})
 
 
-def documents_of(text: Text, config: PerplexityConfig, limit: int | None = None) -> Iterator[str]:
+def select_documents(
+    text: Text, config: PerplexityConfig, limit: int | None = None
+) -> Iterator[str]:
     """The documents to measure, up to a number of them, or of bytes, whichever comes first.
 
     Args:
@@ -175,7 +177,7 @@ def measure_perplexity(
     scorer: Scorer,
     stride: int | None = None,
     *,
-    responses: Responses | None = None,
+    responses: ResponseCache | None = None,
     console: Console | None = None,
 ) -> Perplexity:
     """Measures a model on documents, which are read and forgotten one after another.
@@ -201,7 +203,7 @@ def measure_perplexity(
             f"{context_length}: give {context_length} at most"
         )
     run = _Run(tokenizer, context_length, stride or context_length)
-    mine, kept = slice(rank(), None, world_size()), responses or Responses()
+    mine, kept = slice(rank(), None, world_size()), responses or ResponseCache()
     begun = 0.0
     with doing(console or Console(quiet=True), "perplexity: reading the text") as say:
 
@@ -217,7 +219,7 @@ def measure_perplexity(
             if run.scored:
                 show(run.nats / run.scored, min(run.scored * world_size(), run.tokens))
 
-        def done(windows: Sequence[Window], index: int, scored: Scored) -> None:
+        def done(windows: Sequence[Window], index: int, scored: WindowScore) -> None:
             window = windows[index]
             kept.add(KIND, (window.context, window.continuation), scored.log_likelihood)
             run.asked += len(window.continuation)
@@ -262,9 +264,9 @@ class _Run:
                 self.words += count_words(text)
                 self.tokens += len(ids)
                 at = [self._tokenizer.end_of_text, *ids]
-                yield from windows_of(at, self._context_length, self._stride)
+                yield from rolling_windows(at, self._context_length, self._stride)
 
-    def without_known(self, windows: Sequence[Window], responses: Responses) -> list[Window]:
+    def without_known(self, windows: Sequence[Window], responses: ResponseCache) -> list[Window]:
         """Those that are not known yet; the others are counted."""
         new = []
         for window in windows:
@@ -325,7 +327,7 @@ def perplexity_table(found: Perplexity) -> Table:
     return rows
 
 
-def described(found: Perplexity) -> str:
+def perplexity_caption(found: Perplexity) -> str:
     """What was measured, and how: two lines for under the table."""
     documents = f"{found.documents:,} document{'s' * (found.documents != 1)}"
     return (

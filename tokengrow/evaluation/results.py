@@ -17,11 +17,11 @@ PERPLEXITY = "perplexity"
 """The one task that is not the harness's."""
 FOLDER = "eval"
 """Of the results, in a run."""
-RESPONSES = "responses"
+RESPONSES_FOLDER = "responses"
 """Folder beside the results in which answers are kept as they come."""
 
 
-def default_folder(checkpoint: Path) -> Path:
+def default_results_folder(checkpoint: Path) -> Path:
     """Where the results of a checkpoint go: `eval` in its run, or beside a bare checkpoint."""
     if checkpoint in step_folders(checkpoint.parent):
         return checkpoint.parent / FOLDER
@@ -34,7 +34,7 @@ def results_file(folder: Path, checkpoint: Path, key: str, settings: Mapping[str
     Args:
         folder: of the results.
         checkpoint: that is evaluated.
-        key: of its answers, as `answer_key` gives it.
+        key: of its answers, as `model_key` gives it.
         settings: what is asked, as JSON values.
     """
     digest = sha256(json.dumps([key, settings], sort_keys=True).encode()).hexdigest()
@@ -60,7 +60,7 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def results_files(run: Path) -> list[Path]:
-    """The results that lie in a run, where `default_folder` puts them."""
+    """The results that lie in a run, where `default_results_folder` puts them."""
     return sorted((run / FOLDER).glob("step_*.json"))
 
 

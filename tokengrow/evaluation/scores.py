@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow.console.format import table
-from tokengrow.evaluation.published import Published
+from tokengrow.evaluation.published_scores import PublishedModel
 
 IN_FOUR_PLACES = ("bits_per_byte", "bits per byte")
 """A metric whose differences are small: the harness's name of it, and our own."""
@@ -34,7 +34,7 @@ class Score:
     """Of the task's definition."""
 
 
-def score_table(scores: Sequence[Score], published: Published) -> Table:
+def score_table(scores: Sequence[Score], published: PublishedModel) -> Table:
     """A row for each figure, beside that of a published model where there is one.
 
     Args:
@@ -46,30 +46,30 @@ def score_table(scores: Sequence[Score], published: Published) -> Table:
     for score in scores:
         first, task = score.task != task, score.task
         figure = None if score.shots else published.figures.get((score.task, score.metric))
-        if figure is not None and in_per_cent(score.metric):
+        if figure is not None and is_percentage(score.metric):
             figure /= 100
         rows.add_row(
             score.task if first else "",
-            metric_text(score.metric),
+            metric_label(score.metric),
             str(score.shots) if first else "",
             f"{score.samples:,}" if first else "",
-            *(figure_text(score.metric, each) for each in (score.value, score.error, figure)),
+            *(format_value(score.metric, each) for each in (score.value, score.error, figure)),
         )
     return rows
 
 
-def in_per_cent(metric: str) -> bool:
+def is_percentage(metric: str) -> bool:
     """Whether a metric is a share of 1, shown in per cent."""
     return metric.startswith(("acc", "exact_match", "f1"))
 
 
-def metric_text(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """A metric's name with its unit."""
-    return f"{metric} %" if in_per_cent(metric) else metric
+    return f"{metric} %" if is_percentage(metric) else metric
 
 
-def figure_text(metric: str, value: float | None) -> str:
-    """A figure as people read it, in the unit of `metric_text`.
+def format_value(metric: str, value: float | None) -> str:
+    """A figure as people read it, in the unit of `metric_label`.
 
     Args:
         metric: the harness's name.
@@ -77,14 +77,14 @@ def figure_text(metric: str, value: float | None) -> str:
     """
     if value is None:
         return "-"
-    if in_per_cent(metric):
+    if is_percentage(metric):
         return f"{100 * value:.1f}"
     if metric.startswith(IN_FOUR_PLACES):
         return f"{value:.4f}"
     return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.2e}"
 
 
-def figure_and_error(metric: str, value: float | None, error: float | None) -> str:
+def format_value_and_error(metric: str, value: float | None, error: float | None) -> str:
     """`49.3 ± 4.1`; the figure alone where it has no error, a dash where there is no figure."""
-    shown = figure_text(metric, value)
-    return shown if value is None or error is None else f"{shown} ± {figure_text(metric, error)}"
+    shown = format_value(metric, value)
+    return shown if value is None or error is None else f"{shown} ± {format_value(metric, error)}"

@@ -42,7 +42,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Scored:
+class WindowScore:
     """How likely a window's continuation is."""
 
     log_probabilities: tuple[float, ...]
@@ -62,7 +62,7 @@ class _Row:
     """Index of a window and its continuation, whose last token is not among `ids`."""
 
 
-def read_batch_size(text: str) -> int | None:
+def parse_batch_size(text: str) -> int | None:
     """Rows of a batch, as a user writes them; None: `auto`.
 
     Raises:
@@ -96,8 +96,8 @@ class Scorer:
 
     @torch.no_grad()
     def score(
-        self, windows: Sequence[Window], done: Callable[[int, Scored], None] | None = None
-    ) -> list[Scored]:
+        self, windows: Sequence[Window], done: Callable[[int, WindowScore], None] | None = None
+    ) -> list[WindowScore]:
         """Scores all windows.
 
         A batch that does not fit into the memory of the device is halved until it does, and so are
@@ -114,7 +114,7 @@ class Scorer:
             ValueError: a window without context or continuation, or with a continuation longer than
                 the model's context length.
         """
-        results: dict[int, Scored] = {}
+        results: dict[int, WindowScore] = {}
         rows, begin = self._rows(windows), 0
         while begin < len(rows):
             batch = rows[begin : begin + self._batch_size(len(rows[begin].ids))]
@@ -150,7 +150,7 @@ class Scorer:
             rows.setdefault(ids, _Row(ids, [])).asked.append((index, continuation))
         return sorted(rows.values(), key=lambda row: -len(row.ids))
 
-    def _score_batch(self, batch: Sequence[_Row]) -> list[tuple[int, Scored]]:
+    def _score_batch(self, batch: Sequence[_Row]) -> list[tuple[int, WindowScore]]:
         """(index, result) of the windows of a batch's rows."""
         ids = torch.full((len(batch), len(batch[0].ids)), PADDING)  # [B, T]
         for row, source in zip(ids, batch, strict=True):
@@ -162,7 +162,7 @@ class Scorer:
         answers = self._look_up(hidden_states, _places(batch))
         found, likeliest = (each.split(lengths) for each in answers)
         return [
-            (index, Scored(tuple(log.tolist()), log.double().sum().item(), bool(best.all())))
+            (index, WindowScore(tuple(log.tolist()), log.double().sum().item(), bool(best.all())))
             for (index, _), log, best in zip(windows, found, likeliest, strict=True)
         ]
 

@@ -37,7 +37,7 @@ PARTS = ("key", "value")
 
 
 @dataclass(frozen=True)
-class Part:
+class RoleParameters:
     """The tensors of one role, in all layers together."""
 
     role: str
@@ -68,7 +68,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class LayerActivity:
+class ActivitySummary:
     """What the tokens of one layer do on the text."""
 
     contribution: list[float]
@@ -84,7 +84,7 @@ class LayerActivity:
 
 
 @dataclass(frozen=True)
-class LayerTokens:
+class LayerSummary:
     """The parameter tokens of one Pattention layer."""
 
     layer: int
@@ -97,7 +97,7 @@ class LayerTokens:
     """[G] root mean square of their keys' lengths; 0 where there are none."""
     value_norm: list[float]
     """[G] likewise of their values."""
-    activity: LayerActivity | None
+    activity: ActivitySummary | None
     """What they do; None: no text was given."""
 
 
@@ -109,11 +109,11 @@ class Inspection:
     """Without its tensors."""
     dtypes: list[str]
     """Of the weights."""
-    parts: list[Part]
+    parts: list[RoleParameters]
     """Parameters by role, in the order of the model."""
     generations: list[Generation]
     """Birth and every growth and pruning; empty for a model without parameter tokens."""
-    layers: list[LayerTokens]
+    layers: list[LayerSummary]
     """Every Pattention layer."""
     text_tokens: int
     """On which contributions were measured; 0: on none."""
@@ -123,14 +123,14 @@ class Inspection:
     def shares(self) -> dict[str, list[float]]:
         """[G] share of the contribution of each generation, by role, in sum over the layers; all 0
         where nothing contributes."""
-        return {role: of_all(self._contributions(role)) for role in ROLES}
+        return {role: fractions(self._contributions(role)) for role in ROLES}
 
     def mean_shares(self) -> list[float]:
         """[G] the mean of `shares` over the roles."""
         columns = zip(*self.shares().values(), strict=True)
         return [sum(column) / len(ROLES) for column in columns]
 
-    def dead(self) -> list[int]:
+    def dead_tokens(self) -> list[int]:
         """[G] dead tokens of each generation in the whole model."""
         each = [layer.activity.dead for layer in self.layers if layer.activity]
         return [sum(column) for column in zip(*each, strict=True)]
@@ -144,7 +144,7 @@ class Inspection:
         return {
             "step": self.checkpoint.step,
             "tokens": [generation.tokens for generation in self.generations],
-            "dead": self.dead(),
+            "dead": self.dead_tokens(),
             "shares": self.shares(),
         }
 
@@ -207,7 +207,7 @@ def inspect_checkpoint(
     return Inspection(
         checkpoint=checkpoint.without_tensors(),
         dtypes=list(dtypes),
-        parts=parts(shapes),
+        parts=role_parameters(shapes),
         generations=_generations(checkpoint, counts),
         layers=[_layer(at, each, norms, activity.get(at)) for at, each in counts.items()],
         text_tokens=ids.numel() if activity and ids is not None else 0,
@@ -215,7 +215,7 @@ def inspect_checkpoint(
     )
 
 
-def parts(shapes: Mapping[str, Sequence[int]]) -> list[Part]:
+def role_parameters(shapes: Mapping[str, Sequence[int]]) -> list[RoleParameters]:
     """Parameters by role: the embedding, the roles of a block, then all else.
 
     Args:
@@ -231,17 +231,17 @@ def parts(shapes: Mapping[str, Sequence[int]]) -> list[Part]:
     return [_part(role, groups[role]) for role in roles]
 
 
-def _part(role: str, shapes: Mapping[str, Sequence[int]]) -> Part:
+def _part(role: str, shapes: Mapping[str, Sequence[int]]) -> RoleParameters:
     """The part that the tensors of one role are."""
     size = sum(math.prod(shape) for shape in shapes.values())
     of = {role_and_part(name)[1]: shape for name, shape in shapes.items()}
     if of.keys() == {"key", "value"}:
-        return Part(role, of["key"][0], of["key"][1], of["value"][1], size)
+        return RoleParameters(role, of["key"][0], of["key"][1], of["value"][1], size)
     widest = max(shapes.values(), key=len)  # the matrix, beside its bias
     if len(widest) == 1:
-        return Part(role, None, None, widest[0], size)
+        return RoleParameters(role, None, None, widest[0], size)
     d_out, d_in = reversed(widest) if role == "embedding" else widest
-    return Part(role, None, d_in, d_out, size)
+    return RoleParameters(role, None, d_in, d_out, size)
 
 
 def _generations(checkpoint: Checkpoint, counts: Generations) -> list[Generation]:
@@ -285,7 +285,7 @@ def _layer(
     counts: Sequence[int],
     norms: Mapping[str, list[float]],
     activity: Activity | None,
-) -> LayerTokens:
+) -> LayerSummary:
     """The tokens of one layer, by generation.
 
     Args:
@@ -294,17 +294,17 @@ def _layer(
         norms: of `_norms`, by name of the tensor.
         activity: of the tokens, if it was measured.
     """
-    return LayerTokens(
+    return LayerSummary(
         layer=at[0],
         role=at[1],
         tokens=list(counts),
         key_norm=norms[pattention_name(*at, "key")],
         value_norm=norms[pattention_name(*at, "value")],
-        activity=summed_up(activity, counts) if activity else None,
+        activity=summarise_activity(activity, counts) if activity else None,
     )
 
 
-def summed_up(activity: Activity, counts: Sequence[int]) -> LayerActivity:
+def summarise_activity(activity: Activity, counts: Sequence[int]) -> ActivitySummary:
     """What the tokens of a layer do, by generation.
 
     Args:
@@ -314,7 +314,7 @@ def summed_up(activity: Activity, counts: Sequence[int]) -> LayerActivity:
     contribution = activity.contribution
     even = even_share(contribution)
     dead = contribution <= DEAD * even
-    return LayerActivity(
+    return ActivitySummary(
         contribution=_sums(contribution, counts),
         share=_sums(activity.share, counts),
         dead=[int(number) for number in _sums(dead, counts)],
@@ -337,7 +337,7 @@ def _sums(values: Tensor, counts: Sequence[int]) -> list[float]:
     return [part.sum().item() for part in values.split(list(counts))]
 
 
-def of_all(amounts: Sequence[float]) -> list[float]:
+def fractions(amounts: Sequence[float]) -> list[float]:
     """Amounts as shares of their sum; all 0 where that is 0."""
     whole = sum(amounts)
     return [amount / whole if whole else 0.0 for amount in amounts]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tokengrow.figures import empty_figure
-from tokengrow.inspection.analysis import DEAD, Generation, Inspection, even_share, of_all
-from tokengrow.inspection.tables import generation_name, shown
+from tokengrow.inspection.analysis import DEAD, Generation, Inspection, even_share, fractions
+from tokengrow.inspection.tables import generation_name, nonempty_generations
 from tokengrow.model.config import ROLES
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def plot_tokens(found: Inspection, path: Path) -> Path:
         found: with activity.
         path: of the PNG.
     """
-    layers, several = found.checkpoint.config.layers, len(shown(found)) > 1
+    layers, several = found.checkpoint.config.layers, len(nonempty_generations(found)) > 1
     figure = empty_figure(11.0, 5 * (0.75 + min(0.11 * layers, 1.6)) + 0.8)
     ratios = (3, 1) if several else (1,)
     grid = figure.subplots(
@@ -53,7 +53,9 @@ def plot_tokens(found: Inspection, path: Path) -> Path:
         image, ax=list(grid[:, 0]), location="bottom", aspect=60, pad=0.02, extend="both",
         label=f"contribution over an even share, power of ten; dead: up to {math.log10(DEAD):.0f}",
     )  # fmt: skip
-    handles = [_rectangle(generation, found.generations) for generation in shown(found)]
+    handles = [
+        _rectangle(generation, found.generations) for generation in nonempty_generations(found)
+    ]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False
     )
@@ -96,8 +98,8 @@ def _dots(axes: "Axes", found: Inspection, role: str) -> None:
     for layer in found.layers:
         if layer.role != role or layer.activity is None:
             continue
-        shares = of_all(layer.activity.contribution)
-        for generation in shown(found):
+        shares = fractions(layer.activity.contribution)
+        for generation in nonempty_generations(found):
             if share := shares[generation.number]:
                 color = _color(generation, found.generations)
                 axes.plot(100 * share, layer.layer, "o", color=color, markersize=size)
@@ -123,7 +125,7 @@ def plot_history(past: Sequence[Inspection], path: Path) -> Path:
     newest = past[-1]
     figure = empty_figure(11.0, 6.5)
     panels = figure.subplots(2, 3, sharex=True).flatten()
-    for generation in shown(newest):
+    for generation in nonempty_generations(newest):
         number = generation.number
         there = [each for each in past if len(each.generations) > number]
         steps = [each.checkpoint.step for each in there]
@@ -136,7 +138,8 @@ def plot_history(past: Sequence[Inspection], path: Path) -> Path:
         for role, axes in zip(ROLES, panels, strict=False):
             axes.plot(steps, [100 * each.shares()[role][number] or None for each in there], **style)
         dead = [
-            100 * each.dead()[number] / max(each.generations[number].tokens, 1) for each in there
+            100 * each.dead_tokens()[number] / max(each.generations[number].tokens, 1)
+            for each in there
         ]
         panels[-1].plot(steps, dead, label=_name(generation), **style)
     for role, axes in zip(ROLES, panels, strict=False):

@@ -6,10 +6,10 @@ from typing import Any
 from rich.table import Table
 
 from tokengrow.console.format import count, exponent, table
-from tokengrow.inspection.analysis import DEAD, Generation, Inspection, LayerTokens, of_all
+from tokengrow.inspection.analysis import DEAD, Generation, Inspection, LayerSummary, fractions
 from tokengrow.model.config import ROLES
 
-RULES = (
+DEFINITIONS = (
     "contribution c: mean over the text of f² ‖v‖², f a token's weight, v its value",
     "growth n: the n-th row of the lineage; in %, 0 and 100 are exact",
     "effective number: (Σ c)² / Σ c² over the tokens of a layer",
@@ -28,7 +28,7 @@ PARTS_CAPTION = (
 """What the columns of sizes are."""
 
 
-def tables(found: Inspection) -> Iterator[Table]:
+def inspection_tables(found: Inspection) -> Iterator[Table]:
     """An inspection as small tables, each within 80 columns."""
     yield _sizes(found)
     yield _parts(found)
@@ -36,7 +36,7 @@ def tables(found: Inspection) -> Iterator[Table]:
         yield _lineage(found)
     if found.text_tokens:
         yield _work(found)
-        if len(shown(found)) > 1:
+        if len(nonempty_generations(found)) > 1:
             yield _by_layer(found, "Contribution of tokens that a growth brought, in %", _appended)
         yield _by_layer(found, "Effective number of tokens (dead ones)", _effective)
         yield _by_layer(found, "Norm of the scores", _score_norm)
@@ -47,17 +47,21 @@ def tables(found: Inspection) -> Iterator[Table]:
 def history_table(past: Sequence[Inspection]) -> Table:
     """One row per checkpoint of a run: the share of each generation, in the mean over the roles."""
     newest = past[-1]
-    columns = tuple(generation_name(generation) for generation in shown(newest))
+    columns = tuple(generation_name(generation) for generation in nonempty_generations(newest))
     rows = table("Contribution by generation in %, mean of roles", "step", (*columns, "dead"))
     for found in past:
         shares = [*found.mean_shares(), *[None] * len(newest.generations)]
-        cells = [percent(shares[generation.number]) for generation in shown(newest)]
+        cells = [
+            format_percent(shares[generation.number]) for generation in nonempty_generations(newest)
+        ]
         tokens = sum(generation.tokens for generation in found.generations)
-        rows.add_row(f"{found.checkpoint.step:,}", *cells, f"{sum(found.dead()) / tokens:.1%}")
+        rows.add_row(
+            f"{found.checkpoint.step:,}", *cells, f"{sum(found.dead_tokens()) / tokens:.1%}"
+        )
     return rows
 
 
-def shown(found: Inspection) -> list[Generation]:
+def nonempty_generations(found: Inspection) -> list[Generation]:
     """The generations that have tokens."""
     return [generation for generation in found.generations if generation.tokens]
 
@@ -67,7 +71,7 @@ def generation_name(generation: Generation) -> str:
     return f"growth {generation.number}" if generation.number else "birth"
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Per cent with three decimals, six characters at most: 0 is nothing at all, 100 is all, a dash
     not there."""
     if share is None:
@@ -104,7 +108,7 @@ def _parts(found: Inspection) -> Table:
         PARTS_CAPTION if any(part.tokens for part in found.parts) else None,
     )
     taus = found.checkpoint.config.to_dict().get("tau", {})
-    shares = of_all([part.parameters for part in found.parts])
+    shares = fractions([part.parameters for part in found.parts])
     for part, share in zip(found.parts, shares, strict=True):
         sizes = (part.tokens, part.d_in, part.d_out)
         tau = taus.get(part.role) if part.tokens else None
@@ -167,15 +171,15 @@ def _work(found: Inspection) -> Table:
         "came with",
         ("tokens", "updates", "dead", *ROLES),
     )
-    shares, dead = found.shares(), found.dead()
-    for generation in shown(found):
+    shares, dead = found.shares(), found.dead_tokens()
+    for generation in nonempty_generations(found):
         number = generation.number
         rows.add_row(
             generation_name(generation),
             f"{generation.tokens:,}",
             "-" if generation.updates is None else f"{generation.updates:,}",
             f"{dead[number] / generation.tokens:.1%}",
-            *(percent(shares[role][number]) for role in ROLES),
+            *(format_percent(shares[role][number]) for role in ROLES),
         )
     return rows
 
@@ -189,17 +193,17 @@ def _by_layer(found: Inspection, title: str, cell: Any) -> Table:
     return rows
 
 
-def _appended(layer: LayerTokens) -> str:
+def _appended(layer: LayerSummary) -> str:
     assert layer.activity
-    return percent(sum(of_all(layer.activity.contribution)[1:]))
+    return format_percent(sum(fractions(layer.activity.contribution)[1:]))
 
 
-def _effective(layer: LayerTokens) -> str:
+def _effective(layer: LayerSummary) -> str:
     assert layer.activity
     return f"{layer.activity.effective:,.1f} ({sum(layer.activity.dead):,})"
 
 
-def _score_norm(layer: LayerTokens) -> str:
+def _score_norm(layer: LayerSummary) -> str:
     assert layer.activity
     return f"{layer.activity.score_norm:.3g}"
 
@@ -211,7 +215,7 @@ def _norms(found: Inspection) -> Table:
         "came with",
         ("tokens", "", *ROLES),
     )
-    for generation in shown(found):
+    for generation in nonempty_generations(found):
         for part in ("keys", "values"):
             lengths = (_length(found, role, generation.number, part) for role in ROLES)
             first = part == "keys"

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from tokengrow.console.format import count, exponent, power
-from tokengrow.evaluation.scores import figure_and_error, metric_text
+from tokengrow.evaluation.scores import format_value_and_error, metric_label
 from tokengrow.reports.plots import Png, style
 
 TEMPLATE = "report.html.jinja"
@@ -59,7 +59,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
         "loss": _or_dash("{:.4f}".format),
         "drift": _or_dash(exponent),
         "duration": _or_dash(duration),
-        "metric": metric_text,
+        "metric": metric_label,
         "times": lambda ratio: "not reached" if ratio is None else f"{ratio:.2f} ×",
         "breaks": breaks,
         "data": lambda png: base64.b64encode(png).decode(),
@@ -70,7 +70,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
         figures=[(name, *CAPTIONS[name], png) for name, png in figures.items()],
         styles=[style(number) for number in range(len(report["runs"]))],
         lasted=lasted,
-        figure_and_error=figure_and_error,
+        figure_and_error=format_value_and_error,
     )
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tokengrow.console.format import bytes_text, folded, table
 from tokengrow.evaluation.results import PERPLEXITY
-from tokengrow.evaluation.scores import Score, figure_and_error, metric_text
+from tokengrow.evaluation.scores import Score, format_value_and_error, metric_label
 from tokengrow.reports.run_data import RunRecord, Values
 
 COMPARABLE = {"bits per byte": "bits_per_byte", "word perplexity": "word_perplexity"}
@@ -146,7 +146,7 @@ def _text_name(settings: Values) -> str:
 
 def score_table(scores: Scores, runs: Sequence[RunRecord]) -> Table:
     """A line for each run that was asked, a column for each metric."""
-    headers = tuple(metric_text(metric).replace(" (", "\n(") for metric in scores.metrics)
+    headers = tuple(metric_label(metric).replace(" (", "\n(") for metric in scores.metrics)
     made = table(f"{scores.task} ({scores.asked})".replace("; ", ";\n"), "run", headers)
     for run, answer in zip(runs, scores.answers, strict=True):
         if answer is not None:
@@ -159,4 +159,4 @@ def score_table(scores: Scores, runs: Sequence[RunRecord]) -> Table:
 
 def _text(metric: str, answer: Answer) -> str:
     figure = answer.figures.get(metric)
-    return "-" if figure is None else figure_and_error(metric, figure.value, figure.error)
+    return "-" if figure is None else format_value_and_error(metric, figure.value, figure.error)

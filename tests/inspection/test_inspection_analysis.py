@@ -15,12 +15,12 @@ from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.inspection.analysis import (
+    ActivitySummary,
     Inspection,
-    LayerActivity,
-    LayerTokens,
+    LayerSummary,
     inspect_checkpoint,
-    parts,
-    summed_up,
+    role_parameters,
+    summarise_activity,
 )
 from tokengrow.model.activity import Activity
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
@@ -30,9 +30,9 @@ from tokengrow.training.trainer import fit
 TEXT = torch.randint(512, (2, 32), generator=torch.Generator().manual_seed(3))
 
 
-def doing(contribution: list[float], counts: list[int]) -> LayerActivity:
+def doing(contribution: list[float], counts: list[int]) -> ActivitySummary:
     column = torch.tensor(contribution, dtype=torch.float64)
-    return summed_up(Activity(column, column / 4, column * 0 + 8.0), counts)
+    return summarise_activity(Activity(column, column / 4, column * 0 + 8.0), counts)
 
 
 def test_two_tokens_one_old_and_one_new_worked_by_hand() -> None:
@@ -88,7 +88,7 @@ def tokens(n: int, ffn: int) -> Tokens:
     return Tokens(query=n, key=n, value=n, output=n, ffn=ffn)
 
 
-def contribution(found: LayerTokens) -> list[float]:
+def contribution(found: LayerSummary) -> list[float]:
     assert found.activity is not None
     return found.activity.contribution
 
@@ -104,7 +104,7 @@ def test_right_after_an_exact_growth_its_tokens_contribute_exactly_nothing(
         old, new = contribution(layer)
         assert old > 0 and new == 0.0
     assert set(map(tuple, found.shares().values())) == {(1.0, 0.0)}
-    assert found.dead()[1] == 2 * (4 * 8 + 16)
+    assert found.dead_tokens()[1] == 2 * (4 * 8 + 16)
 
 
 def test_tokens_of_the_published_growth_contribute_at_once(small: Checkpoint) -> None:
@@ -179,7 +179,7 @@ def test_parts_are_all_parameters_and_nothing_twice(climbed: Inspection) -> None
 def test_parts_of_a_model_of_linear_layers() -> None:
     block = {"attention.query.weight": [6, 4], "attention.query.bias": [6], "norm.weight": [4]}
     shapes = {f"blocks.{n}.{name}": shape for n in range(2) for name, shape in block.items()}
-    found = {part.role: part for part in parts({**shapes, "embedding.weight": [9, 4]})}
+    found = {part.role: part for part in role_parameters({**shapes, "embedding.weight": [9, 4]})}
     query = found["attention.query"]
     assert (query.tokens, query.d_in, query.d_out, query.parameters) == (None, 4, 6, 2 * 30)
     assert (found["embedding"].d_in, found["embedding"].d_out) == (9, 4)

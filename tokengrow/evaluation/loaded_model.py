@@ -16,7 +16,7 @@ from tokengrow.model.tokenformer import LanguageModel
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class LoadedModel:
     """A model that is ready to be asked."""
 
     tokenizer: Tokenizer
@@ -30,14 +30,14 @@ class Evaluated:
         return self.scorer.model
 
     @classmethod
-    def place(
+    def from_checkpoint(
         cls,
         checkpoint: Checkpoint,
         device: torch.device,
         precision: str,
         autocast: Callable[[], AbstractContextManager[object]],
         batch_size: int | None = None,
-    ) -> "Evaluated":
+    ) -> "LoadedModel":
         """Puts a checkpoint's model on a device.
 
         Args:
@@ -57,7 +57,7 @@ class Evaluated:
         return cls(tokenizer, Scorer(model, batch_size, autocast))
 
 
-def answer_key(checkpoint: Checkpoint, precision: str) -> str:
+def model_key(checkpoint: Checkpoint, precision: str) -> str:
     """A hash of all that a model's answers depend on, but for rounding: weights, sizes, tokenizer
     and precision.
 

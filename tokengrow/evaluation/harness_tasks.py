@@ -38,7 +38,7 @@ BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
-class Tasks:
+class HarnessTasks:
     """Tasks that are ready to run."""
 
     loaded: dict[str, Any]
@@ -49,7 +49,7 @@ class Tasks:
 
 def load_tasks(
     names: Sequence[str], data_dir: Path | None = None, num_fewshot: int | None = None
-) -> Tasks:
+) -> HarnessTasks:
     """Finds tasks by name and reads their data, from `data_dir` or as the harness itself does.
 
     Args:
@@ -77,16 +77,16 @@ def load_tasks(
             for leaf, each in zip(leaves, found, strict=True)
         }
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    with quiet():
+    with silence_harness():
         for spec in specs:
             for key, more in _built(manager, spec, data_dir).items():
                 loaded[key].update(more)
     for task in loaded["tasks"].values():
         _set_shots(task, num_fewshot)
-    return Tasks(loaded, files)
+    return HarnessTasks(loaded, files)
 
 
-def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list[Score]:
+def run_tasks(lm: TokengrowLM, tasks: HarnessTasks, limit: float | None = None) -> list[Score]:
     """Asks a model all questions.
 
     Args:
@@ -108,7 +108,7 @@ def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list
                 f"{name} asks {asked} questions, fewer than there are processes "
                 f"({lm.world_size}): start fewer, or raise limit"
             )
-    with quiet():
+    with silence_harness():
         found = lm_eval.evaluate(
             lm=lm,
             task_dict=tasks.loaded,
@@ -120,7 +120,7 @@ def run_tasks(lm: TokengrowLM, tasks: Tasks, limit: float | None = None) -> list
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_harness() -> Iterator[None]:
     """Keeps the harness from writing over our own display: its bars, prints and notes."""
     bar = lm_eval.api.task.tqdm
     with ExitStack() as stack:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from tokengrow.model.config import ModelConfig
 
-SOURCE = "arXiv 2410.23168, Table 1"
+CITATION = "arXiv 2410.23168, Table 1"
 
-COLUMNS = (
+METRICS = (
     ("lambada_openai", "perplexity"),
     ("lambada_openai", "acc"),
     ("hellaswag", "acc_norm"),
@@ -24,17 +24,17 @@ COLUMNS = (
 )
 """Task and metric of each figure of a row."""
 
-ROWS = {
+PUBLISHED_SCORES = {
     "150m": ("TokenFormer-150M", (16.38, 45.0, 35.5, 64.9, 47.3, 24.9, 50.4)),
     "450m": ("TokenFormer-450M", (7.69, 57.3, 47.5, 69.5, 56.2, 26.7, 54.6)),
     "900m": ("TokenFormer-900M", (5.46, 64.0, 55.3, 72.4, 59.9, 30.6, 56.4)),
     "1.5b": ("TokenFormer-1.5B", (5.24, 64.7, 60.0, 74.8, 64.8, 32.0, 59.7)),
 }
-"""Preset to the model's name and its figures, by `COLUMNS`."""
+"""Preset to the model's name and its figures, by `METRICS`."""
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """A published model's figures."""
 
     name: str
@@ -43,7 +43,7 @@ class Published:
     """(task, metric) to perplexity, or accuracy in per cent."""
 
 
-def nearest_published(parameters: int) -> Published:
+def nearest_published_model(parameters: int) -> PublishedModel:
     """The published model whose number of parameters has the smallest ratio to another one.
 
     Args:
@@ -53,5 +53,5 @@ def nearest_published(parameters: int) -> Published:
     def distance(preset: str) -> float:
         return abs(math.log(ModelConfig.preset(preset).num_parameters() / parameters))
 
-    name, figures = ROWS[min(ROWS, key=distance)]
-    return Published(name, dict(zip(COLUMNS, figures, strict=True)))
+    name, figures = PUBLISHED_SCORES[min(PUBLISHED_SCORES, key=distance)]
+    return PublishedModel(name, dict(zip(METRICS, figures, strict=True)))

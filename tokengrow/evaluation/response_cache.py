@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-class Responses:
+class ResponseCache:
     """Answers to requests, one line of JSON each.
 
     Every process writes a file of its own and reads those of all, so it does not matter how many
@@ -32,7 +32,7 @@ class Responses:
                     continue
                 self._known[key] = answer
 
-    def __enter__(self) -> "Responses":
+    def __enter__(self) -> "ResponseCache":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tokengrow.evaluation.published import ROWS, nearest_published
+from tokengrow.evaluation.published_scores import PUBLISHED_SCORES, nearest_published_model
 from tokengrow.evaluation.scores import Score, score_table
 from tokengrow.model.config import ModelConfig
 
 
-@pytest.mark.parametrize("preset", ROWS)
+@pytest.mark.parametrize("preset", PUBLISHED_SCORES)
 def test_a_published_model_is_its_own_neighbour(preset: str) -> None:
     parameters = ModelConfig.preset(preset).num_parameters()
-    assert nearest_published(parameters).name == ROWS[preset][0]
+    assert nearest_published_model(parameters).name == PUBLISHED_SCORES[preset][0]
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,14 @@ def test_a_published_model_is_its_own_neighbour(preset: str) -> None:
     [(10**5, "150M"), (2 * 10**8, "150M"), (3 * 10**8, "450M"), (10**10, "1.5B")],
 )
 def test_the_neighbour_has_the_smallest_ratio(parameters: int, name: str) -> None:
-    assert nearest_published(parameters).name == f"TokenFormer-{name}"
+    assert nearest_published_model(parameters).name == f"TokenFormer-{name}"
 
 
-@pytest.mark.parametrize("preset", ROWS)
+@pytest.mark.parametrize("preset", PUBLISHED_SCORES)
 def test_the_figures_have_the_average_that_the_paper_gives(preset: str) -> None:
-    _, *accuracies = nearest_published(ModelConfig.preset(preset).num_parameters()).figures.values()
+    _, *accuracies = nearest_published_model(
+        ModelConfig.preset(preset).num_parameters()
+    ).figures.values()
     paper = {"150m": 44.7, "450m": 52.0, "900m": 56.4, "1.5b": 59.3}
     assert sum(accuracies) / 6 == pytest.approx(paper[preset], abs=0.051)
 
@@ -33,7 +35,7 @@ def score(task: str, metric: str, value: float | None, shots: int = 0) -> Score:
 
 
 def cells(*scores: Score) -> list[list[str]]:
-    table = score_table(scores, nearest_published(150_000_000))
+    table = score_table(scores, nearest_published_model(150_000_000))
     return [list(row) for row in zip(*(column._cells for column in table.columns), strict=True)]
 
 

@@ -20,7 +20,7 @@ class Span(NamedTuple):
     """Position of the last token that is predicted."""
 
 
-def spans(tokens: int, context_length: int, stride: int) -> Iterator[Span]:
+def rolling_spans(tokens: int, context_length: int, stride: int) -> Iterator[Span]:
     """The windows that together predict every token of a document once.
 
     The first window predicts the first T tokens, each later one the next S, or those that are left.
@@ -39,7 +39,7 @@ def spans(tokens: int, context_length: int, stride: int) -> Iterator[Span]:
         done = last
 
 
-def windows_of(ids: Sequence[int], context_length: int, stride: int) -> Iterator[Window]:
+def rolling_windows(ids: Sequence[int], context_length: int, stride: int) -> Iterator[Window]:
     """Windows of all ids but the first, in front of which nothing stands.
 
     Args:
@@ -47,5 +47,5 @@ def windows_of(ids: Sequence[int], context_length: int, stride: int) -> Iterator
         context_length: T.
         stride: S, from 1 to T.
     """
-    for start, first, last in spans(len(ids) - 1, context_length, stride):
+    for start, first, last in rolling_spans(len(ids) - 1, context_length, stride):
         yield Window(ids[start:first], ids[first : last + 1])
