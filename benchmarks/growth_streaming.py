@@ -26,7 +26,8 @@ from torch import Tensor
 
 from tokengrow.bench.rows import print_rows
 from tokengrow.checkpoint import layout
-from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_description
+from tokengrow.checkpoint.schema import TrainState
+from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_records
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
 from tokengrow.files import atomic_directory
 from tokengrow.growth.checkpoint import grow_on_disk
@@ -57,7 +58,7 @@ def random_checkpoint(folder: Path, config: ModelConfig) -> None:
     with atomic_directory(folder, layout.write_marker) as partial:
         stream_tensors(partial / layout.WEIGHTS, weights(), len(shapes))
         stream_tensors(partial / layout.OPTIMIZER, moments(), 3 * len(shapes))
-        write_description(partial, Checkpoint(config, {}, train_state={"step": 1000}))
+        write_records(partial, Checkpoint(config, {}, train_state=TrainState("", step=1000)))
 
 
 def measure(part: str, work: Path, target: str) -> dict[str, Any]:

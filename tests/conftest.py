@@ -226,7 +226,7 @@ def command(
         capfd.readouterr()
         status = 0
         try:
-            run_command(verb, getattr(module, "train" if verb == "train" else "main"))
+            run_command(verb, module.main)
         except SystemExit as leaving:
             status = leaving.code if isinstance(leaving.code, int) else 1
         finally:

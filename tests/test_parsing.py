@@ -49,7 +49,7 @@ def test_a_nested_dataclass_may_be_null() -> None:
     assert outer(perhaps=None).perhaps is None
     assert outer(perhaps={}).perhaps == Inner()
     assert outer(perhaps={"width": 5}).perhaps == Inner(width=5)
-    with pytest.raises(UserError, match=r"unknown key outer\.perhaps\.wdth: did you mean 'width'"):
+    with pytest.raises(UserError, match=r"Unknown key outer\.perhaps\.wdth. Did you mean 'width'"):
         outer(perhaps={"wdth": 5})
 
 
@@ -82,20 +82,22 @@ def test_values_are_converted_to_the_type_of_their_field(
 
 
 def test_an_unknown_key_is_refused_with_its_nearest_neighbour() -> None:
-    with pytest.raises(UserError, match=r"unknown key outer\.siez: did you mean 'size'\?"):
+    with pytest.raises(UserError, match=r"Unknown key outer\.siez. Did you mean 'size'\?"):
         outer(siez=3)
-    with pytest.raises(UserError, match=r"unknown key outer\.inner\.wdth: did you mean 'width'\?"):
+    with pytest.raises(UserError, match=r"Unknown key outer\.inner\.wdth. Did you mean 'width'\?"):
         outer(inner={"wdth": 3})
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_all_that_are_valid() -> None:
-    with pytest.raises(UserError, match=r"unknown key outer\.inner\.zzz: valid are width, rate"):
+    with pytest.raises(
+        UserError, match=r"Unknown key outer\.inner\.zzz\. Valid values: width, rate"
+    ):
         outer(inner={"zzz": 3})
 
 
 @pytest.mark.parametrize("values", [{}, {"name": "???"}])
 def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^outer\.name is missing: .*give it a value"):
+    with pytest.raises(UserError, match=r"^outer\.name is missing and has no default"):
         parse_dataclass(Outer, values, "outer")
 
 
@@ -107,19 +109,22 @@ def test_without_a_section_the_key_stands_alone() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"size": "x"}, r"^outer\.size must be a whole number, not 'x'$"),
-        ({"size": 1.5}, r"^outer\.size must be a whole number, not 1\.5$"),
-        ({"size": True}, r"^outer\.size must be a whole number, not True$"),
-        ({"rate": "fast"}, r"^outer\.rate must be a number, not 'fast'$"),
-        ({"limit": "few"}, r"^outer\.limit must be a number, not 'few'$"),
-        ({"name": [1]}, r"^outer\.name must be text, not \[1\]$"),
-        ({"flag": "maybe"}, r"^outer\.flag must be true or false, not 'maybe'$"),
-        ({"betas": 0.9}, r"^outer\.betas must be a list, not 0\.9: write outer\.betas=\[0\.9\]$"),
-        ({"betas": ["x", 0.9]}, r"^outer\.betas\[0\] must be a number, not 'x'$"),
-        ({"files": "a"}, r"^outer\.files must be a list, not 'a': write outer\.files=\[a\]$"),
-        ({"inner": {"width": "x"}}, r"^outer\.inner\.width must be a whole number, not 'x'$"),
-        ({"inner": [1]}, r"^outer\.inner must be a mapping of width, rate, not \[1\]"),
-        ({"inner": None}, r"^outer\.inner must be a mapping of width, rate, not None"),
+        ({"size": "x"}, r"^outer\.size must be a whole number, got 'x'\.$"),
+        ({"size": 1.5}, r"^outer\.size must be a whole number, got 1\.5\.$"),
+        ({"size": True}, r"^outer\.size must be a whole number, got True\.$"),
+        ({"rate": "fast"}, r"^outer\.rate must be a number, got 'fast'\.$"),
+        ({"limit": "few"}, r"^outer\.limit must be a number, got 'few'\.$"),
+        ({"name": [1]}, r"^outer\.name must be text, got \[1\]\.$"),
+        ({"flag": "maybe"}, r"^outer\.flag must be true or false, got 'maybe'\.$"),
+        (
+            {"betas": 0.9},
+            r"^outer\.betas must be a list, got 0\.9\. Write outer\.betas=\[0\.9\]\.$",
+        ),
+        ({"betas": ["x", 0.9]}, r"^outer\.betas\[0\] must be a number, got 'x'\.$"),
+        ({"files": "a"}, r"^outer\.files must be a list, got 'a'\. Write outer\.files=\[a\]\.$"),
+        ({"inner": {"width": "x"}}, r"^outer\.inner\.width must be a whole number, got 'x'\.$"),
+        ({"inner": [1]}, r"^outer\.inner must be a mapping of width, rate, got \[1\]"),
+        ({"inner": None}, r"^outer\.inner must be a mapping of width, rate, got None"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_its_dotted_key(
@@ -132,7 +137,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_dotted_key(
 @pytest.mark.parametrize("key", ["name", "size", "rate", "flag", "betas", "files"])
 def test_null_is_refused_where_it_is_not_optional(key: str) -> None:
     with pytest.raises(
-        UserError, match=rf"^outer\.{key} (cannot be null|must be a list, not None)"
+        UserError, match=rf"^outer\.{key} (must not be null|must be a list, got None)"
     ):
         outer(**{key: None})
 

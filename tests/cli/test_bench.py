@@ -63,7 +63,7 @@ def test_a_file_of_something_else_is_left_alone(command: Command, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["suite=steps"], "suite 'steps': did you mean 'step'?"),
+        (["suite=steps"], "suite 'steps'. Did you mean 'step'?"),
         (["suite=step", "models=[150m]"], "models and batches go together: give both, or neither"),
         (
             ["suite=step", "models=[150m]", "batches=[1,2]"],
@@ -71,7 +71,7 @@ def test_a_file_of_something_else_is_left_alone(command: Command, tmp_path: Path
         ),
         (["shapes=[[64]]"], "shapes must be pairs [D, N], not [[64]]"),
         (["shapes=[[64,0]]"], "shapes, tokens and batches must be above 0"),
-        (["suite=step", "peers=[tokengro]"], "peers 'tokengro': did you mean 'tokengrow'?"),
+        (["suite=step", "peers=[tokengro]"], "peers 'tokengro'. Did you mean 'tokengrow'?"),
         (["suite=decode", "peers=[tokengrow]"], "peers are of suite=step: leave them out"),
         (["suite=data", "data=mixture", "data.sources={}"], "data=mixture is several texts: give"),
         (["suite=data", "data=text", "data.files=[no.txt]"], "data.files: 'no.txt' names no text"),

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.train import open_tokens
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.megatron_source import MegatronSource
+from tokengrow.data.open_tokens import open_tokens
 from tokengrow.data.store import TokenStore
-from tokengrow.training.recipe import resolve_train
+from tokengrow.training.recipe import resolve_train, tokens_request
 
 Command = Callable[..., Any]
 
@@ -111,7 +111,7 @@ def test_a_shard_damaged_while_a_run_pauses_is_named_and_the_run_is_left_as_it_w
 
     shard.write_bytes(content)
     assert command(*run, "+stages.more.steps=1").status == 0
-    assert load_checkpoint(tmp_path / "run").train_state["step"] == whole["step"] + 1
+    assert load_checkpoint(tmp_path / "run").train_state.step == whole.step + 1
 
 
 def test_training_keeps_its_store_in_the_cache(
@@ -185,7 +185,7 @@ class TestMegatron:
         for steps in (1, 2000):
             stage = f"+stages.only.steps={steps}"
             values = composed("train", *sizes, *self.given(files), stage)
-            source = open_tokens(resolve_train(values), Console(quiet=True))
+            source = open_tokens(tokens_request(resolve_train(values)), Console(quiet=True))
             assert isinstance(source, MegatronSource)
             assert len(source.sequences("train", 16)) >= 16 * steps
             needed[steps] = source.epochs
@@ -211,9 +211,9 @@ class TestMegatron:
         more = ["recipes=continue", f"source={tmp_path / 'run'}", f"out={tmp_path / 'more'}"]
         assert command("train", *more, "stages.continued.steps=2", "fabric=cpu").status == 0
         gone = load_checkpoint(tmp_path / "more", tensors=False)
-        assert gone.run["tokens_from"]["data"]["epochs"] == 3
-        assert gone.train_state["fingerprint"] == seen.train_state["fingerprint"]
-        assert gone.train_state["next_batch"] == seen.train_state["next_batch"] + 2
+        assert gone.run.tokens_from.data["epochs"] == 3
+        assert gone.train_state.fingerprint == seen.train_state.fingerprint
+        assert gone.train_state.next_batch == seen.train_state.next_batch + 2
 
     def test_another_seed_is_refused_in_a_run_that_has_begun(
         self, command: Command, files: Path, tmp_path: Path

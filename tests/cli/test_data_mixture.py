@@ -55,9 +55,9 @@ def test_a_run_trains_on_a_mixture_and_goes_on(
     more = ["recipes=continue", f"source={tmp_path / 'run'}", f"out={tmp_path / 'more'}"]
     assert command("train", *more, "stages.continued.steps=1", "fabric=cpu").status == 0
     gone = load_checkpoint(tmp_path / "more", tensors=False)
-    assert gone.train_state["fingerprint"] == seen.train_state["fingerprint"]
-    assert gone.train_state["next_batch"] == seen.train_state["next_batch"] + 2
-    assert gone.run["tokens_from"]["data"]["sources"]["trees"]["weight"] == 3
+    assert gone.train_state.fingerprint == seen.train_state.fingerprint
+    assert gone.train_state.next_batch == seen.train_state.next_batch + 2
+    assert gone.run.tokens_from.data["sources"]["trees"]["weight"] == 3
 
 
 def test_a_run_that_has_begun_refuses_other_weights(
@@ -83,7 +83,7 @@ def test_tokenised_before_it_is_trained_on(
     assert command("train", *SMALL, f"store={out}", f"out={tmp_path / 'a'}").status == 0
     assert command("train", *SMALL, *mixed(), f"out={tmp_path / 'b'}").status == 0
     stored, cached = (load_checkpoint(tmp_path / run, tensors=False) for run in "ab")
-    assert stored.train_state["fingerprint"] == cached.train_state["fingerprint"]
+    assert stored.train_state.fingerprint == cached.train_state.fingerprint
     probed = ["grow", f"source={tmp_path / 'a'}", "model.tokens.ffn=2048", f"store={out}"]
     assert command(*probed, f"out={tmp_path / 'grown'}").status == 0
 
@@ -103,11 +103,11 @@ def test_a_plan_needs_no_sources(command: Command) -> None:
         ("{books: {source: mixture}}", "data.sources.books.source 'mixture': valid are stdlib,"),
         (
             "{books: {source: text, file: [a.txt]}}",
-            "unknown key data.sources.books.file: did you mean 'files'?",
+            "Unknown key data.sources.books.file. Did you mean 'files'?",
         ),
         (
             "{books: {store: a, source: text}}",
-            "unknown key data.sources.books.source: did you mean 'store'?",
+            "Unknown key data.sources.books.source. Did you mean 'store'?",
         ),
         (
             "{books: {source: text, files: [a.txt], weight: much}}",

@@ -100,7 +100,7 @@ def test_the_same_again_asks_nothing(
     again = command(*words)
     assert asked > 0
     assert len(batches) == asked
-    assert "evaluated before: nothing is asked again" in again.err
+    assert "results already exist; skipping evaluation" in again.err
     assert results(first) == results(again)
 
 
@@ -202,7 +202,7 @@ def test_perplexity_is_one_of_the_tasks(command: Command, source: Path, tmp_path
         (["tasks=[piqa]", "batch_size=many"], "batch_size must be auto or a number above 0"),
         (["tasks=[piqa]", "fabric=fsdp2"], "fabric.strategy fsdp2 is for training"),
         (["tasks=[piqa]", "data_dir=nowhere"], "data_dir=nowhere is no folder"),
-        (["tasks=[piqa]", "limt=4"], "unknown key limt: did you mean 'limit'?"),
+        (["tasks=[piqa]", "limt=4"], "Unknown key limt. Did you mean 'limit'?"),
     ],
 )
 def test_wrong_input_is_one_sentence(

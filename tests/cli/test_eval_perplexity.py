@@ -126,7 +126,7 @@ def test_the_text_of_the_sources_run_is_named_in_the_file(
     [file] = (tmp_path / "eval").glob("*.json")
     written = file.read_text()
     assert written.endswith("}\n")
-    recorded = load_checkpoint(source).run["tokens_from"]["store"]
+    recorded = load_checkpoint(source).run.tokens_from.store
     assert json.loads(written)["settings"]["data"] == {"store": recorded}
 
 

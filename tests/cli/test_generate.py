@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.cli.generate import Speed, sample_text
+from tokengrow.cli.generate import SpeedMeter, sample_text
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.generation.text_generation import Continuation
 
@@ -306,17 +306,17 @@ class TestSpeed:
         times = iter([10.0, 12.0, 12.5, 13.0, 20.0, 21.0, 21.0])
         monkeypatch.setattr("tokengrow.cli.generate.perf_counter", lambda: next(times))
 
-    def watch(self, speed: Speed, *tokens: tuple[int, ...]) -> None:
+    def watch(self, speed: SpeedMeter, *tokens: tuple[int, ...]) -> None:
         for _ in speed.watch(iter([[Continuation(tokens=n) for n in each] for each in tokens])):
             pass
 
     def test_of_one_text(self) -> None:
-        speed = Speed()
+        speed = SpeedMeter()
         self.watch(speed, (1,), (2,), (3,))
         assert str(speed) == "3 tokens: the first after 2.00 s, then 2 tokens/s"
 
     def test_of_several_batches(self) -> None:
-        speed = Speed()
+        speed = SpeedMeter()
         self.watch(speed, (1, 1), (2, 2), (3, 2))  # the second text has ended
         self.watch(speed, (0, 1))  # one ends with its first token
         assert str(speed) == (
@@ -324,6 +324,6 @@ class TestSpeed:
         )
 
     def test_of_a_single_token(self) -> None:
-        speed = Speed()
+        speed = SpeedMeter()
         self.watch(speed, (1,))
         assert str(speed) == "1 token: the first after 2.00 s"

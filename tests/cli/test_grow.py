@@ -64,9 +64,9 @@ def test_the_optimizer_state_and_the_tokenizer_come_along(
 
 def test_the_lineage_names_the_source_and_the_drift(grown: tuple[Any, Path], source: Path) -> None:
     (entry,) = load_checkpoint(grown[1]).lineage
-    assert entry["source"]["weights_sha256"] == sha256(source / WEIGHTS)
-    assert entry["drift"]["probe_tokens"] == 2 * 32, "two sequences of the store"
-    assert entry["drift"]["relative"] < 1e-10
+    assert entry.source.weights_sha256 == sha256(source / WEIGHTS)
+    assert entry.drift.probe_tokens == 2 * 32, "two sequences of the store"
+    assert entry.drift.relative < 1e-10
 
 
 def test_it_says_what_changed_and_where_the_result_is(grown: tuple[Any, Path]) -> None:
@@ -180,7 +180,7 @@ def test_zero_keys_have_no_published_word(command: Command, source: Path, tmp_pa
         (["growth.tau=recompute"], "is not the same function"),
         (["growth.new_warmup_steps=-1"], "growth.new_warmup_steps must be at least 0"),
         (["growth.freeze_source=-2"], "growth.freeze_source must be at least -1"),
-        (["growth=stak"], "did you mean 'stack'?"),
+        (["growth=stak"], "Did you mean 'stack'?"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_and_nothing_is_written(

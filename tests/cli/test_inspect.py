@@ -130,7 +130,7 @@ def test_a_store_is_text_for_a_bare_model(command: Command, bare: Path, store: T
         (["sequences=0"], "sequences must be at least 1, not 0"),
         (["store=nowhere"], "nowhere"),
         (["history=true"], "is one of them: give the run's folder"),
-        (["sequence=4"], "unknown key sequence: did you mean 'sequences'?"),
+        (["sequence=4"], "Unknown key sequence. Did you mean 'sequences'?"),
     ],
     ids=str,
 )

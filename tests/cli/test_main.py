@@ -41,7 +41,7 @@ def test_the_version_is_the_packages(
 
 
 @pytest.mark.parametrize(
-    ("verb", "said"), [("trian", "did you mean 'train'?"), ("zzz", ", ".join(VERBS))]
+    ("verb", "said"), [("trian", "Did you mean 'train'?"), ("zzz", ", ".join(VERBS))]
 )
 def test_an_unknown_verb_is_named_with_the_nearest(
     verb: str,
@@ -53,7 +53,7 @@ def test_an_unknown_verb_is_named_with_the_nearest(
         called([verb], monkeypatch, capsys)
     assert leaving.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"tokengrow: unknown verb '{verb}'")
+    assert captured.err.startswith(f"tokengrow: Unknown verb '{verb}'")
     assert said in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
@@ -83,5 +83,5 @@ def test_wrong_input_to_the_program_is_one_sentence(program: Program, tmp_path: 
     outcome = program("train", "recipes=quickstart", "optm.lr=3")
     assert outcome.status == 2
     assert outcome.out == ""
-    assert outcome.err == "tokengrow train: unknown key optm.lr: did you mean 'optim.lr'?\n"
+    assert outcome.err == "tokengrow train: Unknown key optm.lr. Did you mean 'optim.lr'?\n"
     assert list(tmp_path.iterdir()) == []

@@ -38,13 +38,13 @@ def test_two_seeds_are_two_runs_with_their_losses_as_objectives(
     sweep: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
     objectives: list[float] = []
-    train = verb.train
-    monkeypatch.setattr(verb, "train", lambda config: objectives.append(train(config)))
+    main = verb.main
+    monkeypatch.setattr(verb, "main", lambda config: objectives.append(main(config)))
     outcome = sweep("seed=0,1")
     assert outcome.status == 0, outcome.err
     runs = [load_checkpoint(tmp_path / "sweep" / name) for name in ("seed=0", "seed=1")]
-    assert [run.run["seed"] for run in runs] == [0, 1]
-    assert [run.train_state["rungs"][-1]["loss_end"] for run in runs] == objectives
+    assert [run.run.seed for run in runs] == [0, 1]
+    assert [run.train_state.rungs[-1].loss_end for run in runs] == objectives
     assert objectives[0] != objectives[1]
 
 
@@ -62,11 +62,11 @@ def test_it_ends_with_a_row_for_each_job_the_best_one_first(sweep: Command, tmp_
     assert losses == sorted(losses)
     for row in rows:
         state = load_checkpoint(tmp_path / "sweep" / row["folder"], tensors=False).train_state
-        assert float(row["loss"]) == state["rungs"][-1]["loss_end"]
-        assert int(row["parameters"]) == state["rungs"][-1]["parameters"]
-        assert (int(row["tokens"]), float(row["flops"])) == (state["tokens"], state["flops"])
+        assert float(row["loss"]) == state.rungs[-1].loss_end
+        assert int(row["parameters"]) == state.rungs[-1].parameters
+        assert (int(row["tokens"]), float(row["flops"])) == (state.tokens, state.flops)
         assert (row["status"], row["error"]) == ("done", "")
-    printed = outcome.out.partition("Jobs of the sweep, the best one first")[2]
+    printed = outcome.out.partition("Jobs of the sweep, best first")[2]
     assert [line.split()[0] for line in printed.splitlines() if " done" in line] == [
         row["job"] for row in rows
     ]
@@ -102,14 +102,14 @@ def test_a_job_that_fails_is_told_and_the_others_are_trained(
 def test_of_an_error_of_ours_the_traceback_is_shown_and_the_others_are_trained(
     sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    climb = verb.climb
+    train = verb.train
 
-    def broken(arguments: Any, console: Any) -> Any:
-        if arguments.run.seed == 0:
+    def broken(config: Any, console: Any) -> Any:
+        if config.seed == 0:
             raise ZeroDivisionError("division by zero")
-        return climb(arguments, console)
+        return train(config, console)
 
-    monkeypatch.setattr(verb, "climb", broken)
+    monkeypatch.setattr(verb, "train", broken)
     outcome = sweep("seed=0,1")
     assert outcome.status == 1
     assert "Traceback" in outcome.err
@@ -142,14 +142,14 @@ def test_the_jobs_of_an_earlier_sweep_stay_in_the_table_without_a_number(
 def test_an_interrupted_sweep_has_its_table_too(
     sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    climb = verb.climb
+    train = verb.train
 
-    def interrupted(arguments: Any, console: Any) -> Any:
-        if arguments.run.seed == 1:
+    def interrupted(config: Any, console: Any) -> Any:
+        if config.seed == 1:
             raise KeyboardInterrupt
-        return climb(arguments, console)
+        return train(config, console)
 
-    monkeypatch.setattr(verb, "climb", interrupted)
+    monkeypatch.setattr(verb, "train", interrupted)
     assert sweep("seed=0,1,2").status == 130
     statuses = {row["seed"]: row["status"] for row in table(tmp_path / "sweep")}
     assert statuses == {"0": "done", "1": "unfinished"}
@@ -161,7 +161,7 @@ def test_sigterm_ends_the_sweep_and_not_the_job_alone(
     def stopped(arguments: Any, console: Any) -> Any:
         raise Stopped("stopped by SIGTERM")
 
-    monkeypatch.setattr(verb, "climb", stopped)
+    monkeypatch.setattr(verb, "train", stopped)
     outcome = sweep("seed=0,1")
     assert (outcome.status, outcome.err) == (75, "tokengrow train: stopped by SIGTERM\n")
     assert [row["status"] for row in table(tmp_path / "sweep")] == ["unfinished"]
@@ -185,7 +185,7 @@ def refused(sweep: Command, tmp_path: Path) -> Command:
 
 
 def test_a_sweep_over_an_unknown_key_leaves_nothing(refused: Command) -> None:
-    assert "unknown key optim.lrr: did you mean 'optim.lr'?" in refused("optim.lrr=1,2")
+    assert "Unknown key optim.lrr. Did you mean 'optim.lr'?" in refused("optim.lrr=1,2")
 
 
 def test_a_sweep_does_not_mix_with_a_run(sweep: Command, source: Path) -> None:

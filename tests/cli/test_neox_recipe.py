@@ -63,7 +63,7 @@ class TestRun:
         recipe = neox_recipe(path, gpus_of(name)).name
         found = from_mine(f"recipes={recipe}", *places)
         shipped = composed("train", f"recipes={SHIPPED[name]}", *places)
-        assert resolve_train(found).run == resolve_train(shipped)
+        assert resolve_train(found) == resolve_train(shipped)
 
     def test_it_names_the_paths_of_the_yaml(
         self, convert_yaml: Command, written: Written, from_mine: Composed
@@ -209,5 +209,5 @@ class TestRefusal:
         Path("mine/note.txt").write_text("mine")
         outcome = command("convert", f"source={written('a.yml')}", "out=mine")
         assert outcome.status == 2
-        assert "out=mine exists already" in outcome.err
+        assert "out=mine exists. Choose another out=" in outcome.err
         assert [found.name for found in Path("mine").iterdir()] == ["note.txt"]

@@ -118,7 +118,7 @@ def test_a_budget_of_tokens_is_shown_in_steps(command: Command) -> None:
 
 def test_a_stage_that_may_end_before_is_named(command: Command) -> None:
     words = ("model=tiny", "optim.schedule=constant", "+stages.small.steps=300")
-    said = "at most: small may end before, at a plateau"
+    said = "Maximum: small may end earlier at a plateau."
     assert said in command("plan", *words, "+stages.small.plateau={}").out
     assert "at most" not in command("plan", *words).out
 
@@ -192,7 +192,7 @@ LADDER = (
 def test_a_measured_speed_names_the_device(command: Command) -> None:
     outcome = command("plan", *LADDER, "flops_per_second=measured")
     assert (outcome.status, outcome.err) == (0, "")
-    assert "Training, at the speed of a few steps on CPU (" in outcome.out
+    assert "Training, from a few measured steps on CPU (" in outcome.out
 
 
 def test_hours_are_those_of_the_speeds_that_were_measured(command: Command) -> None:
@@ -267,13 +267,13 @@ def test_the_program_prints_json_on_stdout_alone(
 def test_an_error_with_json_is_one_sentence_on_stderr(command: Command) -> None:
     outcome = command("plan", "--json", "recipes=quickstart", "seed=-1")
     assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.err == "tokengrow plan: seed must lie in [0, 2**63), not -1\n"
+    assert outcome.err == "tokengrow plan: seed must be in [0, 2**63), got -1.\n"
 
 
 def test_json_is_of_plan_alone(command: Command) -> None:
     outcome = command("generate", "source=x", "--json")
     assert outcome.status == 2
-    assert outcome.err.startswith("tokengrow generate: unknown key json")
+    assert outcome.err.startswith("tokengrow generate: Unknown key json")
 
 
 # 80 columns

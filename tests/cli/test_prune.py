@@ -43,17 +43,17 @@ def test_the_lineage_says_that_it_was_pruned_and_from_what(
     pruned: tuple[Any, Path], source: Path
 ) -> None:
     (entry,) = load_checkpoint(pruned[1]).lineage
-    assert entry["operation"] == "prune"
-    assert entry["source"]["weights_sha256"] == sha256(source / WEIGHTS)
-    assert entry["target"]["config"]["tokens"]["ffn"] == 9
-    assert entry["steps"][0]["changes"]["tokens.query"] == [8, 6]
+    assert entry.operation == "prune"
+    assert entry.source.weights_sha256 == sha256(source / WEIGHTS)
+    assert entry.target.config["tokens"]["ffn"] == 9
+    assert entry.steps[0].changes["tokens.query"] == [8, 6]
 
 
 def test_the_drift_is_measured_on_validation_text(
     pruned: tuple[Any, Path], source: Path, store: TokenStore
 ) -> None:
     probe = spread_batch(store.sequences("validation", 32), 16)
-    drift = load_checkpoint(pruned[1]).lineage[-1]["drift"]
+    drift = load_checkpoint(pruned[1]).lineage[-1].drift
     for folder, key in ((source, "loss_source"), (pruned[1], "loss_grown")):
         with torch.inference_mode():
             logits = load_checkpoint(folder).model(probe[:, :-1])
@@ -96,7 +96,7 @@ def test_a_growth_is_undone(
     assert after.config == before.config
     for held, found in ((before.weights, after.weights), (before.optimizer, after.optimizer)):
         assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
-    operations = [entry.get("operation") for entry in after.lineage]
+    operations = [entry.operation for entry in after.lineage]
     assert operations == [None, "prune"]
 
 
@@ -121,7 +121,7 @@ def refused(command: Command, tmp_path: Path) -> Command:
     [
         (["model.tokens.ffn=20"], "model.tokens.ffn: 16 -> 20: pruning never makes a model larger"),
         (["model.layers=1"], "model.layers: 2 -> 1: pruning takes away parameter tokens"),
-        ([], "model is the size that source has already"),
+        ([], "model is the model must be larger than source"),
         (["model.tokens.ffn=9", "model.tau.ffn=2"], "model.tau cannot be set here"),
         (["model.tokens.ffn=9", "model.rotary_base=5"], "model.rotary_base cannot be set here"),
         (["model.tokens.ffn=0"], "model.tokens.ffn must be at least 1, not 0"),
@@ -181,7 +181,7 @@ def test_the_text_of_a_recorded_corpus_is_in_the_tokens_of_the_source(
     ]
     assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
     recorded, given = (load_checkpoint(tmp_path / name) for name in ("recorded", "given"))
-    assert recorded.lineage[-1]["drift"] == given.lineage[-1]["drift"]
+    assert recorded.lineage[-1].drift == given.lineage[-1].drift
 
 
 def test_tokens_of_another_tokenizer_are_refused(

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
-from tokengrow.cli.resolve import (
-    resolve_corpus,
-    resolve_megatron,
-    resolve_tokenizer,
-    resolve_train,
-)
 
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.cli.plan_tables import tables
 from tokengrow.data.corpus import StdlibCorpus
-from tokengrow.data.sections import resolve_mixture
+from tokengrow.data.sections import (
+    resolve_corpus,
+    resolve_megatron,
+    resolve_mixture,
+    resolve_tokenizer,
+)
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.distributed.fabric import FabricConfig
@@ -35,6 +34,7 @@ from tokengrow.optim.config import OptimConfig
 from tokengrow.paths import data_root, recipes
 from tokengrow.planning.cost import run_budget
 from tokengrow.training.config import TrainConfig
+from tokengrow.training.recipe import resolve_train
 from tokengrow.training.trainer import fit
 
 Sources = Callable[[str], Path]
@@ -87,10 +87,10 @@ def printed(run: TrainConfig) -> str:
 def test_a_recipe_resolves_and_has_a_plan(
     recipe: str, composed: Composed, sources: Sources
 ) -> None:
-    arguments = resolve_train(values_of(recipe, composed, sources))
-    run = arguments.run
-    assert resolve_megatron(arguments.recipe.data) or resolve_corpus(arguments.recipe.data)
-    resolve_tokenizer(arguments.recipe.tokenizer)
+    run = resolve_train(values_of(recipe, composed, sources))
+    assert run.tokens_from is not None
+    assert resolve_megatron(run.tokens_from.data) or resolve_corpus(run.tokens_from.data)
+    resolve_tokenizer(run.tokens_from.tokenizer)
     table = printed(run)
     for stage in run.stages:
         assert f"{stage.model.num_parameters():,}" in table
@@ -106,11 +106,12 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
         given.append("model=tiny")
     if choice == "same":
         given.append(f"source={source}")
-    arguments = resolve_train(composed("train", *given, "+stages.only.steps=3"))
-    data = arguments.recipe.data
+    run = resolve_train(composed("train", *given, "+stages.only.steps=3"))
+    assert run.tokens_from is not None
+    data = run.tokens_from.data
     assert resolve_megatron(data) or resolve_mixture(data) or resolve_corpus(data)
-    resolve_tokenizer(arguments.recipe.tokenizer)
-    assert "only" in printed(arguments.run)
+    resolve_tokenizer(run.tokens_from.tokenizer)
+    assert "only" in printed(run)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 
+from tokengrow.checkpoint.schema import TokensFrom
 from tokengrow.cli.errors import OPTIONS
 from tokengrow.cli.runner import to_hydra_override, to_hydra_overrides
 from tokengrow.training.config import StageConfig
@@ -155,15 +157,15 @@ def test_json_may_stand_alone() -> None:
 
 def test_null_stands_for_what_the_sources_run_had(composed: Composed, source: Path) -> None:
     values = composed("train", "recipes=continue", f"source={source}", "stages.continued.steps=3")
-    arguments = resolve_train(values)
-    assert (arguments.run.batch_size, arguments.run.validation_sequences) == (4, 8)
-    assert arguments.run.stages[0].optim.lr == 3e-3
-    assert arguments.recipe.data["source"] == "stdlib"
-    assert arguments.recipe.store is not None
+    run = resolve_train(values)
+    assert (run.batch_size, run.validation_sequences) == (4, 8)
+    assert run.stages[0].optim.lr == 3e-3
+    assert run.tokens_from is not None
+    assert run.tokens_from.data["source"] == "stdlib"
+    assert run.tokens_from.store is not None
     given = resolve_train({**values, "batch_size": 8, "data": {"source": "text", "files": ["a"]}})
-    assert given.run.batch_size == 8
-    assert given.recipe.data == {"source": "text", "files": ["a"]}
-    assert given.recipe.store is None
+    assert given.batch_size == 8
+    assert given.tokens_from == TokensFrom({"source": "text", "files": ["a"]}, ANY, None)
 
 
 def test_the_options_that_are_known_are_hydras_and_json() -> None:

@@ -93,9 +93,9 @@ def test_in_miniature_exact_growth_is_ahead_of_the_published_one(
     ends = {}
     for arm in ARMS:
         state = load_checkpoint(out / f"arm={arm}", tensors=False).train_state
-        ends[arm] = state["rungs"][-1]
+        ends[arm] = state.rungs[-1]
     grown, published = ends["grown"], ends["published"]
-    assert grown["loss_start"] == pytest.approx(grown["loss_before"], abs=1e-4)
-    assert published["loss_start"] > published["loss_before"] + 0.1
-    assert grown["loss_end"] < published["loss_end"]
-    assert grown["loss_end"] < ends["scratch"]["loss_end"]
+    assert grown.loss_start == pytest.approx(grown.loss_before, abs=1e-4)
+    assert published.loss_start > published.loss_before + 0.1
+    assert grown.loss_end < published.loss_end
+    assert grown.loss_end < ends["scratch"].loss_end

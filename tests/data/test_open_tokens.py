@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tokengrow.checkpoint.schema import RecordedRun, TokensFrom
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.corpus import StdlibCorpus, TextCorpus
 from tokengrow.data.mixture import MixedSource, MixtureConfig, build_mixture
@@ -27,7 +28,7 @@ def trained(source: Path) -> Checkpoint:
 
 def recorded(trained: Checkpoint, data: dict[str, Any], store: str | None = None) -> Checkpoint:
     """The checkpoint of a run on other data."""
-    return replace(trained, run={"tokens_from": {"data": data, "tokenizer": {}, "store": store}})
+    return replace(trained, run=RecordedRun(stages={}, tokens_from=TokensFrom(data, {}, store)))
 
 
 def test_the_text_that_is_named(trained: Checkpoint) -> None:
@@ -49,21 +50,27 @@ def test_a_store_of_several_texts_is_refused(
 ) -> None:
     sources = {"books": MixedSource(store=str(store.folder))}
     build_mixture(MixtureConfig(sources=sources), store.tokenizer(), tmp_path / "mixed")
-    with pytest.raises(UserError, match=r"^data=same: .* store=.*mixed, a mixture of several"):
+    with pytest.raises(UserError, match=r"^data=inherit is store=.*mixed, a mixture of several"):
         resolve_text(SAME, recorded(trained, STDLIB, str(tmp_path / "mixed")))
 
 
 def test_a_model_that_no_run_made_recorded_none_either(trained: Checkpoint) -> None:
-    with pytest.raises(UserError, match=r"^data=same: source records no text"):
-        resolve_text(SAME, replace(trained, run={}))
+    with pytest.raises(
+        UserError, match=r"^data=inherit needs recorded data, but no run wrote source"
+    ):
+        resolve_text(SAME, replace(trained, run=None))
 
 
 def test_token_files_and_mixtures_are_no_text(trained: Checkpoint) -> None:
     with pytest.raises(UserError, match=r"^data=megatron holds token ids"):
         resolve_text(MEGATRON, trained)
-    with pytest.raises(UserError, match=r"^data=same is data=megatron, which holds token ids"):
+    with pytest.raises(UserError, match=r"^data=inherit is data=megatron, which holds token ids"):
         resolve_text(SAME, recorded(trained, MEGATRON))
-    with pytest.raises(UserError, match=r"^data=mixture is several texts: give the data= of one"):
+    with pytest.raises(
+        UserError, match=r"^data=mixture holds several texts. Give the data= of one"
+    ):
         resolve_text(MIXED, trained)
-    with pytest.raises(UserError, match=r"^data=same is data=mixture, which is several texts"):
+    with pytest.raises(
+        UserError, match=r"^data=inherit is data=mixture, which holds several texts"
+    ):
         resolve_text(SAME, recorded(trained, MIXED))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tokengrow.cli.train import with_options
+from tokengrow.cli.train import apply_launch_options
 from tokengrow.distributed import launch
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.distributed.launch import Launch, fabric_run_options, find_launch, process_rank
@@ -126,9 +126,9 @@ def test_what_fabric_run_was_given_is_taken_out_of_the_environment(
 
 def test_what_fabric_run_was_given_stands_where_the_config_says_auto() -> None:
     section = {"accelerator": "cpu", "strategy": "auto", "precision": "auto"}
-    assert with_options(section, {"strategy": "ddp"}) == section | {"strategy": "ddp"}
+    assert apply_launch_options(section, {"strategy": "ddp"}) == section | {"strategy": "ddp"}
 
 
 def test_fabric_run_and_the_config_must_agree() -> None:
     with pytest.raises(UserError, match=r"fabric\.strategy=fsdp2, and `fabric run` was given ddp"):
-        with_options({"strategy": "fsdp2"}, {"strategy": "ddp"})
+        apply_launch_options({"strategy": "fsdp2"}, {"strategy": "ddp"})

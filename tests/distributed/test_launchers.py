@@ -20,7 +20,7 @@ def the_run(folder: Path) -> Path:
     """The one run in a folder of dry runs, which is whole."""
     (out,) = (folder / "runs" / "dry-run").iterdir()
     _at_the_growth, last = find_checkpoints(out)
-    assert load_checkpoint(last).train_state["step"] == 4
+    assert load_checkpoint(last).train_state.step == 4
     assert [path.name for path in (out / "logs").iterdir()] == ["version_0"]
     return out
 
@@ -39,7 +39,7 @@ def test_fabric_starts_the_others_by_the_same_command_line(
     words = arguments("debug=dry_run", "fabric=ddp", "fabric.devices=2", "stages.small.optim.lr=1")
     ended = run([*TOKENGROW, *words], tmp_path)
     said_once(ended)
-    assert load_checkpoint(the_run(tmp_path)).run["stages"]["small"]["optim"]["lr"] == 1
+    assert load_checkpoint(the_run(tmp_path)).run.stages["small"].optim["lr"] == 1
 
 
 def test_fabric_run_starts_the_command(arguments: Arguments, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_fabric_run_starts_the_command(arguments: Arguments, tmp_path: Path) -> 
     launcher += ["--devices=2", f"--main-port={free_port()}", str(scripts / "tokengrow")]
     words = [word for word in arguments("debug=dry_run") if word != "fabric.accelerator=cpu"]
     said_once(run([*launcher, *words], tmp_path))
-    assert load_checkpoint(the_run(tmp_path)).run["fabric"]["strategy"] == "ddp"
+    assert load_checkpoint(the_run(tmp_path)).run.settings["fabric"]["strategy"] == "ddp"
 
 
 def test_srun_starts_one_run_in_one_folder_by_whatever_clock(

@@ -155,8 +155,8 @@ def leave(run: Path, copy: Path, step: int) -> None:
 def assert_same(one: Checkpoint, other: Checkpoint) -> None:
     """Asserts that two runs ended alike: counters, losses, weights and optimizer state."""
     for counter in ("fingerprint", "next_batch", "step", "stage_step", "tokens", "stage_ends"):
-        assert one.train_state[counter] == other.train_state[counter], counter
-    losses = [[row["loss"] for row in each.train_state["validation"]] for each in (one, other)]
+        assert getattr(one.train_state, counter) == getattr(other.train_state, counter), counter
+    losses = [[row.loss for row in each.train_state.validation] for each in (one, other)]
     assert losses[0] == pytest.approx(losses[1], abs=ROUNDING)
     assert one.config == other.config
     assert_close(dict(one.weights), dict(other.weights))
@@ -191,7 +191,7 @@ def test_two_processes_train_a_transformer_as_one_does(runs: Runs, spread: str) 
 @pytest.mark.parametrize("model", ["", "-transformer"], ids=["tokenformer", "transformer"])
 def test_weights_sent_in_bfloat16_train_as_autocast_does(runs: Runs, model: str) -> None:
     losses = [
-        [row["loss"] for row in runs.last(f"{name}{model}").train_state["validation"]]
+        [row.loss for row in runs.last(f"{name}{model}").train_state.validation]
         for name in ("fsdp2-bfloat16", "alone-bfloat16")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)

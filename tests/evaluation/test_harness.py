@@ -281,7 +281,7 @@ def test_a_batch_size_that_the_harness_measures_anew_for_others_is_automatic(jud
     ("arguments", "message"),
     [
         ("source=nowhere", "nowhere does not exist"),
-        ("pretrained=nowhere", r"unknown key model_args\.pretrained"),
+        ("pretrained=nowhere", r"Unknown key model_args\.pretrained"),
         ("source=x,batch_size=0", "batch_size must be auto or a number above 0"),
         ("source=x,device=tpu", "fabric.accelerator 'tpu'"),
         ("source=x,device=cuda:1", "device=cuda:1: choose a GPU by CUDA_VISIBLE_DEVICES"),

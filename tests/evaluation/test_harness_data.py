@@ -170,9 +170,9 @@ def test_labels_of_other_rows_are_refused(task_files: Path, tmp_path: Path) -> N
 
 
 def test_a_task_that_is_not_there_gets_its_nearest_neighbour() -> None:
-    with pytest.raises(UserError, match="'perplexty': did you mean 'perplexity'"):
+    with pytest.raises(UserError, match=r"'perplexty'. Did you mean 'perplexity'"):
         load_tasks(["perplexty"])
-    with pytest.raises(UserError, match="'lambada_openia': did you mean 'lambada_openai'"):
+    with pytest.raises(UserError, match=r"'lambada_openia'. Did you mean 'lambada_openai'"):
         load_tasks(["lambada_openia"])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tokengrow.checkpoint.schema import LineageEntry
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
 from tokengrow.growth.checkpoint import grow_checkpoint, prune_checkpoint
@@ -46,7 +47,8 @@ def tokens(n: int, ffn: int) -> Tokens:
 
 def found(checkpoint: Checkpoint) -> Generations:
     """From the lineage as it comes back from the disk."""
-    return generations(checkpoint.config, json.loads(json.dumps(checkpoint.lineage)))
+    written = json.loads(json.dumps([entry.to_dict() for entry in checkpoint.lineage]))
+    return generations(checkpoint.config, [LineageEntry.from_dict(entry) for entry in written])
 
 
 def test_a_model_that_never_grew_is_one_generation(born: Checkpoint) -> None:
@@ -104,8 +106,9 @@ def test_tokens_of_a_pruned_model_are_those_that_stayed(born: Checkpoint) -> Non
 
 def test_a_pruning_that_recorded_nothing_begins_anew(born: Checkpoint) -> None:
     back = pruned(grown(born, tokens=tokens(6, 8)), born.config)
-    lineage = [dict(entry) for entry in back.lineage]
-    del lineage[-1][RECORD]
+    *before, entry = back.lineage
+    settings = {key: value for key, value in entry.settings.items() if key != RECORD}
+    lineage = [*before, replace(entry, settings=settings)]
     assert generations(back.config, lineage)[0, "query"] == [4, 0, 0]
 
 

@@ -211,7 +211,7 @@ def test_the_report_says_what_was_done_and_on_other_tokens_than_it_ranked_on(
         ({"tokens": Tokens(query=7, key=6, value=6, output=6, ffn=12)}, "never makes a model lar"),
         ({"layers": 1}, r"model\.layers: 2 -> 1: pruning takes away parameter tokens"),
         ({"width": 20}, r"model\.width: 16 -> 20: pruning takes away parameter tokens"),
-        ({}, r"the size that source has already.*model\.tokens\.ffn=6"),
+        ({}, r"the model must be larger than source.*model\.tokens\.ffn=6"),
     ],
     ids=str,
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tokengrow.checkpoint.schema import TrainState
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
@@ -45,7 +46,7 @@ def sources(tiny_model: Callable[..., ModelConfig]) -> list[Checkpoint]:
     """A model with published initial weights at step 20, and grown along two axes at once."""
     model = TokenFormer(tiny_model(8, init="published"))
     model.init_weights(torch.Generator().manual_seed(0))
-    born = replace(Checkpoint.of(model), train_state={"step": 20})
+    born = replace(Checkpoint.of(model), train_state=TrainState("tokens", step=20))
     wanted = replace(
         born.config, layers=3, tokens=Tokens(query=12, key=12, value=12, output=12, ffn=20)
     )
@@ -63,14 +64,14 @@ def test_every_table_of_a_large_model_fits_80_columns(
     # As wide as it gets: of 1.5b, grown along all axes, after 100,000 updates.
     large = ModelConfig.preset("1.5b")
     lineage = [
-        {
-            **entry,
-            "source": {**entry["source"], "step": 123_456, "parameters": 1_234_567_890},
-            "target": {**entry["target"], "parameters": 12_345_678_901},
-        }
+        replace(
+            entry,
+            source=replace(entry.source, step=123_456, parameters=1_234_567_890),
+            target=replace(entry.target, parameters=12_345_678_901),
+        )
         for entry in grown.checkpoint.lineage
     ]
-    checkpoint = replace(grown.checkpoint, config=large, lineage=lineage)
+    checkpoint = replace(grown.checkpoint, config=large, lineage=tuple(lineage))
     generations = [
         replace(each, tokens=368_640, updates=123_456, axes=["width", "tokens", "depth"])
         for each in grown.generations

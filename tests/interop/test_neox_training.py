@@ -44,7 +44,7 @@ class TestBounds:
             ({"warmup": -0.1}, "warmup must lie in [0, 1), not -0.1"),
             ({"warmup": 1}, "warmup must lie in [0, 1), not 1.0"),
             ({"weight_decay": -0.1}, "weight_decay must be at least 0, not -0.1"),
-            ({"seed": -1}, "seed must lie in [0, 2**63), not -1"),
+            ({"seed": -1}, "seed must be in [0, 2**63), got -1."),
         ],
     )
     def test_a_number_that_no_run_can_have_is_named(

@@ -235,7 +235,7 @@ class TestArchitectures:
 
     def test_an_unknown_one_is_refused_with_the_nearest(self) -> None:
         with pytest.raises(
-            UserError, match=r"architecture 'transfomer': did you mean 'transformer'"
+            UserError, match=r"architecture 'transfomer'. Did you mean 'transformer'"
         ):
             read_config({**config().to_dict(), "architecture": "transfomer"})
 

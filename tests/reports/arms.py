@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from tokengrow.checkpoint.schema import Rung
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
 from tokengrow.data.loader import spread_batch
 from tokengrow.data.store import TokenStore
@@ -13,7 +14,7 @@ from tokengrow.growth.checkpoint import grow_checkpoint, prune_checkpoint
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import plan_pruning
-from tokengrow.reports.run_data import Point, RungRow, RunRecord, Spent
+from tokengrow.reports.run_data import Point, RunRecord, Spent
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.trainer import fit
 
@@ -52,7 +53,7 @@ def make_arms(folder: Path, tiny_run: Callable[..., TrainConfig], store: TokenSt
 
 def record(name: str, *points: tuple[float, float], **changes: Any) -> RunRecord:
     """A run of one rung with these validations: (FLOPs, loss)."""
-    rung = RungRow(
+    rung = Rung(
         name="only", parameters=1000, tokens=100, flops=points[-1][0], loss_before=None,
         loss_start=points[0][1], loss_end=points[-1][1], drift=None, ends_at=len(points),
     )  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from arms import record
 
+from tokengrow.checkpoint.schema import Rung
 from tokengrow.reports.plots import (
     COLORS,
     cost_plot,
@@ -15,11 +16,11 @@ from tokengrow.reports.plots import (
     spread,
     style,
 )
-from tokengrow.reports.run_data import Point, RungRow, RunRecord, Spent
+from tokengrow.reports.run_data import Point, RunRecord, Spent
 
 
-def rung(name: str, parameters: int, tokens: int, flops: float, drift: float | None) -> RungRow:
-    return RungRow(
+def rung(name: str, parameters: int, tokens: int, flops: float, drift: float | None) -> Rung:
+    return Rung(
         name=name, parameters=parameters, tokens=tokens, flops=flops, loss_before=None,
         loss_start=6.0, loss_end=4.0, drift=drift, ends_at=None,
     )  # fmt: skip

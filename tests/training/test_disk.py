@@ -19,6 +19,7 @@ from rich.console import Console
 from victim import Watched
 
 from tokengrow.checkpoint.layout import COMPLETE, OPTIMIZER, TRAIN_STATE, WEIGHTS, find_checkpoints
+from tokengrow.checkpoint.schema import TrainState
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
@@ -127,9 +128,9 @@ def test_a_save_has_been_made_if_there_was_room_for_it(
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
     model = TokenFormer(tiny_run(tmp_path).stages[0].model)
-    checkpoint = replace(Checkpoint.of(model), train_state={"step": 4})
+    checkpoint = replace(Checkpoint.of(model), train_state=TrainState("tokens", step=4))
     with checkpoint_writer.CheckpointWriter(tmp_path, 2, Console(quiet=True)) as kept:
-        kept.save(checkpoint, set(), needed=False)
+        kept.save(checkpoint, set(), required=False)
         assert kept.has(4) == room
 
 

@@ -85,10 +85,10 @@ def test_the_lineage_names_what_each_size_was_grown_from(climbed: FitResult) -> 
     lineage = climbed.checkpoint.lineage
     assert [entry.steps[0].axis for entry in lineage] == ["tokens", "tokens"]
     for entry, stage_end in zip(lineage, ("step_00000006", "step_00000012"), strict=True):
-        assert entry["drift"]["dtype"] == "float64"
-        assert entry["drift"]["max_logit"] < 1e-10
-        assert entry["source"]["weights_sha256"] == sha256(out_of(climbed) / stage_end / WEIGHTS)
-        assert entry["source"]["step"] == int(stage_end.removeprefix("step_"))
+        assert entry.drift.dtype == "float64"
+        assert entry.drift.max_logit < 1e-10
+        assert entry.source.weights_sha256 == sha256(out_of(climbed) / stage_end / WEIGHTS)
+        assert entry.source.step == int(stage_end.removeprefix("step_"))
 
 
 def test_a_run_leaves_a_validation_history(climbed: FitResult) -> None:
@@ -130,7 +130,7 @@ def test_a_stage_may_train_at_the_size_of_the_one_before(
     run = tiny_run(tmp_path / "run", rungs=(8,), steps=2)
     (stage,) = run.stages
     twice = fit(tiny_run(tmp_path / "run", stages=(stage, replace(stage, name="more"))), store)
-    assert twice.checkpoint.lineage == []
+    assert twice.checkpoint.lineage == ()
     assert twice.state.rung.drift is None
     assert twice.state.step == 4
 

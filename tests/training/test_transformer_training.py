@@ -163,4 +163,4 @@ def test_a_run_goes_on_from_a_checkpoint_of_its_own_size(
     run = transformer_run(tmp_path / "second", source=str(first.folder))
     rung = fit(run, store).state.rung
     assert rung.loss_start == rung.loss_before
-    assert rung.loss_start == first.train_state["validation"][-1]["loss"]
+    assert rung.loss_start == first.train_state.validation[-1].loss
