@@ -186,6 +186,32 @@ def test_an_unknown_group_is_named(refused: Command) -> None:
     assert "modle" in refused("train", "recipes=quickstart", "modle=tiny")
 
 
+@pytest.mark.parametrize("group", ["model", "data", "optim"])
+def test_renamed_choice_is_refused_with_its_new_name(refused: Command, group: str) -> None:
+    message = f"{group}=same was renamed: use {group}=inherit."
+    assert refused("train", f"{group}=same") == message
+    assert refused("plan", "recipes=quickstart", f"{group}=same") == message
+
+
+@pytest.mark.parametrize("group", ["model", "data", "optim"])
+def test_renamed_choice_in_a_users_recipe_is_refused(
+    refused: Command, tmp_path: Path, group: str
+) -> None:
+    recipe = tmp_path / "recipes" / "mine.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text(f"# @package _global_\ndefaults:\n  - override /{group}: same\n")
+    message = refused("train", "--config-dir", str(tmp_path), "recipes=mine")
+    assert message == f"{group}=same was renamed: use {group}=inherit."
+
+
+def test_renamed_choice_in_a_users_option_is_refused(refused: Command, tmp_path: Path) -> None:
+    option = tmp_path / "model" / "mine.yaml"
+    option.parent.mkdir()
+    option.write_text("defaults:\n  - same\n  - _self_\nwidth: 8\n")
+    message = refused("train", "--config-dir", str(tmp_path), "model=mine")
+    assert message == "model=same was renamed: use model=inherit."
+
+
 def test_a_line_that_is_no_override_is_named(refused: Command) -> None:
     assert "seed" in refused("train", "recipes=quickstart", "seed")
 

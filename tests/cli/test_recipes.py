@@ -102,9 +102,9 @@ def test_an_option_of_a_group_resolves_and_has_a_plan(
 ) -> None:
     group, _, choice = option.rpartition("/")
     given = [f"{group}={choice}", *NEEDED.get(option, [])]
-    if group != "model" and choice != "same":
+    if group != "model" and choice != "inherit":
         given.append("model=tiny")
-    if choice == "same":
+    if choice == "inherit":
         given.append(f"source={source}")
     run = resolve_train(composed("train", *given, "+stages.only.steps=3"))
     assert run.tokens_from is not None
@@ -346,6 +346,6 @@ def test_generate_lists_every_setting_with_its_default(composed: Composed) -> No
 
 
 def test_a_model_lists_every_size() -> None:
-    same = OmegaConf.load(data_root() / "conf" / "model" / "same.yaml")
+    inherit = OmegaConf.load(data_root() / "conf" / "model" / "inherit.yaml")
     sizes = {f.name for kind in ARCHITECTURES.values() for f in fields(kind.config)}
-    assert set(same) == {"architecture", "preset", *sizes}
+    assert set(inherit) == {"architecture", "preset", *sizes}

@@ -33,6 +33,13 @@ SWEEP_PLUGINS = {
 }
 """Choices that the extra `sweep` installs."""
 
+RENAMED_CHOICES = {
+    ("model", "same"): "inherit",
+    ("data", "same"): "inherit",
+    ("optim", "same"): "inherit",
+}
+"""Earlier (group, choice) to the current name of the choice."""
+
 OPTIONS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run"),
     *("--multirun", "--shell-completion", "--config-path", "--config-name", "--config-dir"),
@@ -117,11 +124,14 @@ def _intended_word(verb: str, word: str) -> str:
 
 def _hydra_message(verb: str, error: Exception) -> str:
     """Return the message for an exception of Hydra or OmegaConf, with the nearest valid key."""
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        if choice in SWEEP_PLUGINS.get(group, ()):
+        if renamed := RENAMED_CHOICES.get((group, choice)):
+            return f"{group}={choice} was renamed: use {group}={renamed}."
+        if error.options and choice in SWEEP_PLUGINS.get(group, ()):
             return f"{group}={choice} needs an extra: pip install 'tokengrow[sweep]'."
-        return f"Unknown choice {group}={choice}. {suggest(choice, error.options)}"
+        if error.options:
+            return f"Unknown choice {group}={choice}. {suggest(choice, error.options)}"
     if isinstance(error, OverrideParseException):
         return _unreadable_word(verb, error.override)
     if key := hydra_unknown_key(error):
