@@ -201,7 +201,7 @@ def test_perplexity_is_one_of_the_tasks(command: Command, source: Path, tmp_path
         (["tasks=[piqa]", "num_fewshot=-1"], "num_fewshot must not be negative"),
         (["tasks=[piqa]", "batch_size=many"], "batch_size must be auto or a number above 0"),
         (["tasks=[piqa]", "fabric=fsdp2"], "fabric.strategy fsdp2 is for training"),
-        (["tasks=[piqa]", "data_dir=nowhere"], "data_dir=nowhere is no folder"),
+        (["tasks=[piqa]", "data_dir=nowhere"], "data_dir must be a directory, got nowhere"),
         (["tasks=[piqa]", "limt=4"], "Unknown key limt. Did you mean 'limit'?"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_file_without_text_is_named(measured: Call, tmp_path: Path) -> None:
     words = "data=text", f"data.files=[{tmp_path}/empty.txt]", "perplexity.split=all"
     outcome = measured(*words)
     assert outcome.status == 2
-    assert f"there is no document in {tmp_path}/empty.txt: check data" in outcome.err
+    assert f"at least one document, got none in {tmp_path}/empty.txt. Check data." in outcome.err
 
 
 def test_the_text_of_the_sources_run_is_named_in_the_file(
@@ -133,7 +133,7 @@ def test_the_text_of_the_sources_run_is_named_in_the_file(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["perplexity.stride=33"], "perplexity.stride is 33"),
+        (["perplexity.stride=33"], "perplexity.stride must be at most 32"),
         (["perplexity.strid=3"], "perplexity.strid"),
         (["limit=0.5"], "limit must be a number of documents"),
         (["data=megatron", "data.prefix=a"], "data=megatron holds token ids"),

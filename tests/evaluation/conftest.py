@@ -1,4 +1,4 @@
-"""A checkpoint that reads a whole question, and questions of the harness's tasks on disk."""
+"""Fixtures: a checkpoint with a context of 512 tokens, and question files of harness tasks."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,26 +15,25 @@ from tokengrow.evaluation.loaded_model import LoadedModel
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 
-if TYPE_CHECKING:  # what needs no harness is tested where there is none, on a GPU say
+if TYPE_CHECKING:  # tests without the harness also run where it is not installed
     from lm_eval.api.instance import Instance
 
-Place = Callable[..., LoadedModel]
+LoadModel = Callable[..., LoadedModel]
 
 
 @pytest.fixture(scope="session")
 def task_files() -> Path:
-    """The first 40 questions of LAMBADA and PIQA, and a few by hand of each other task."""
+    """Question files: 40 each of LAMBADA and PIQA, a few handwritten ones of each other task."""
     return Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="session")
-def judged(
+def eval_checkpoint(
     store: TokenStore,
     tiny_model: Callable[..., ModelConfig],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A checkpoint of random weights, far from uniform, that takes 512 tokens; not to be written
-    to."""
+    """Read-only checkpoint with a context of 512 tokens; random weights, far from uniform."""
     model = TokenFormer(tiny_model(context_length=512, init="published"))
     generator = torch.Generator().manual_seed(0)
     model.init_weights(generator)
@@ -42,26 +41,29 @@ def judged(
         weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
     tokenizer = store.tokenizer()
     texts = {"tokenizer": tokenizer.to_json(), "end_of_text": tokenizer.end_of_text_token}
-    folder = tmp_path_factory.mktemp("judged") / "run" / "step_00000000"
+    folder = tmp_path_factory.mktemp("evaluation") / "run" / "step_00000000"
     return save_checkpoint(folder, replace(Checkpoint.of(model), **texts))
 
 
 @pytest.fixture(scope="session")
-def placed(judged: Path) -> Place:
-    """`placed(batch_size)`: that checkpoint on the CPU."""
+def load_model(eval_checkpoint: Path) -> LoadModel:
+    """Return a function of the batch size that loads the checkpoint on the CPU."""
 
-    def place(batch_size: int | None = None) -> LoadedModel:
-        cpu = torch.device("cpu")
+    def load(batch_size: int | None = None) -> LoadedModel:
         return LoadedModel.from_checkpoint(
-            load_checkpoint(judged), cpu, "32-true", nullcontext, batch_size
+            load_checkpoint(eval_checkpoint),
+            torch.device("cpu"),
+            "32-true",
+            nullcontext,
+            batch_size,
         )
 
-    return place
+    return load
 
 
 @pytest.fixture(scope="session")
-def asked(task_files: Path) -> "Callable[..., Sequence[Instance]]":
-    """`asked(task)`: what the harness asks a model for the questions of a task."""
+def task_requests(task_files: Path) -> "Callable[..., Sequence[Instance]]":
+    """Return a function of a task's name that builds the harness's requests for it."""
     from tokengrow.evaluation.harness_tasks import load_tasks, silence_harness
 
     def requests(name: str, limit: int = 40) -> "Sequence[Instance]":

@@ -1,4 +1,4 @@
-"""Perplexity: its windows, its counts, and figures worked out by hand."""
+"""Perplexity: values worked out by hand, counts, selection of documents, and display."""
 
 import hashlib
 import json
@@ -6,19 +6,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.console import Console
-from tokenizers import Tokenizer as Inner
+from tokenizers import Tokenizer as TokenizersTokenizer
 from tokenizers import models
 from torch import Tensor, nn
 
@@ -43,20 +40,23 @@ from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.parsing import parse_dataclass
 
 PROBABILITIES = {END_OF_TEXT: 1 / 32, "é": 1 / 32, "b": 1 / 16, " ": 1 / 8, "a": 1 / 4, "ab": 1 / 2}
-"""Of the tokens of the hand-worked model, whatever comes before: 5, 5, 4, 3, 2 and 1 bits."""
+"""Token to its probability in the unigram model: 5, 5, 4, 3, 2 and 1 bits, in any context."""
 
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    """Six tokens: `abab é` is `ab`, `ab`, ` `, `é`."""
+    """Tokenizer of six tokens: `abab é` is `ab`, `ab`, ` `, `é`."""
     vocabulary = {token: number for number, token in enumerate(PROBABILITIES)}
-    return Tokenizer(Inner(models.BPE(vocabulary, [("a", "b")])))
+    return Tokenizer(TokenizersTokenizer(models.BPE(vocabulary, [("a", "b")])))
 
 
 @pytest.fixture
 def unigram() -> TokenFormer:
-    """A TokenFormer with weights set by hand: its last hidden state is always the first unit
-    vector, so that the first channel of the embedding holds the logits."""
+    """TokenFormer with weights set by hand.
+
+    Its last hidden state is always the first unit vector, so the first channel of the embedding
+    holds the logits.
+    """
     config = ModelConfig(
         vocab_size=len(PROBABILITIES),
         context_length=4,
@@ -73,21 +73,23 @@ def unigram() -> TokenFormer:
     return model
 
 
-class Stub(nn.Module):
-    """Six tokens, a context of four, and no weights to speak of."""
+class StubModel(nn.Module):
+    """Model interface with six tokens, a context of four and one empty parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.config = SimpleNamespace(context_length=4)
-        self.nothing = nn.Parameter(torch.zeros(0))
+        self.empty = nn.Parameter(torch.zeros(0))
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         return hidden_states
 
 
-class Counting(Stub):
-    """Gives token 4, `a`, the probability 2^-k where it has read k tokens: what k is, is seen in
-    the score."""
+class PositionModel(StubModel):
+    """Model that gives token 4, `a`, the probability 2^-k after k tokens.
+
+    The score of `a` therefore shows how many tokens the model has read.
+    """
 
     def hidden_states(self, ids: Tensor) -> Tensor:
         probability = 0.5 ** torch.arange(1, ids.shape[1] + 1).double()
@@ -96,8 +98,8 @@ class Counting(Stub):
         return logits.expand(len(ids), -1, -1)
 
 
-class Watched(Stub):
-    """Keeps what it reads, and knows nothing."""
+class RecordingModel(StubModel):
+    """Uniform model that records the ids it reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,174 +110,129 @@ class Watched(Stub):
         return torch.zeros(*ids.shape, 6)
 
 
-class TestWorkedByHand:
-    def test_two_documents_of_a_model_of_known_probabilities(
+class TestHandComputedValues:
+    def test_two_documents_with_known_probabilities(
         self, unigram: TokenFormer, tokenizer: Tokenizer
     ) -> None:
         # `abab a`: ab ab ␣ a = 1 + 1 + 3 + 2 = 7 bits of 6 bytes and 2 words.
         # `é a`:    é ␣ a     = 5 + 3 + 2     = 10 bits of 4 bytes and 2 words.
-        found = measure_perplexity(["abab a", "é a"], tokenizer, Scorer(unigram))
-        counts = found.documents, found.tokens, found.bytes, found.words
+        result = measure_perplexity(["abab a", "é a"], tokenizer, Scorer(unigram))
+        counts = result.documents, result.tokens, result.bytes, result.words
         assert counts == (2, 7, 10, 4)
-        assert found.nats == pytest.approx(17 * math.log(2), rel=1e-12)
-        assert found.loss == pytest.approx(17 / 7 * math.log(2), rel=1e-12)
-        assert found.token_perplexity == pytest.approx(2 ** (17 / 7), rel=1e-12)
-        assert found.bits_per_byte == pytest.approx(1.7, rel=1e-12)
-        assert found.byte_perplexity == pytest.approx(2**1.7, rel=1e-12)
-        assert found.word_perplexity == pytest.approx(2 ** (17 / 4), rel=1e-12)
+        assert result.nats == pytest.approx(17 * math.log(2), rel=1e-12)
+        assert result.loss == pytest.approx(17 / 7 * math.log(2), rel=1e-12)
+        assert result.token_perplexity == pytest.approx(2 ** (17 / 7), rel=1e-12)
+        assert result.bits_per_byte == pytest.approx(1.7, rel=1e-12)
+        assert result.byte_perplexity == pytest.approx(2**1.7, rel=1e-12)
+        assert result.word_perplexity == pytest.approx(2 ** (17 / 4), rel=1e-12)
 
     @pytest.mark.parametrize(
         ("stride", "bits"),
         [
-            # Seven times `a` in windows of 4: so many tokens are read in front of each.
+            # Seven times `a` in windows of 4: the number of tokens read before each `a`.
             (4, (1 + 2 + 3 + 4) + (2 + 3 + 4)),
             (3, (1 + 2 + 3 + 4) + (2 + 3 + 4)),
             (2, (1 + 2 + 3 + 4) + (3 + 4) + 4),
             (1, (1 + 2 + 3 + 4) + 4 + 4 + 4),
         ],
     )
-    def test_the_stride_decides_how_much_a_token_has_before_it(
+    def test_stride_determines_context_of_each_token(
         self, tokenizer: Tokenizer, stride: int, bits: int
     ) -> None:
-        found = measure_perplexity(["aaaaaaa"], tokenizer, Scorer(Counting()), stride)
-        assert found.nats == pytest.approx(bits * math.log(2), rel=1e-12)
+        result = measure_perplexity(["aaaaaaa"], tokenizer, Scorer(PositionModel()), stride)
+        assert result.nats == pytest.approx(bits * math.log(2), rel=1e-12)
 
-    def test_the_first_token_of_each_document_has_end_of_text_before_it(
-        self, tokenizer: Tokenizer
-    ) -> None:
-        model = Watched()
+    def test_documents_start_with_end_of_text(self, tokenizer: Tokenizer) -> None:
+        model = RecordingModel()
         measure_perplexity(["aabbb", "b b"], tokenizer, Scorer(model, batch_size=1))
         assert model.read == [[0, 4, 5, 2], [0, 2, 3]], "a ab b(b); b ␣ (b)"
 
-    def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(
+    def test_uniform_model_has_perplexity_of_vocabulary_size(
         self, unigram: TokenFormer, tokenizer: Tokenizer
     ) -> None:
         nn.init.zeros_(unigram.embedding.weight)
-        found = measure_perplexity(["abab é", "ba"], tokenizer, Scorer(unigram))
-        assert found.token_perplexity == pytest.approx(6, rel=1e-12)
-
-
-class TestSpans:
-    def test_disjoint_ones_the_last_of_which_reads_as_much_as_the_others(self) -> None:
-        assert [*rolling_spans(10, 4, 4)] == [(0, 1, 4), (4, 5, 8), (6, 9, 10)]
-
-    def test_sliding_ones(self) -> None:
-        assert [*rolling_spans(10, 4, 2)] == [(0, 1, 4), (2, 5, 6), (4, 7, 8), (6, 9, 10)]
-
-    def test_a_text_shorter_than_a_window_is_one(self) -> None:
-        assert [*rolling_spans(3, 4, 2)] == [(0, 1, 3)]
-
-    def test_nothing_has_none(self) -> None:
-        assert [*rolling_spans(0, 4, 2)] == []
-
-    @given(st.data())
-    def test_every_token_is_predicted_once_from_as_much_as_the_stride_leaves(
-        self, data: st.DataObject
-    ) -> None:
-        tokens, context_length = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 40))
-        stride = data.draw(st.integers(1, context_length))
-        found = [*rolling_spans(tokens, context_length, stride)]
-        assert [found[0].first, found[-1].last] == [1, tokens]
-        assert all(after.first == before.last + 1 for before, after in pairwise(found))
-        assert all(0 <= each.start < each.first <= each.last for each in found)
-        assert all(each.last - each.start <= context_length for each in found)
-        for each in found[1:]:
-            assert each.last - each.start == context_length
-            assert each.last - each.first < stride
-            assert each.first - each.start >= context_length - stride + 1
-
-    @given(st.data())
-    def test_they_are_those_of_the_lm_evaluation_harness(self, data: st.DataObject) -> None:
-        tokens, context_length = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 40))
-        stride = data.draw(st.integers(1, context_length))
-        theirs = get_rolling_token_windows(
-            [*range(1, tokens + 1)], 0, context_length, context_length - stride + 1
-        )
-        for (start, first, last), (read, predicted) in zip(
-            rolling_spans(tokens, context_length, stride), theirs, strict=True
-        ):
-            assert [*range(start, last)] == read
-            assert [*range(first, last + 1)] == predicted
+        result = measure_perplexity(["abab é", "ba"], tokenizer, Scorer(unigram))
+        assert result.token_perplexity == pytest.approx(6, rel=1e-12)
 
 
 @pytest.fixture
 def texts(corpus: TextCorpus) -> list[str]:
-    """Three documents of which one is longer than a window, one shorter, and one is one letter."""
+    """Three documents: longer than a window, shorter than a window, and one letter."""
     first, second, _ = corpus.documents("validation")
     return [first[:600], second[:20], "é"]
 
 
-def test_each_token_has_the_probability_that_its_own_forward_pass_gives(
+def test_nats_equal_those_of_one_forward_pass_per_token(
     published_model: TokenFormer, store: TokenStore, texts: list[str]
 ) -> None:
     tokenizer, model, context_length = store.tokenizer(), published_model.double(), 32
     for stride in (1, 7, 32):
         nats = 0.0
         for text in texts:
-            at = [tokenizer.end_of_text, *tokenizer.encode(text)]
-            for place in range(1, len(at)):
-                behind_first = max(0, place - context_length)  # tokens beyond the first window
-                end = context_length + math.ceil(behind_first / stride) * stride
-                start = max(0, min(end, len(at) - 1) - context_length) if behind_first else 0
+            ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
+            for position in range(1, len(ids)):
+                after_first = max(0, position - context_length)  # tokens after the first window
+                end = context_length + math.ceil(after_first / stride) * stride
+                start = max(0, min(end, len(ids) - 1) - context_length) if after_first else 0
                 with torch.no_grad():
-                    logits = model(torch.tensor([at[start:place]]))[0, -1]
-                nats -= logits.log_softmax(-1)[at[place]].item()
-        found = measure_perplexity(texts, tokenizer, Scorer(model), stride)
-        assert found.nats == pytest.approx(nats, rel=1e-12)
+                    logits = model(torch.tensor([ids[start:position]]))[0, -1]
+                nats -= logits.log_softmax(-1)[ids[position]].item()
+        result = measure_perplexity(texts, tokenizer, Scorer(model), stride)
+        assert result.nats == pytest.approx(nats, rel=1e-12)
 
 
-def test_the_batch_size_changes_nothing(
+def test_result_does_not_depend_on_batch_size(
     published_model: TokenFormer, store: TokenStore, texts: list[str]
 ) -> None:
-    alone, together = (
+    single, batched = (
         measure_perplexity(texts, store.tokenizer(), Scorer(published_model.double(), size), 20)
         for size in (1, 16)
     )
-    assert alone.nats == pytest.approx(together.nats, rel=1e-12)
-    assert alone.tokens == together.tokens
+    assert single.nats == pytest.approx(batched.nats, rel=1e-12)
+    assert single.tokens == batched.tokens
 
 
-def test_a_text_in_several_chunks_is_the_same_text(
+def test_result_does_not_depend_on_chunk_size(
     published_model: TokenFormer,
     store: TokenStore,
     texts: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scorer = Scorer(published_model.double())
-    whole = measure_perplexity(texts, store.tokenizer(), scorer)
-    monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", 40)
+    one_chunk = measure_perplexity(texts, store.tokenizer(), scorer)
+    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", 40)
     monkeypatch.setattr(perplexity, "BATCH_CHARACTERS", 10)
-    in_pieces = measure_perplexity(texts, store.tokenizer(), scorer)
-    assert in_pieces.nats == pytest.approx(whole.nats, rel=1e-12)
-    assert in_pieces.tokens == whole.tokens
+    many_chunks = measure_perplexity(texts, store.tokenizer(), scorer)
+    assert many_chunks.nats == pytest.approx(one_chunk.nats, rel=1e-12)
+    assert many_chunks.tokens == one_chunk.tokens
 
 
-def test_a_stream_cut_by_spans_is_what_training_validates_on(
+def test_spans_of_token_stream_equal_validation_of_training(
     published_model: TokenFormer, store: TokenStore
 ) -> None:
     sequences = store.sequences("validation", 32)
     stream = sequences.tokens.read(0, len(sequences) * 32 + 1)
-    found = [*rolling_spans(len(stream) - 1, 32, 32)]
-    cut = torch.stack([torch.from_numpy(stream[span.start : span.last + 1]) for span in found])
+    spans = [*rolling_spans(len(stream) - 1, 32, 32)]
+    rows = torch.stack([torch.from_numpy(stream[span.start : span.last + 1]) for span in spans])
     batch = torch.stack([*sequences])
-    assert torch.equal(cut, batch)
-    windows = [Window(row[:1], row[1:]) for row in cut.tolist()]
-    scored = Scorer(published_model).score(windows)
+    assert torch.equal(rows, batch)
+    windows = [Window(row[:1], row[1:]) for row in rows.tolist()]
+    scores = Scorer(published_model).score(windows)
     with torch.no_grad():
         loss = published_model(batch[:, :-1], targets=batch[:, 1:]).item()
-    nats = sum(each.log_likelihood for each in scored)
+    nats = sum(score.log_likelihood for score in scores)
     assert -nats / (len(stream) - 1) == pytest.approx(loss, rel=1e-6)
 
 
-class TestLikeTheHarness:
+class TestAgreementWithHarness:
     @pytest.mark.parametrize(
         "text", ["two words", " and\u2003more \n", "one", "\n", "a\x1cb\u200bc", "Zoë’s naïve café"]
     )
-    def test_words_and_bytes_are_counted_alike(self, tokenizer: Tokenizer, text: str) -> None:
+    def test_words_and_bytes_have_same_counts(self, tokenizer: Tokenizer, text: str) -> None:
         assert count_words(text) == ConfigurableTask.count_words(text)
         assert len(text.encode()) == ConfigurableTask.count_bytes(text)
 
-    def test_its_metrics_of_the_same_documents_are_ours(
+    def test_metrics_of_same_documents_agree(
         self, published_model: TokenFormer, store: TokenStore, texts: list[str]
     ) -> None:
         tokenizer, scorer = store.tokenizer(), Scorer(published_model.double())
@@ -285,17 +242,17 @@ class TestLikeTheHarness:
                 tokenizer.encode(text), tokenizer.end_of_text, 32, context_len=1
             )
             windows = [Window(*make_disjoint_window(each)) for each in rolling]
-            likelihoods.append(sum(each.log_likelihood for each in scorer.score(windows)))
+            likelihoods.append(sum(score.log_likelihood for score in scorer.score(windows)))
         words = [*zip(likelihoods, map(ConfigurableTask.count_words, texts), strict=True)]
         sizes = [*zip(likelihoods, map(ConfigurableTask.count_bytes, texts), strict=True)]
-        ours = measure_perplexity(texts, tokenizer, scorer)
-        assert ours.word_perplexity == pytest.approx(weighted_perplexity(words), rel=1e-11)
-        assert ours.byte_perplexity == pytest.approx(weighted_perplexity(sizes), rel=1e-11)
-        assert ours.bits_per_byte == pytest.approx(bits_per_byte(sizes), rel=1e-11)
+        result = measure_perplexity(texts, tokenizer, scorer)
+        assert result.word_perplexity == pytest.approx(weighted_perplexity(words), rel=1e-11)
+        assert result.byte_perplexity == pytest.approx(weighted_perplexity(sizes), rel=1e-11)
+        assert result.bits_per_byte == pytest.approx(bits_per_byte(sizes), rel=1e-11)
 
 
-class Documents:
-    """A corpus with both splits in memory."""
+class InMemoryText:
+    """Text with both splits in memory."""
 
     def __init__(self, train: list[str], validation: list[str]) -> None:
         self.splits = {"train": train, "validation": validation}
@@ -307,10 +264,10 @@ class Documents:
         return {}
 
 
-TEXT = Documents(train=["one", "two"], validation=["drei", "vïer", "fünf"])
+TEXT = InMemoryText(train=["one", "two"], validation=["drei", "vïer", "fünf"])
 
 
-class TestDocuments:
+class TestSelectDocuments:
     @pytest.mark.parametrize(
         ("settings", "expected"),
         [
@@ -323,40 +280,40 @@ class TestDocuments:
             ({"max_bytes": 9}, ["drei", "vïer"]),
         ],
     )
-    def test_those_of_the_split_up_to_a_number_of_bytes(
+    def test_split_and_max_bytes_select_documents(
         self, settings: dict[str, Any], expected: list[str]
     ) -> None:
         config = parse_dataclass(PerplexityConfig, settings, "perplexity")
         assert [*select_documents(TEXT, config)] == expected
 
-    def test_up_to_a_number_of_documents(self) -> None:
+    def test_limit_is_number_of_documents(self) -> None:
         assert [*select_documents(TEXT, PerplexityConfig(split="all"), 3)] == ["one", "two", "drei"]
 
-    def test_a_split_without_documents_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"validation split .* perplexity\.split=all"):
-            select_documents(Documents(["one"], []), PerplexityConfig())
-        with pytest.raises(UserError, match="check data"):
-            select_documents(Documents([], []), PerplexityConfig(split="all"))
+    def test_split_without_documents_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"validation split, got none.* perplexity\.split=all"):
+            select_documents(InMemoryText(["one"], []), PerplexityConfig())
+        with pytest.raises(UserError, match=r"at least one document, got none\. Check data"):
+            select_documents(InMemoryText([], []), PerplexityConfig(split="all"))
 
 
-class TestRefused:
+class TestErrors:
     @pytest.mark.parametrize("settings", [{"stride": 0}, {"max_bytes": 0}, {"split": "test"}])
-    def test_a_setting_out_of_range(self, settings: dict[str, Any]) -> None:
+    def test_setting_out_of_range_is_refused(self, settings: dict[str, Any]) -> None:
         (key,) = settings
-        with pytest.raises(UserError, match=rf"perplexity\.{key}"):
+        with pytest.raises(UserError, match=rf"perplexity\.{key} must be"):
             parse_dataclass(PerplexityConfig, settings, "perplexity")
 
-    def test_a_stride_that_would_leave_tokens_out(self, tokenizer: Tokenizer) -> None:
-        with pytest.raises(UserError, match=r"perplexity\.stride is 5, .* give 4 at most"):
-            measure_perplexity(["a"], tokenizer, Scorer(Watched()), stride=5)
+    def test_stride_above_context_length_is_refused(self, tokenizer: Tokenizer) -> None:
+        with pytest.raises(UserError, match=r"perplexity\.stride must be at most 4, .* got 5"):
+            measure_perplexity(["a"], tokenizer, Scorer(RecordingModel()), stride=5)
 
-    def test_text_without_tokens(self, tokenizer: Tokenizer) -> None:
-        with pytest.raises(UserError, match="no tokens"):
-            measure_perplexity(["?"], tokenizer, Scorer(Watched()))
+    def test_text_without_tokens_is_refused(self, tokenizer: Tokenizer) -> None:
+        with pytest.raises(UserError, match="data must have at least one token, got none"):
+            measure_perplexity(["?"], tokenizer, Scorer(RecordingModel()))
 
 
-class TestShown:
-    found = Perplexity(
+class TestOutput:
+    result = Perplexity(
         documents=2,
         bytes=10,
         words=4,
@@ -367,9 +324,9 @@ class TestShown:
         stride=4,
     )
 
-    def test_the_table_has_the_ratios(self) -> None:
+    def test_table_shows_ratios(self) -> None:
         console = Console(width=80, record=True, file=StringIO())
-        console.print(perplexity_table(self.found))
+        console.print(perplexity_table(self.result))
         lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
         values = {" ".join(words[:-1]): words[-1] for words in lines[3:]}
         assert values == {
@@ -379,34 +336,34 @@ class TestShown:
             "word perplexity": "19.0273",
         }
 
-    def test_the_text_is_known_by_its_documents(
+    def test_text_hash_covers_document_boundaries(
         self, unigram: TokenFormer, tokenizer: Tokenizer
     ) -> None:
-        def known(*texts: str) -> str:
+        def text_hash(*texts: str) -> str:
             return measure_perplexity(texts, tokenizer, Scorer(unigram)).text_sha256
 
-        # The documents, each behind its length in bytes.
-        assert known("abab a", "é a") == hashlib.sha256("6\nabab a4\né a".encode()).hexdigest()
-        assert known("ab", "a") != known("a", "ab") != known("aba")
+        # Each document follows its length in bytes.
+        assert text_hash("abab a", "é a") == hashlib.sha256("6\nabab a4\né a".encode()).hexdigest()
+        assert text_hash("ab", "a") != text_hash("a", "ab") != text_hash("aba")
 
-    def test_what_was_measured_is_told_in_two_lines(self) -> None:
-        assert perplexity_caption(self.found) == (
+    def test_caption_has_counts_and_windows(self) -> None:
+        assert perplexity_caption(self.result) == (
             "2 documents: 10 bytes, 4 words, 7 tokens\nwindows of 4 tokens, 4 of them new"
         )
 
-    def test_as_json_a_perplexity_beyond_all_floats_is_null(self) -> None:
-        values = replace(self.found, nats=2900.0).to_dict()
+    def test_infinite_perplexity_is_null_in_json(self) -> None:
+        values = replace(self.result, nats=2900.0).to_dict()
         assert values["nats"] == 2900.0
         assert values["word_perplexity"] is None, "e to the power of 725"
         assert values["byte_perplexity"] == pytest.approx(math.exp(290))
 
     @pytest.mark.parametrize("nats", [17.25, math.nan])
-    def test_what_is_read_from_json_is_what_was_written(self, nats: float) -> None:
-        found = replace(self.found, nats=nats)
-        again = Perplexity.from_dict(json.loads(json.dumps(found.to_dict())))
-        assert repr(again) == repr(found)
+    def test_json_round_trip_preserves_result(self, nats: float) -> None:
+        result = replace(self.result, nats=nats)
+        loaded = Perplexity.from_dict(json.loads(json.dumps(result.to_dict())))
+        assert repr(loaded) == repr(result)
 
-    def test_the_progress_ends_with_the_perplexity_of_the_whole(
+    def test_last_progress_line_has_final_perplexity(
         self, unigram: TokenFormer, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
     ) -> None:
         texts = ["abab a", "é a"]

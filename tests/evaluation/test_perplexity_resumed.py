@@ -1,4 +1,4 @@
-"""Perplexity after a kill: windows that were scored are known."""
+"""Perplexity after an interruption: scored windows come from the cache."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -18,19 +18,19 @@ from tokengrow.evaluation.response_cache import ResponseCache
 from tokengrow.evaluation.scoring import Scorer, Window, WindowScore
 
 
-class Interrupted(Scorer):
-    """Counts the windows that it is asked for, and is killed after some of them."""
+class InterruptedScorer(Scorer):
+    """Scorer that counts the requested windows, and is interrupted after `max_windows`."""
 
-    def __init__(self, source: Path, windows: int = 1000) -> None:
+    def __init__(self, source: Path, max_windows: int = 1000) -> None:
         super().__init__(load_checkpoint(source).model.double(), batch_size=1)
-        self.left, self.asked = windows, 0
+        self.max_windows, self.requested = max_windows, 0
 
-    def score(self, windows: Sequence[Window], done: Any = None) -> list[WindowScore]:
-        self.asked += len(windows)
-        found = super().score(windows[: self.left], done)
-        if len(found) < len(windows):
+    def score(self, windows: Sequence[Window], on_score: Any = None) -> list[WindowScore]:
+        self.requested += len(windows)
+        scores = super().score(windows[: self.max_windows], on_score)
+        if len(scores) < len(windows):
             raise KeyboardInterrupt
-        return found
+        return scores
 
 
 @pytest.fixture
@@ -42,62 +42,62 @@ def texts(corpus: TextCorpus) -> list[str]:
 
 @pytest.fixture
 def measure(store: TokenStore, texts: list[str], tmp_path: Path) -> Any:
-    """`measure(scorer, ...)`: the perplexity of the texts, its windows kept in a folder."""
+    """Return a function of a scorer that measures the texts, with a cache of windows."""
 
-    def measured(scorer: Scorer, stride: int | None = None, **options: Any) -> Perplexity:
+    def measure_cached(scorer: Scorer, stride: int | None = None, **options: Any) -> Perplexity:
         with ResponseCache(tmp_path) as responses:
             return measure_perplexity(
                 texts, store.tokenizer(), scorer, stride, responses=responses, **options
             )
 
-    return measured
+    return measure_cached
 
 
-def test_what_was_scored_is_not_asked_again(
+def test_resumed_measurement_skips_scored_windows(
     measure: Any, source: Path, store: TokenStore, texts: list[str]
 ) -> None:
-    counted = Interrupted(source)
-    whole = measure_perplexity(texts, store.tokenizer(), counted)
+    uninterrupted = InterruptedScorer(source)
+    expected = measure_perplexity(texts, store.tokenizer(), uninterrupted)
     with pytest.raises(KeyboardInterrupt):
-        measure(Interrupted(source, windows=3))
-    again = Interrupted(source)
-    found = measure(again)
-    assert again.asked == counted.asked - 3 > 0
-    assert found.nats == pytest.approx(whole.nats, rel=1e-12)
-    assert found.tokens == whole.tokens
+        measure(InterruptedScorer(source, max_windows=3))
+    resumed = InterruptedScorer(source)
+    result = measure(resumed)
+    assert resumed.requested == uninterrupted.requested - 3 > 0
+    assert result.nats == pytest.approx(expected.nats, rel=1e-12)
+    assert result.tokens == expected.tokens
 
 
-def test_windows_of_another_stride_are_others(measure: Any, source: Path, texts: list[str]) -> None:
-    asked = []
+def test_another_stride_has_other_windows(measure: Any, source: Path, texts: list[str]) -> None:
+    requested = []
     for stride in (None, 8, 8):
-        scorer = Interrupted(source)
+        scorer = InterruptedScorer(source)
         measure(scorer, stride)
-        asked.append(scorer.asked)
-    disjoint, sliding, again = asked
-    assert sliding > disjoint - len(texts), "the first window of each text is the same one"
-    assert again == 0
+        requested.append(scorer.requested)
+    disjoint, sliding, repeated = requested
+    assert sliding > disjoint - len(texts), "only the first window of each text is the same"
+    assert repeated == 0
 
 
-def test_the_speed_is_that_of_what_is_scored_now(
+def test_shown_speed_excludes_cached_windows(
     measure: Any, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        measure(Interrupted(source, windows=3))
+        measure(InterruptedScorer(source, max_windows=3))
     seconds = iter([0.0])
-    clock = SimpleNamespace(monotonic=lambda: next(seconds, 1.0))  # it takes a second
+    clock = SimpleNamespace(monotonic=lambda: next(seconds, 1.0))  # scoring takes one second
     monkeypatch.setattr(perplexity, "time", clock)
-    shown = StringIO()
-    found = measure(Interrupted(source), console=Console(file=shown, width=200))
-    last = shown.getvalue().splitlines()[-1]
-    known = 3 * found.context_length
+    output = StringIO()
+    result = measure(InterruptedScorer(source), console=Console(file=output, width=200))
+    last = output.getvalue().splitlines()[-1]
+    cached = 3 * result.context_length
     assert last.endswith(
-        f"{found.tokens:,} tokens, {known} of them known from before, "
-        f"{found.tokens - known:,} tokens/s"
+        f"{result.tokens:,} tokens, {cached} of them from the cache, "
+        f"{result.tokens - cached:,} tokens/s"
     )
 
 
-def test_where_all_is_known_no_speed_is_told(measure: Any, source: Path) -> None:
-    measure(Interrupted(source))
-    shown = StringIO()
-    measure(Interrupted(source, windows=0), console=Console(file=shown, width=200))
-    assert shown.getvalue().endswith(" of them known from before\n")
+def test_no_speed_is_shown_if_all_is_cached(measure: Any, source: Path) -> None:
+    measure(InterruptedScorer(source))
+    output = StringIO()
+    measure(InterruptedScorer(source, max_windows=0), console=Console(file=output, width=200))
+    assert output.getvalue().endswith(" of them from the cache\n")

@@ -1,4 +1,4 @@
-"""Log-likelihoods in batches: against one forward pass each, padding, truncation, memory."""
+"""Log-likelihoods in batches: agreement with single forward passes, padding, truncation, memory."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -26,19 +26,19 @@ def model(
     tiny_model: Callable[..., ModelConfig],
     tiny_transformer: Callable[..., TransformerConfig],
 ) -> LanguageModel:
-    """Random, and far from uniform: its likeliest token is clear."""
-    kinds = {"tokenformer": tiny_model, "transformer": tiny_transformer}
-    made = build_model(kinds[request.param](init="published"))
+    """Random model, far from uniform, so that its most likely token is unambiguous."""
+    configs = {"tokenformer": tiny_model, "transformer": tiny_transformer}
+    random_model = build_model(configs[request.param](init="published"))
     generator = torch.Generator().manual_seed(0)
-    made.init_weights(generator)
-    for weight in made.parameters():
+    random_model.init_weights(generator)
+    for weight in random_model.parameters():
         weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
-    return made.eval()
+    return random_model.eval()
 
 
 @pytest.fixture(scope="module")
 def windows() -> list[Window]:
-    """Twenty of different lengths, in no order; all fit into the model's context."""
+    """Twenty windows of different lengths, unordered, all within the model's context."""
     generator = torch.Generator().manual_seed(1)
 
     def ids(length: int) -> list[int]:
@@ -47,70 +47,68 @@ def windows() -> list[Window]:
     return [Window(ids(1 + 7 * n % 23), ids(1 + 5 * n % 9)) for n in range(20)]
 
 
-def one_by_one(model: LanguageModel, window: Window) -> Tensor:
-    """Log-probabilities of a continuation, by the definition, in float64."""
+def reference_log_probabilities(model: LanguageModel, window: Window) -> Tensor:
+    """Compute the log-probabilities of a continuation by definition, in float64."""
     ids = torch.tensor([[*window.context, *window.continuation]])
     with torch.no_grad():
         logits = model(ids).double()[0].log_softmax(dim=-1)
-    places = range(len(window.context) - 1, ids.shape[1] - 1)
-    return torch.stack([logits[place, ids[0, place + 1]] for place in places])
+    positions = range(len(window.context) - 1, ids.shape[1] - 1)
+    return torch.stack([logits[position, ids[0, position + 1]] for position in positions])
 
 
-def test_the_sum_is_that_of_a_forward_pass_of_each(
+def test_batched_scores_equal_single_forward_passes(
     model: LanguageModel, windows: list[Window]
 ) -> None:
-    for window, scored in zip(windows, Scorer(model, 8).score(windows), strict=True):
-        expected = one_by_one(model, window)
-        assert scored.log_probabilities == pytest.approx(expected.tolist(), abs=1e-5)
-        assert scored.log_likelihood == pytest.approx(expected.sum().item(), abs=1e-5)
+    for window, score in zip(windows, Scorer(model, 8).score(windows), strict=True):
+        expected = reference_log_probabilities(model, window)
+        assert score.log_probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+        assert score.log_likelihood == pytest.approx(expected.sum().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [16, None])
-def test_one_by_one_and_in_batches_agree(
+def test_scores_do_not_depend_on_batch_size(
     model: LanguageModel, windows: list[Window], batch_size: int | None
 ) -> None:
-    alone, together = (Scorer(model, size).score(windows) for size in (1, batch_size))
-    for one, other in zip(alone, together, strict=True):
+    single, batched = (Scorer(model, size).score(windows) for size in (1, batch_size))
+    for one, other in zip(single, batched, strict=True):
         assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-5)
         assert one.greedy == other.greedy
 
 
-def test_padding_does_not_change_a_bit_whatever_stands_in_it(
+def test_padding_id_does_not_change_a_bit(
     model: LanguageModel, windows: list[Window], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for padding in (0, 17, 511):
-        monkeypatch.setattr(scoring, "PADDING", padding)
-        found.append(Scorer(model, 20).score(windows))
-    assert found[0] == found[1] == found[2]
+    scores = []
+    for pad_id in (0, 17, 511):
+        monkeypatch.setattr(scoring, "PAD_ID", pad_id)
+        scores.append(Scorer(model, 20).score(windows))
+    assert scores[0] == scores[1] == scores[2]
 
 
-def test_a_continuation_that_the_model_would_write_is_greedy(
+def test_greedily_decoded_continuation_is_greedy(
     model: LanguageModel, windows: list[Window]
 ) -> None:
     context = [*windows[0].context, *windows[1].context]
-    written = list(context)
+    ids = list(context)
     for _ in range(3):
         with torch.no_grad():
-            written.append(int(model(torch.tensor([written]))[0, -1].argmax()))
-    likely = written[len(context) :]
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    likely = ids[len(context) :]
     other = [*likely[:2], (likely[2] + 1) % 512]
-    scored = Scorer(model).score([Window(context, likely), Window(context, other)])
-    assert [each.greedy for each in scored] == [True, False]
+    scores = Scorer(model).score([Window(context, likely), Window(context, other)])
+    assert [score.greedy for score in scores] == [True, False]
 
 
-def test_what_does_not_fit_is_cut_off_on_the_left(
-    model: LanguageModel, windows: list[Window]
-) -> None:
+def test_long_context_is_truncated_on_the_left(model: LanguageModel, windows: list[Window]) -> None:
     long = [token for window in windows for token in window.context]
     continuation = windows[0].continuation
-    # The last token is never an input, so one id more than the context length counts.
-    kept = Window(long[-(CONTEXT_LENGTH + 1 - len(continuation)) :], continuation)
+    # The last token is never an input, so one id more than the context length fits.
+    truncated = Window(long[-(CONTEXT_LENGTH + 1 - len(continuation)) :], continuation)
     scorer = Scorer(model, 1)
-    assert scorer.score([Window(long, continuation)]) == scorer.score([kept])
+    assert scorer.score([Window(long, continuation)]) == scorer.score([truncated])
 
 
-def test_the_head_computes_as_the_model_does(
+def test_output_head_computes_under_autocast(
     model: LanguageModel, windows: list[Window], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dtypes: list[torch.dtype] = []
@@ -123,85 +121,85 @@ def test_the_head_computes_as_the_model_does(
 
 
 class TestForwardPasses:
-    """A model that counts what it is called with; the likeliest token is that which came last."""
+    """Forward passes of a model that records its calls and predicts the last token again."""
 
     @dataclass
-    class Counting:
-        fits: int = 1000
-        """Rows of a batch; of more it runs out of memory."""
+    class RecordingModel:
+        max_rows: int = 1000
+        """Rows of a batch above which the model raises an out-of-memory error."""
 
         def __post_init__(self) -> None:
             self.config = SimpleNamespace(context_length=CONTEXT_LENGTH)
             self.shapes: list[tuple[int, ...]] = []
-            self.asked: list[int] = []
+            self.logit_rows: list[int] = []
 
         def parameters(self) -> Iterator[nn.Parameter]:
             yield nn.Parameter(torch.zeros(1))
 
         def hidden_states(self, ids: Tensor) -> Tensor:
             self.shapes.append(tuple(ids.shape))
-            if len(ids) > self.fits:
+            if len(ids) > self.max_rows:
                 raise torch.OutOfMemoryError("out of memory")
             return torch.nn.functional.one_hot(ids, 512).float()
 
         def logits(self, hidden_states: Tensor) -> Tensor:
-            self.asked.append(len(hidden_states))
+            self.logit_rows.append(len(hidden_states))
             return hidden_states
 
-    def test_continuations_that_differ_in_their_last_token_alone_share_one(self) -> None:
-        model = self.Counting()
+    def test_continuations_differing_in_last_token_share_a_row(self) -> None:
+        model = self.RecordingModel()
         windows = [Window([1, 2], [3, 4]), Window([1, 2], [3, 5]), Window([1, 2, 3], [3])]
-        scored = Scorer(model).score(windows)
+        scores = Scorer(model).score(windows)
         assert model.shapes == [(1, 3)]
-        assert [each.greedy for each in scored] == [False, False, True]
+        assert [score.greedy for score in scores] == [False, False, True]
 
-    def test_logits_are_those_of_scored_tokens_alone(
+    def test_logits_are_computed_for_scored_tokens_only(
         self, windows: list[Window], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 16)
-        model = self.Counting()
+        monkeypatch.setattr(scoring, "LOGITS_CHUNK", 16)
+        model = self.RecordingModel()
         Scorer(model, 20).score(windows)
-        assert sum(model.asked) == sum(len(window.continuation) for window in windows)
-        assert max(model.asked) == 16
+        assert sum(model.logit_rows) == sum(len(window.continuation) for window in windows)
+        assert max(model.logit_rows) == 16
 
-    def test_the_longest_come_first(self, windows: list[Window]) -> None:
-        model = self.Counting()
+    def test_longest_windows_are_scored_first(self, windows: list[Window]) -> None:
+        model = self.RecordingModel()
         Scorer(model, 4).score(windows)
         lengths = [shape[1] for shape in model.shapes]
         assert lengths == sorted(lengths, reverse=True)
         assert lengths[0] == max(len(w.context) + len(w.continuation) - 1 for w in windows)
 
-    def test_an_automatic_batch_holds_so_many_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(scoring.TOKENS_AT_ONCE, "cpu", 64)
-        model = self.Counting()
+    def test_automatic_batch_has_at_most_max_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(scoring.MAX_BATCH_TOKENS, "cpu", 64)
+        model = self.RecordingModel()
         Scorer(model).score([Window([n] * 10, [1]) for n in range(13)])
         assert model.shapes == [(6, 10), (6, 10), (1, 10)]
 
     @pytest.mark.parametrize("batch_size", [8, None])
-    def test_a_batch_that_is_too_large_is_halved(
+    def test_batch_that_is_too_large_is_halved(
         self, windows: list[Window], batch_size: int | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         longest = max(len(w.context) + len(w.continuation) - 1 for w in windows)
-        monkeypatch.setitem(scoring.TOKENS_AT_ONCE, "cpu", 8 * longest)
-        small, large = self.Counting(fits=2), self.Counting()
-        found = Scorer(small, batch_size).score(windows)
+        monkeypatch.setitem(scoring.MAX_BATCH_TOKENS, "cpu", 8 * longest)
+        small, large = self.RecordingModel(max_rows=2), self.RecordingModel()
+        scores = Scorer(small, batch_size).score(windows)
         assert [shape[0] for shape in small.shapes[:4]] == [8, 4, 2, 2]
-        assert found == Scorer(large, 1).score(windows)
+        assert scores == Scorer(large, 1).score(windows)
 
-    def test_a_row_that_is_too_large_is_an_error(self, windows: list[Window]) -> None:
+    def test_single_row_that_is_too_large_raises(self, windows: list[Window]) -> None:
         with pytest.raises(torch.OutOfMemoryError):
-            Scorer(self.Counting(fits=0), 4).score(windows)
+            Scorer(self.RecordingModel(max_rows=0), 4).score(windows)
 
-    def test_each_result_is_told_once_as_soon_as_it_is_there(self, windows: list[Window]) -> None:
-        told: dict[int, WindowScore] = {}
+    def test_on_score_gets_each_score_once_after_its_batch(self, windows: list[Window]) -> None:
+        received: dict[int, WindowScore] = {}
 
-        def note(index: int, scored: WindowScore) -> None:
-            assert told.setdefault(index, scored) is scored
-            assert len(told) <= 4 * len(model.shapes)
+        def on_score(index: int, score: WindowScore) -> None:
+            assert received.setdefault(index, score) is score
+            assert len(received) <= 4 * len(model.shapes)
 
-        model = self.Counting()
-        scored = Scorer(model, 4).score(windows, note)
-        assert [told[index] for index in range(len(windows))] == scored
+        model = self.RecordingModel()
+        scores = Scorer(model, 4).score(windows, on_score)
+        assert [received[index] for index in range(len(windows))] == scores
 
 
 @pytest.mark.parametrize(
@@ -209,48 +207,52 @@ class TestForwardPasses:
     [
         ([], [1], "window 1 has no context"),
         ([1], [], "or no continuation"),
-        ([1], list(range(33)), "a continuation of 33 tokens, and a context length of 32"),
+        (
+            [1],
+            list(range(33)),
+            r"the continuation must have at most 32 tokens \(the context length\), got 33",
+        ),
     ],
 )
-def test_what_cannot_be_scored_is_refused(
+def test_invalid_window_is_refused(
     model: LanguageModel, context: list[int], continuation: list[int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Scorer(model).score([Window([1], [2]), Window(context, continuation)])
 
 
-def test_a_batch_size_is_a_number_or_automatic() -> None:
-    assert [parse_batch_size(given) for given in ("16", "auto")] == [16, None]
-    for given in ("0", "-1", "many", "1.5", ""):
+def test_batch_size_is_a_positive_number_or_auto() -> None:
+    assert [parse_batch_size(text) for text in ("16", "auto")] == [16, None]
+    for text in ("0", "-1", "many", "1.5", ""):
         with pytest.raises(UserError, match="batch_size must be auto or a number above 0"):
-            parse_batch_size(given)
+            parse_batch_size(text)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-class TestOnAGPU:
-    def test_it_finds_what_a_cpu_finds(self, model: LanguageModel, windows: list[Window]) -> None:
+class TestOnGPU:
+    def test_scores_equal_those_of_cpu(self, model: LanguageModel, windows: list[Window]) -> None:
         scorer = Scorer(deepcopy(model).cuda())
-        for found, expected in zip(
+        for score, expected in zip(
             scorer.score(windows), Scorer(model).score(windows), strict=True
         ):
-            assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-3)
-        assert scorer._tokens_at_once == scoring.TOKENS_AT_ONCE["cuda"], "there is memory for more"
+            assert score.log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-3)
+        assert scorer._batch_tokens == scoring.MAX_BATCH_TOKENS["cuda"], "memory suffices for more"
 
-    def test_a_batch_is_as_large_as_the_memory_lets_it(
+    def test_automatic_batch_is_limited_by_free_memory(
         self, model: LanguageModel, windows: list[Window], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         scorer = Scorer(deepcopy(model).cuda())
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
         torch.cuda.empty_cache()
         scorer.score(windows)
-        assert scorer._tokens_at_once is not None
-        assert scorer._tokens_at_once < scoring.TOKENS_AT_ONCE["cuda"]
+        assert scorer._batch_tokens is not None
+        assert scorer._batch_tokens < scoring.MAX_BATCH_TOKENS["cuda"]
 
-    def test_bf16_stays_near(self, model: LanguageModel, windows: list[Window]) -> None:
+    def test_bf16_scores_are_close(self, model: LanguageModel, windows: list[Window]) -> None:
         def autocast() -> torch.autocast:
             return torch.autocast("cuda", torch.bfloat16)
 
-        narrow = Scorer(deepcopy(model).cuda(), autocast=autocast).score(windows)
-        for found, expected in zip(narrow, Scorer(model).score(windows), strict=True):
-            assert found.log_likelihood == pytest.approx(expected.log_likelihood, rel=0.05)
+        scores = Scorer(deepcopy(model).cuda(), autocast=autocast).score(windows)
+        for score, expected in zip(scores, Scorer(model).score(windows), strict=True):
+            assert score.log_likelihood == pytest.approx(expected.log_likelihood, rel=0.05)

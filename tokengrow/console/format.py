@@ -56,6 +56,11 @@ def bytes_text(number: int) -> str:
     return f"{number} B"
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message without its full stop, or else its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def table(title: str, name: str, numbers: tuple[str, ...], caption: str | None = None) -> Table:
     """An empty table: one column of names, then columns of numbers; a header may hold a newline.
 

@@ -1,1 +1,1 @@
-"""The evaluation room: how good a model is, as tables and plots."""
+"""Evaluation of a model: harness tasks, perplexity of text, and their result files."""

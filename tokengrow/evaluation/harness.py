@@ -1,7 +1,7 @@
-"""A model as the lm-evaluation-harness asks it: `--model tokengrow` (github.com/EleutherAI).
+"""Model class of the lm-evaluation-harness (github.com/EleutherAI): `--model tokengrow`.
 
-Every rank holds the whole model and answers its share of the requests; they meet only when the
-harness gathers what they found.
+Every rank holds the complete model and answers its share of the requests. Ranks communicate only
+when the harness gathers their responses.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lm_eval.models  # noqa: F401  # its own models first: it looks for them in an empty list alone
+import lm_eval.models  # noqa: F401  # registers the harness's models, which needs an empty registry
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -33,44 +33,44 @@ from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.generation.text_generation import complete
 from tokengrow.parsing import parse_dataclass
 
-ROWS_AT_ONCE = 16
-"""Texts that are generated together where the batch size is automatic."""
+GENERATION_BATCH_SIZE = 16
+"""Texts generated together if the batch size is automatic."""
 
-ANSWERS = {
+PROGRESS_LABELS = {
     "loglikelihood": "answers",
     "loglikelihood_rolling": "documents",
     "generate_until": "texts",
 }
-"""Kinds of requests to what they are in the progress."""
+"""Kind of requests to their name in the progress display."""
 
-Answer = tuple[float, bool]
-"""Log-likelihood in nats, and whether it is what the model would have written."""
+LogLikelihood = tuple[float, bool]
+"""Log-likelihood in nats, and whether greedy decoding gives the same tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """What `lm_eval --model_args` may say."""
+    """Keys of `lm_eval --model_args`."""
 
     source: str
-    """Checkpoint, or run whose newest checkpoint is taken."""
+    """Checkpoint, or run whose newest checkpoint is used."""
     batch_size: str = "auto"
-    """Rows of a batch, or auto; auto:N, as the harness has it for others, is auto."""
+    """Rows per batch, or auto; auto:N, which other models of the harness accept, is auto."""
     device: str = "auto"
-    """cpu, cuda (or cuda:0), or auto: a GPU if there is one."""
+    """Device: cpu, cuda (or cuda:0), or auto for a GPU if there is one."""
     devices: int | None = None
-    """Processes to start, one for each device; null: those of the launcher, or one."""
+    """Number of processes to start, one per device; null: those of the launcher, or one."""
     precision: str = "auto"
-    """As `fabric.precision` of `tokengrow eval`."""
+    """Precision, with the values of `fabric.precision` of `tokengrow eval`."""
 
 
 @register_model("tokengrow")
 class TokengrowLM(TemplateLM):
-    """The harness's door to a checkpoint.
+    """Adapter from the requests of the harness to a model of tokengrow.
 
     Args:
-        model: on this rank's device.
-        responses: what is known already, and where answers are kept.
-        console: where progress is shown; by default nowhere.
+        model: model on the device of this rank.
+        responses: cache of responses; by default none is stored.
+        console: receives progress; by default nothing is shown.
     """
 
     def __init__(
@@ -91,260 +91,277 @@ class TokengrowLM(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> "TokengrowLM":
-        """The model of `--model_args source=DIR,...`."""
+        """Build the model from `--model_args source=DIR,...`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> "TokengrowLM":
-        """The same from a mapping.
+        """Build the model from a mapping.
 
         Args:
-            arg_dict: as `ModelArguments`.
-            additional_config: options of the command line, which always gives a batch size.
+            arg_dict: keys of `ModelArguments`.
+            additional_config: options of the command line, which always include a batch size.
 
         Raises:
-            UserError: an unknown argument, or no such checkpoint.
+            UserError: an argument is unknown, or the checkpoint does not exist.
         """
         options = {key: value for key, value in (additional_config or {}).items() if value}
-        given = parse_dataclass(ModelArguments, {**options, **arg_dict}, "model_args")
-        measured = given.batch_size.startswith("auto:")
-        rows = parse_batch_size("auto" if measured else given.batch_size)
-        device = given.device.removesuffix(":0")
+        arguments = parse_dataclass(ModelArguments, {**options, **arg_dict}, "model_args")
+        automatic = arguments.batch_size.startswith("auto:")
+        batch_size = parse_batch_size("auto" if automatic else arguments.batch_size)
+        device = arguments.device.removesuffix(":0")
         if ":" in device:
             raise UserError(
-                f"device={device}: choose a GPU by CUDA_VISIBLE_DEVICES, and give device=cuda"
+                f"device must be cpu, cuda or auto, got {device}. Choose a GPU with "
+                "CUDA_VISIBLE_DEVICES, and set device=cuda."
             )
         config = FabricConfig(
             accelerator=device,
-            strategy="ddp" if given.devices else "auto",
-            devices=given.devices,
-            precision=given.precision,
+            strategy="ddp" if arguments.devices else "auto",
+            devices=arguments.devices,
+            precision=arguments.precision,
         )
-        checkpoint = load_checkpoint(given.source)
+        checkpoint = load_checkpoint(arguments.source)
         fabric = build_fabric(config)
-        precision, autocast = config.chosen_precision, fabric.autocast
-        model = LoadedModel.from_checkpoint(checkpoint, fabric.device, precision, autocast, rows)
+        model = LoadedModel.from_checkpoint(
+            checkpoint, fabric.device, config.chosen_precision, fabric.autocast, batch_size
+        )
         return cls(model, console=Console(stderr=True, quiet=rank() > 0))
 
     # Tokens
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a document, and that stands before an empty context."""
+        """Id of the token that ends a document and replaces an empty context."""
         return self._tokenizer.end_of_text
 
     @property
     def max_length(self) -> int:
-        """The most tokens that the model takes."""
+        """Maximum tokens that the model reads."""
         return self._model.config.context_length
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells this tokenizer from another one."""
+        """Fingerprint of the tokenizer."""
         return self._tokenizer.fingerprint
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids of a text; no special token is ever added, as in training."""
+        """Return the ids of a text; no special token is added, as in training."""
         return self._tokenizer.encode(string)
 
     # Ranks
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """What every rank has, one behind the other."""
+        """Return the flattened tensors of all ranks, concatenated."""
         return torch.cat([part.reshape(-1) for part in all_gather_object(tensor.cpu())])
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """What every rank has, on one of them."""
-        found = all_gather_object(obj)
-        return found if self.rank == dst else None
+        """Return the objects of all ranks on rank `dst`, and None on the others."""
+        gathered = all_gather_object(obj)
+        return gathered if self.rank == dst else None
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
+        """Wait for all ranks."""
         barrier()
 
     # Requests
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
-        """How likely each continuation is in its context."""
-        answer = super().loglikelihood
-        return [
-            (log_likelihood, greedy)
-            for log_likelihood, greedy in self._asked_once(
-                "loglikelihood", requests, lambda rest: answer(rest, disable_tqdm=True)
-            )
-        ]
+    ) -> list[LogLikelihood]:
+        """Return the log-likelihood of each continuation in its context."""
+        compute = super().loglikelihood
+        responses = self._run_uncached(
+            "loglikelihood", requests, lambda rest: compute(rest, disable_tqdm=True)
+        )
+        return [(log_likelihood, greedy) for log_likelihood, greedy in responses]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
-    ) -> list[tuple[float, bool]]:
-        windows = [self._windows(context, after) for _, context, after in requests]
+    ) -> list[LogLikelihood]:
+        windows = [self._windows(context, continuation) for _, context, continuation in requests]
 
-        def done(index: int, answer: Answer) -> None:
-            self._keep("loglikelihood", requests[index][0], answer)
+        def on_response(index: int, response: LogLikelihood) -> None:
+            self._store("loglikelihood", requests[index][0], response)
 
-        return self._scored(windows, done)
+        return self._score_windows(windows, on_response)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """How likely each text is as a document, every token with as much context as fits."""
+        """Return the log-likelihood of each text as a document, with rolling windows."""
 
-        def answer(rest: list[Instance]) -> list[float]:
-            texts = [instance.args for instance in rest]
+        def compute(rest: list[Instance]) -> list[float]:
+            arguments = [instance.args for instance in rest]
             windows = [
-                self._windows([self.prefix_token_id], self.tok_encode(text)) for (text,) in texts
+                self._windows([self.prefix_token_id], self.tok_encode(text))
+                for (text,) in arguments
             ]
 
-            def done(index: int, answer: Answer) -> None:
-                self._keep("loglikelihood_rolling", texts[index], answer[0])
+            def on_response(index: int, response: LogLikelihood) -> None:
+                self._store("loglikelihood_rolling", arguments[index], response[0])
 
-            return [log_likelihood for log_likelihood, _ in self._scored(windows, done)]
+            return [total for total, _ in self._score_windows(windows, on_response)]
 
-        return list(self._asked_once("loglikelihood_rolling", requests, answer))
+        return list(self._run_uncached("loglikelihood_rolling", requests, compute))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each context, up to a stop string."""
+        """Return the text that the model generates after each context, up to a stop string."""
 
-        def answer(rest: list[Instance]) -> list[str]:
-            return self._generated([instance.args for instance in rest])
+        def compute(rest: list[Instance]) -> list[str]:
+            return self._generate([instance.args for instance in rest])
 
-        return list(self._asked_once("generate_until", requests, answer))
+        return list(self._run_uncached("generate_until", requests, compute))
 
-    # How they are answered
+    # Computation of responses
 
-    def _asked_once(
+    def _run_uncached(
         self,
         kind: str,
         requests: Sequence[Instance],
-        answer: Callable[[list[Instance]], Iterable[Any]],
+        compute: Callable[[list[Instance]], Iterable[Any]],
     ) -> Iterator[Any]:
-        """Answers in the order of the requests, known ones as they were."""
-        known = [self._responses.get(kind, instance.args) for instance in requests]
-        rest = [one for one, there in zip(requests, known, strict=True) if there is None]
+        """Return the responses in the order of the requests; compute those not in the cache."""
+        cached = [self._responses.get(kind, instance.args) for instance in requests]
+        pairs = zip(requests, cached, strict=True)
+        rest = [request for request, response in pairs if response is None]
         share = f" (rank 0 of {self.world_size})" if self.world_size > 1 else ""
         counts = len(requests) - len(rest), len(requests)
-        with counted(self._console, f"{ANSWERS[kind]}{share}", *counts) as self._advance:
-            new = iter(answer(rest) if rest else [])
-        return (next(new) if there is None else there for there in known)
+        with counted(self._console, f"{PROGRESS_LABELS[kind]}{share}", *counts) as self._advance:
+            computed = iter(compute(rest) if rest else [])
+        return (next(computed) if response is None else response for response in cached)
 
-    def _keep(self, kind: str, arguments: tuple[Any, ...], answer: Any) -> None:
-        self._responses.add(kind, arguments, answer)
-        self.cache_hook.add_partial(kind, arguments, answer)
+    def _store(self, kind: str, arguments: tuple[Any, ...], response: Any) -> None:
+        """Write a response to the caches, and advance the progress."""
+        self._responses.add(kind, arguments, response)
+        self.cache_hook.add_partial(kind, arguments, response)
         self._advance()
 
-    def _windows(self, context: list[int], after: list[int]) -> list[Window]:
-        """Windows that score each token once: one, or several where it is too long for that.
+    def _windows(self, context: list[int], continuation: list[int]) -> list[Window]:
+        """Return windows that score each token once: several if the continuation is too long.
 
-        Those are the windows that the harness itself makes of long texts (rolling).
+        These are the rolling windows that the harness builds for long texts.
         """
-        if len(after) <= self.max_length:
-            return [Window(context, after)] if after else []
-        return list(rolling_windows([context[-1], *after], self.max_length, self.max_length))
+        if len(continuation) <= self.max_length:
+            return [Window(context, continuation)] if continuation else []
+        ids = [context[-1], *continuation]
+        return list(rolling_windows(ids, self.max_length, self.max_length))
 
-    def _scored(
-        self, requests: Sequence[Sequence[Window]], done: Callable[[int, Answer], None]
-    ) -> list[Answer]:
-        """Scores what may be several windows each; what has none is certain.
+    def _score_windows(
+        self,
+        requests: Sequence[Sequence[Window]],
+        on_response: Callable[[int, LogLikelihood], None],
+    ) -> list[LogLikelihood]:
+        """Return the log-likelihood of each request; without windows it is 0 and greedy.
 
         Args:
-            requests: windows of each.
-            done: called with the number and the answer of a request that is done.
+            requests: windows of each request.
+            on_response: called with the index and the response of each finished request.
         """
-        flat = [(number, window) for number, own in enumerate(requests) for window in own]
-        parts: dict[int, list[WindowScore]] = defaultdict(list)
-        answers: dict[int, Answer] = {}
-
-        def note(index: int, scored: WindowScore) -> None:
-            number = flat[index][0]
-            parts[number].append(scored)
-            if len(parts[number]) == len(requests[number]):
-                finish(number)
+        windows = [(number, window) for number, own in enumerate(requests) for window in own]
+        scores: dict[int, list[WindowScore]] = defaultdict(list)
+        responses: dict[int, LogLikelihood] = {}
 
         def finish(number: int) -> None:
-            likely = math.fsum(part.log_likelihood for part in parts[number])
-            answers[number] = likely, all(part.greedy for part in parts[number])
-            done(number, answers[number])
+            total = math.fsum(score.log_likelihood for score in scores[number])
+            responses[number] = total, all(score.greedy for score in scores[number])
+            on_response(number, responses[number])
+
+        def on_score(index: int, score: WindowScore) -> None:
+            number = windows[index][0]
+            scores[number].append(score)
+            if len(scores[number]) == len(requests[number]):
+                finish(number)
 
         for number, own in enumerate(requests):
             if not own:
                 finish(number)
-        self._scorer.score([window for _, window in flat], note)
-        return [answers[number] for number in range(len(requests))]
+        self._scorer.score([window for _, window in windows], on_score)
+        return [responses[number] for number in range(len(requests))]
 
-    def _generated(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """Texts that follow contexts; those of one wish are written together, the longest first."""
-        asked: Counter[str] = Counter()
-        wishes = []
+    def _generate(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """Generate texts after contexts, in batches of equal settings, the longest context first.
+
+        A repeated request is sampled with another seed.
+        """
+        repeats: Counter[str] = Counter()
+        settings = []
         for request in requests:
-            # Asked again, what is drawn is drawn anew.
-            wishes.append(_Wish.of(request[1], self.max_length, seed=asked[repr(request)]))
-            asked[repr(request)] += 1
-        prompts = [
-            (self.tok_encode(context) or [self.prefix_token_id])[-wish.room(self.max_length) :]
-            for (context, _), wish in zip(requests, wishes, strict=True)
-        ]
-        alike: dict[_Wish, list[int]] = defaultdict(list)
+            seed = repeats[repr(request)]
+            settings.append(_GenerationSettings.from_gen_kwargs(request[1], self.max_length, seed))
+            repeats[repr(request)] += 1
+        prompts = []
+        for (context, _), own in zip(requests, settings, strict=True):
+            max_tokens = self.max_length - own.sampling.max_tokens
+            prompts.append((self.tok_encode(context) or [self.prefix_token_id])[-max_tokens:])
+        groups: dict[_GenerationSettings, list[int]] = defaultdict(list)
         for index in sorted(range(len(prompts)), key=lambda index: -len(prompts[index])):
-            alike[wishes[index]].append(index)
+            groups[settings[index]].append(index)
         texts: dict[int, str] = {}
-        rows = self._scorer.batch_size or ROWS_AT_ONCE
-        for wish, members in alike.items():
+        rows = self._scorer.batch_size or GENERATION_BATCH_SIZE
+        for group, members in groups.items():
             for batch in (members[n : n + rows] for n in range(0, len(members), rows)):
                 ids = [prompts[index] for index in batch]
-                # Greedily, or each with the noise of one seed: the rest of a batch changes no text.
-                written = complete(self._model, ids, self._tokenizer, wish.sampling, wish.until)
+                # Greedy, or one seed per text: the other texts of a batch do not change a text.
+                written = complete(self._model, ids, self._tokenizer, group.sampling, group.stop)
                 for index, continuation in zip(batch, written, strict=True):
                     texts[index] = continuation.text
-                    if wish.sampling.temperature == 0:
-                        self._keep("generate_until", requests[index], continuation.text)
+                    if group.sampling.temperature == 0:
+                        self._store("generate_until", requests[index], continuation.text)
                     else:
                         self._advance()
         return [texts[index] for index in range(len(requests))]
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """How a text is to be written."""
+class _GenerationSettings:
+    """Settings of a generation request."""
 
     sampling: SamplingConfig
-    """How tokens are chosen."""
-    until: tuple[str, ...]
-    """What ends it, beside end-of-text."""
-
-    def room(self, context_length: int) -> int:
-        """Tokens of a context that the model takes beside what it is to write."""
-        return context_length - self.sampling.max_tokens
+    """Choice of the next token, and maximum tokens."""
+    stop: tuple[str, ...]
+    """Strings that end a text, besides end-of-text."""
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], context_length: int, seed: int) -> "_Wish":
-        """From the harness's generation arguments.
+    def from_gen_kwargs(
+        cls, gen_kwargs: Mapping[str, Any], context_length: int, seed: int
+    ) -> "_GenerationSettings":
+        """Convert the generation arguments of the harness.
 
         Args:
-            arguments: the harness's.
-            context_length: the most tokens that the model takes.
-            seed: of what is drawn; greedily nothing is.
+            gen_kwargs: arguments of the request.
+            context_length: maximum tokens that the model reads.
+            seed: seed of sampling; unused by greedy decoding.
 
         Raises:
-            UserError: more tokens than the model takes, or an argument that nothing here knows.
+            UserError: the request needs more tokens than the model reads, or sets an argument that
+                is not supported.
         """
-        given = dict(normalize_gen_kwargs(dict(arguments)))
-        until, most = given.pop("until", []), given.pop("max_gen_toks")
-        temperature = float(given.pop("temperature", 1.0))
-        temperature = temperature if given.pop("do_sample") else 0.0
-        known = {key: given.pop(key) for key in ("top_k", "top_p") if key in given}
-        if given:
-            raise UserError(f"the task asks for {', '.join(given)}, which generation here has not")
-        if most >= context_length:
+        rest = dict(normalize_gen_kwargs(dict(gen_kwargs)))
+        until, max_tokens = rest.pop("until", []), rest.pop("max_gen_toks")
+        temperature = float(rest.pop("temperature", 1.0))
+        temperature = temperature if rest.pop("do_sample") else 0.0
+        filters = {key: rest.pop(key) for key in ("top_k", "top_p") if key in rest}
+        if rest:
             raise UserError(
-                f"the task asks for {most} tokens of text, and the model takes {context_length} "
-                "with the question: leave the task out, or evaluate a model of longer context"
+                f"The task sets {', '.join(rest)}, which generation does not support. Leave the "
+                "task out of tasks."
             )
-        seed = seed if temperature else 0
-        sampling = SamplingConfig(max_tokens=most, temperature=temperature, seed=seed, **known)
-        return cls(sampling, tuple(filter(None, [until] if isinstance(until, str) else until)))
+        if max_tokens >= context_length:
+            raise UserError(
+                f"The task's max_gen_toks must be below the model's context_length of "
+                f"{context_length}, got {max_tokens}. Leave the task out of tasks, or evaluate a "
+                "model with a longer context."
+            )
+        sampling = SamplingConfig(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed if temperature else 0,
+            **filters,
+        )
+        stop = [until] if isinstance(until, str) else until
+        return cls(sampling, tuple(filter(None, stop)))

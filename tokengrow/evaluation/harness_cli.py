@@ -1,9 +1,9 @@
-"""The harness's own command line, with `--model tokengrow` in it.
+"""Command line of the lm-evaluation-harness, with the additional model `tokengrow`.
 
     python -m tokengrow.evaluation.harness_cli --model tokengrow --model_args source=DIR --tasks ...
 
-A harness that looks for models in installed packages finds it under the entry point
-`lm_eval.models`; 0.4.13 does not yet, so this registers it and calls the harness.
+Later versions of the harness load the entry point `lm_eval.models` of installed packages. Version
+0.4.13 does not, so this module registers the model and then calls the harness.
 """
 
 import sys
@@ -11,11 +11,11 @@ import sys
 from lm_eval.__main__ import cli_evaluate
 
 from tokengrow.errors import UserError
-from tokengrow.evaluation import harness as harness  # imported, its model is registered
+from tokengrow.evaluation import harness as harness  # the import registers the model
 
 
 def main() -> None:
-    """Runs `lm_eval` with the arguments of this program."""
+    """Run `lm_eval` with the arguments of this process."""
     try:
         cli_evaluate()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint's model on a device, and the tokenizer of its training."""
+"""Model of a checkpoint, placed on a device and ready for scoring."""
 
 import json
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from tokengrow.model.tokenformer import LanguageModel
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to be asked."""
+    """Model in eval mode on its device, with its tokenizer."""
 
     tokenizer: Tokenizer
-    """Of its checkpoint."""
+    """Tokenizer stored in the checkpoint."""
     scorer: Scorer
-    """With the model, in eval mode and on its device."""
+    """Scorer that holds the model."""
 
     @property
     def model(self) -> LanguageModel:
-        """The scorer's."""
+        """Model of the scorer."""
         return self.scorer.model
 
     @classmethod
@@ -38,18 +38,18 @@ class LoadedModel:
         autocast: Callable[[], AbstractContextManager[object]],
         batch_size: int | None = None,
     ) -> "LoadedModel":
-        """Puts a checkpoint's model on a device.
+        """Move the model of a checkpoint to a device.
 
         Args:
-            checkpoint: with weights and a tokenizer.
-            device: where it computes.
-            precision: as `FabricConfig.chosen_precision` gives it; weights become float32, but for
+            checkpoint: checkpoint with weights and a tokenizer.
+            device: device of the computation.
+            precision: value of `FabricConfig.chosen_precision`. Weights become float32, except for
                 bf16-true.
-            autocast: of that precision; Fabric's.
-            batch_size: rows of a batch; None: automatic.
+            autocast: context manager of that precision, such as Fabric's `autocast`.
+            batch_size: rows per batch; None: automatic.
 
         Raises:
-            UserError: a checkpoint without a tokenizer.
+            UserError: the checkpoint has no tokenizer.
         """
         tokenizer = checkpoint_tokenizer(checkpoint)
         dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
@@ -58,14 +58,15 @@ class LoadedModel:
 
 
 def model_key(checkpoint: Checkpoint, precision: str) -> str:
-    """A hash of all that a model's answers depend on, but for rounding: weights, sizes, tokenizer
-    and precision.
+    """Return a hash of everything that the responses of a model depend on, except rounding.
+
+    It covers the weights, the sizes, the tokenizer and the precision.
 
     Args:
-        checkpoint: from the disk, with a tokenizer.
-        precision: as `FabricConfig.chosen_precision` gives it.
+        checkpoint: checkpoint on disk, with a tokenizer.
+        precision: value of `FabricConfig.chosen_precision`.
     """
-    assert checkpoint.folder is not None, "weights are known by their hash on the disk"
+    assert checkpoint.folder is not None, "the hash of the weights comes from the checkpoint files"
     fingerprint = checkpoint_tokenizer(checkpoint).fingerprint
     identity = [asdict(checkpoint.lineage_source()), fingerprint, precision]
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Perplexity of text: which tokens are predicted from which, and what is made of the sum.
+"""Perplexity of text: windows of documents, sums over them, and ratios of the sums.
 
-Every document is measured by itself: its n tokens stand at positions 1 to n, the end-of-text token
-that starts a document at position 0. `docs/evaluating.md` has the definitions in full.
+Every document is measured separately: its n tokens have the positions 1 to n, and the end-of-text
+token that starts a document has position 0. `docs/evaluating.md` defines all figures.
 
 Shapes: `T` context length, `S` stride.
 """
@@ -9,12 +9,12 @@ Shapes: `T` context length, `S` stride.
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import sha256
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -30,93 +30,96 @@ from tokengrow.evaluation.response_cache import ResponseCache
 from tokengrow.evaluation.rolling_windows import rolling_windows
 from tokengrow.evaluation.scoring import Scorer, Window, WindowScore
 
-TOKENS_AT_ONCE = 2**17
-"""Read by the windows that a rank scores at once: memory for ids, and many batches."""
+CHUNK_TOKENS = 2**17
+"""Tokens of the windows that a rank scores at once: little memory for ids, and many batches."""
 
-KIND = "window"
-"""What windows are called among the answers that are kept."""
+REQUEST_KIND = "window"
+"""Kind of a window among the requests of the response cache."""
 
 SPLITS: dict[str, tuple[Split, ...]] = {
     "validation": ("validation",),
     "train": ("train",),
     "all": ("train", "validation"),
 }
-"""What `perplexity.split` may say, and the splits of a text that it names."""
+"""Value of `perplexity.split` to the splits of a text that it selects."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityConfig:
-    """How the perplexity of text is measured."""
+    """Settings of a perplexity measurement."""
 
-    split: str = "validation"
-    """Documents of the data to measure: those held out, those trained on, or all."""
+    split: Literal["validation", "train", "all"] = "validation"
+    """Documents of the data to measure: held out, trained on, or all."""
     stride: int | None = None
-    """New tokens that a window predicts, T at most; null: T, so that each token is read once."""
+    """New tokens predicted per window, at most T; null: T, so that each token is read once."""
     max_bytes: int | None = None
-    """Of text, UTF-8; the document that goes beyond is cut there. null: all of it."""
+    """Maximum bytes of text in UTF-8; the document that exceeds it is truncated. null: no limit."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UserError(f"perplexity.split {self.split!r}: valid are {', '.join(SPLITS)}")
         for key in ("stride", "max_bytes"):
             if (number := getattr(self, key)) is not None and number < 1:
-                raise UserError(f"perplexity.{key} must be at least 1, not {number}")
+                raise UserError(f"perplexity.{key} must be at least 1, got {number}.")
 
 
 def count_words(text: str) -> int:
-    """The pieces between runs of white space, as the lm-evaluation-harness counts them: white space
-    at the start or the end of a text parts an empty piece, which counts too."""
+    """Count the pieces between runs of white space, as the lm-evaluation-harness does.
+
+    White space at the start or the end of the text adds one empty piece each.
+    """
     return len(re.split(r"\s+", text))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """What a model makes of some text: sums over all documents, and ratios of the sums."""
+    """Result of a measurement: sums over all documents, and ratios of these sums."""
 
     documents: int
-    """With text in them."""
+    """Number of documents that are not empty."""
     bytes: int
-    """Of the text in UTF-8, end-of-text tokens not included."""
+    """Bytes of the text in UTF-8, without end-of-text tokens."""
     words: int
-    """By `count_words`."""
+    """Words of the text, from `count_words`."""
     text_sha256: str
-    """Of the documents, each as its length in bytes, a newline and its bytes."""
+    """SHA-256 of the documents, each as its length in bytes, a newline and its bytes."""
     tokens: int
-    """Predicted: those of the documents, end-of-text tokens not included."""
+    """Predicted tokens: those of the documents, without end-of-text tokens."""
     nats: float
     """Negative log-likelihood of all tokens."""
     context_length: int
-    """The most tokens that a window reads."""
+    """Maximum tokens that a window reads."""
     stride: int
-    """The most tokens that a window predicts, a document's first one apart."""
+    """Maximum tokens that a window predicts, except the first window of a document."""
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Loss in nats per token: `nats / tokens`."""
         return self.nats / self.tokens
 
     @property
     def token_perplexity(self) -> float:
-        """`exp(nats / tokens)`."""
+        """Perplexity per token: `exp(nats / tokens)`."""
         return _exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        """`nats / ln 2 / bytes`: comparable between models of different tokenizers."""
+        """Bits per byte, `nats / ln 2 / bytes`; comparable between models of any tokenizer."""
         return self.nats / math.log(2) / self.bytes
 
     @property
     def byte_perplexity(self) -> float:
-        """`exp(nats / bytes)`."""
+        """Perplexity per byte: `exp(nats / bytes)`."""
         return _exp(self.nats / self.bytes)
 
     @property
     def word_perplexity(self) -> float:
-        """`exp(nats / words)`; comparable as bits per byte are. Infinite beyond 1.8e308."""
+        """Perplexity per word, `exp(nats / words)`; comparable between models of any tokenizer.
+
+        It is infinite above 1.8e308.
+        """
         return _exp(self.nats / self.words)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The sums and the ratios, as JSON values; what is no finite number is null."""
+    def to_dict(self) -> dict[str, int | float | str | None]:
+        """Return the sums and the ratios as JSON values; None replaces an infinite one or NaN."""
         names = ("loss", "token_perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")
         values = asdict(self) | {name: getattr(self, name) for name in names}
         return {
@@ -126,7 +129,7 @@ class Perplexity:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Perplexity":
-        """What `to_dict` wrote."""
+        """Build a perplexity from the output of `to_dict`."""
         sums = {item.name: values[item.name] for item in fields(cls)}
         return cls(**sums | {"nats": math.nan if sums["nats"] is None else sums["nats"]})
 
@@ -134,28 +137,28 @@ class Perplexity:
 def select_documents(
     text: Text, config: PerplexityConfig, limit: int | None = None
 ) -> Iterator[str]:
-    """The documents to measure, up to a number of them, or of bytes, whichever comes first.
+    """Return the documents to measure, up to the first limit reached: documents or bytes.
 
     Args:
-        text: where they come from.
-        config: which of its splits, and the most bytes.
-        limit: the most documents.
+        text: text with its splits.
+        config: split to measure, and maximum bytes.
+        limit: maximum number of documents.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no document.
     """
-    found = chain.from_iterable(text.documents(split) for split in SPLITS[config.split])
-    first = next(found, None)
+    documents = chain.from_iterable(text.documents(split) for split in SPLITS[config.split])
+    first = next(documents, None)
     if first is not None:
-        return _first_bytes(islice(chain([first], found), limit), config.max_bytes)
+        return _first_bytes(islice(chain([first], documents), limit), config.max_bytes)
     if config.split == "validation":
         raise UserError(
-            "data: its validation split has no document: set perplexity.split=all, or raise "
-            "data.validation_fraction"
+            "data must have a document in its validation split, got none. Set "
+            "perplexity.split=all, or raise data.validation_fraction."
         )
-    named = [str(file) for file, *_ in text.identity().get("files", [])]
-    where = ", ".join(named[:3]) + ", ..." * (len(named) > 3)
-    raise UserError(f"data: there is no document in {where or 'it'}: check data")
+    files = [str(file) for file, *_ in text.identity().get("files", [])]
+    place = f" in {', '.join(files[:3])}" + ", ..." * (len(files) > 3) if files else ""
+    raise UserError(f"data must have at least one document, got none{place}. Check data.")
 
 
 def _first_bytes(documents: Iterable[str], most: int | None) -> Iterator[str]:
@@ -180,81 +183,69 @@ def measure_perplexity(
     responses: ResponseCache | None = None,
     console: Console | None = None,
 ) -> Perplexity:
-    """Measures a model on documents, which are read and forgotten one after another.
+    """Measure the perplexity of documents, which are read and released one after another.
 
-    With several ranks all read the same documents, each scores its share of the windows, and all
-    give the same result.
+    All ranks read the same documents, each scores its share of the windows, and all return the same
+    result.
 
     Args:
-        documents: none of them empty.
-        tokenizer: the model's.
-        scorer: with the model.
+        documents: documents, none of them empty.
+        tokenizer: tokenizer of the model.
+        scorer: scorer with the model.
         stride: S, at most the model's context length T; None: T.
-        responses: the windows that are known already, and where those scored are kept.
-        console: where the perplexity so far, tokens and tokens/s are shown; by default nowhere.
+        responses: cache of windows scored by earlier sessions; None stores nothing.
+        console: receives the perplexity so far, tokens and tokens/s; None shows nothing.
 
     Raises:
-        UserError: a stride beyond T, which would leave tokens out, or no tokens.
+        UserError: the stride exceeds T, which would leave tokens out, or there are no tokens.
     """
     context_length = scorer.model.config.context_length
     if stride is not None and stride > context_length:
         raise UserError(
-            f"perplexity.stride is {stride}, more than the model's context_length of "
-            f"{context_length}: give {context_length} at most"
+            f"perplexity.stride must be at most {context_length}, the model's context_length, got "
+            f"{stride}."
         )
-    run = _Run(tokenizer, context_length, stride or context_length)
-    mine, kept = slice(rank(), None, world_size()), responses or ResponseCache()
-    begun = 0.0
-    with doing(console or Console(quiet=True), "perplexity: reading the text") as say:
+    run = _Measurement(tokenizer, context_length, stride or context_length)
+    cache = responses or ResponseCache()
+    with doing(console or Console(quiet=True), "perplexity: reading the text") as show:
 
-        def show(loss: float, scored: int) -> None:
-            told = f"perplexity {_digits(_exp(loss))}, {scored:,} tokens"
-            if known := run.scored - run.asked:
-                told += f", {known * world_size():,} of them known from before"
-            if run.asked:
-                told += f", {run.asked / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s"
-            say(told)
-
-        def show_share() -> None:
-            if run.scored:
-                show(run.nats / run.scored, min(run.scored * world_size(), run.tokens))
-
-        def done(windows: Sequence[Window], index: int, scored: WindowScore) -> None:
+        def on_score(windows: Sequence[Window], index: int, score: WindowScore) -> None:
             window = windows[index]
-            kept.add(KIND, (window.context, window.continuation), scored.log_likelihood)
-            run.asked += len(window.continuation)
-            run.add(window, scored.log_likelihood)
-            show_share()
+            cache.add(REQUEST_KIND, (window.context, window.continuation), score.log_likelihood)
+            run.add(window, score.log_likelihood, from_cache=False)
+            run.show_share(show)
 
-        for chunk in _chunks(run.windows(documents), TOKENS_AT_ONCE * world_size()):
-            new = run.without_known(chunk[mine], kept)
-            show_share()
-            begun = begun or time.monotonic()  # what is known takes no time
-            scorer.score(new, partial(done, new))
-        found = run.result()
-        show(found.loss, found.tokens)
-    return found
+        chunks = _chunks(run.windows(documents), CHUNK_TOKENS * world_size())
+        for chunk in chunks:
+            new = run.add_cached(chunk[rank() :: world_size()], cache)
+            run.show_share(show)
+            run.start_clock()  # after the lookups: cached windows take no time
+            scorer.score(new, partial(on_score, new))
+        result = run.result()
+        run.show(show, result.loss, result.tokens)
+    return result
 
 
-class _Run:
-    """A measurement as it goes on.
+class _Measurement:
+    """State of a running measurement on one rank.
 
     Attributes:
-        documents: read so far, as are `bytes`, `words` and `tokens`.
+        documents: documents read so far; `bytes`, `words` and `tokens` are their sizes.
         scored: tokens whose log-likelihood this rank has.
-        asked: those of them that were not known from before.
-        nats: what they sum up to.
+        computed: scored tokens that did not come from the cache.
+        nats: negative log-likelihood of the scored tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, context_length: int, stride: int) -> None:
-        self.documents = self.bytes = self.words = self.tokens = self.scored = self.asked = 0
+        self.documents = self.bytes = self.words = self.tokens = self.scored = self.computed = 0
         self.nats = 0.0
+        self._started = 0.0
         self._digest = sha256()
         self._tokenizer = tokenizer
         self._context_length, self._stride = context_length, stride
 
     def windows(self, documents: Iterable[str]) -> Iterator[Window]:
-        """What is to be scored, counting what is read."""
+        """Yield the windows of documents, and count what is read."""
         for texts, _ in batches(((text, None) for text in documents), BATCH_CHARACTERS):
             for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
                 content = text.encode()
@@ -263,31 +254,61 @@ class _Run:
                 self._digest.update(b"%d\n%b" % (len(content), content))
                 self.words += count_words(text)
                 self.tokens += len(ids)
-                at = [self._tokenizer.end_of_text, *ids]
-                yield from rolling_windows(at, self._context_length, self._stride)
+                positions = [self._tokenizer.end_of_text, *ids]
+                yield from rolling_windows(positions, self._context_length, self._stride)
 
-    def without_known(self, windows: Sequence[Window], responses: ResponseCache) -> list[Window]:
-        """Those that are not known yet; the others are counted."""
+    def add_cached(self, windows: Sequence[Window], cache: ResponseCache) -> list[Window]:
+        """Count the windows that the cache holds, and return the others."""
         new = []
         for window in windows:
-            known = responses.get(KIND, (window.context, window.continuation))
-            if known is None:
+            log_likelihood = cache.get(REQUEST_KIND, (window.context, window.continuation))
+            if log_likelihood is None:
                 new.append(window)
             else:
-                self.add(window, known)
+                self.add(window, log_likelihood, from_cache=True)
         return new
 
-    def add(self, window: Window, log_likelihood: float) -> None:
-        """Counts the tokens of a window."""
+    def add(self, window: Window, log_likelihood: float, from_cache: bool) -> None:
+        """Count the tokens of a window and their log-likelihood."""
         self.scored += len(window.continuation)
+        self.computed += 0 if from_cache else len(window.continuation)
         self.nats -= log_likelihood
 
+    def start_clock(self) -> None:
+        """Start the time from which tokens/s is computed, once."""
+        self._started = self._started or time.monotonic()
+
+    def show(self, write: Callable[[str], None], loss: float, scored: int) -> None:
+        """Write a progress line.
+
+        Args:
+            write: receives the line.
+            loss: nats per token.
+            scored: tokens that all ranks have scored.
+        """
+        line = f"perplexity {_format_number(_exp(loss))}, {scored:,} tokens"
+        if cached := self.scored - self.computed:
+            line += f", {cached * world_size():,} of them from the cache"
+        if self.computed:
+            seconds = max(time.monotonic() - self._started, 1e-9)
+            line += f", {self.computed / seconds:,.0f} tokens/s"
+        write(line)
+
+    def show_share(self, write: Callable[[str], None]) -> None:
+        """Write a progress line estimated from the windows of this rank."""
+        if self.scored:
+            total = min(self.scored * world_size(), self.tokens)
+            self.show(write, self.nats / self.scored, total)
+
     def result(self) -> Perplexity:
-        """The sums, those of all ranks together."""
+        """Return the sums over all ranks."""
         parts = all_gather_object((self.scored, self.nats))
         assert sum(scored for scored, _ in parts) == self.tokens
         if not self.tokens:
-            raise UserError("data: the text has no tokens: check data and the source's tokenizer")
+            raise UserError(
+                "data must have at least one token, got none. Check data and the tokenizer of "
+                "source."
+            )
         return Perplexity(
             documents=self.documents,
             bytes=self.bytes,
@@ -301,47 +322,44 @@ class _Run:
 
 
 def _chunks(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
-    """Lists of windows that together hold so many tokens, or a few more."""
+    """Yield lists of windows, each with at least `tokens` tokens except the last."""
     chunk: list[Window] = []
-    held = 0
+    size = 0
     for window in windows:
         chunk.append(window)
-        held += len(window.context) + len(window.continuation)
-        if held >= tokens:
+        size += len(window.context) + len(window.continuation)
+        if size >= tokens:
             yield chunk
-            chunk, held = [], 0
+            chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-def perplexity_table(found: Perplexity) -> Table:
-    """The ratios, a row for each."""
+def perplexity_table(result: Perplexity) -> Table:
+    """Build a table with one row per ratio."""
     rows = table("Perplexity", "measure", ("value",))
-    for name, value in (
-        ("loss (nats per token)", f"{found.loss:.5f}"),
-        ("token perplexity", _digits(found.token_perplexity)),
-        ("bits per byte", f"{found.bits_per_byte:.5f}"),
-        ("word perplexity", _digits(found.word_perplexity)),
-    ):
-        rows.add_row(name, value)
+    rows.add_row("loss (nats per token)", f"{result.loss:.5f}")
+    rows.add_row("token perplexity", _format_number(result.token_perplexity))
+    rows.add_row("bits per byte", f"{result.bits_per_byte:.5f}")
+    rows.add_row("word perplexity", _format_number(result.word_perplexity))
     return rows
 
 
-def perplexity_caption(found: Perplexity) -> str:
-    """What was measured, and how: two lines for under the table."""
-    documents = f"{found.documents:,} document{'s' * (found.documents != 1)}"
+def perplexity_caption(result: Perplexity) -> str:
+    """Return two lines on the measured text and its windows, to print below the table."""
+    documents = f"{result.documents:,} document{'s' * (result.documents != 1)}"
     return (
-        f"{documents}: {found.bytes:,} bytes, {found.words:,} words, {found.tokens:,} tokens\n"
-        f"windows of {found.context_length:,} tokens, {found.stride:,} of them new"
+        f"{documents}: {result.bytes:,} bytes, {result.words:,} words, {result.tokens:,} tokens\n"
+        f"windows of {result.context_length:,} tokens, {result.stride:,} of them new"
     )
 
 
-def _digits(number: float) -> str:
+def _format_number(number: float) -> str:
     return f"{number:,.6g}"
 
 
 def _exp(nats: float) -> float:
-    """e to the power of nats; infinite where no float is large enough."""
+    """Return e to the power of `nats`, infinite if it exceeds the largest float."""
     try:
         return math.exp(nats)
     except OverflowError:

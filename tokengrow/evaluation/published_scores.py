@@ -1,9 +1,10 @@
-"""What the paper reports of the published models, to hold a model's own results against.
+"""Scores that the TokenFormer paper reports, for comparison with a model's own scores.
 
-TokenFormer, arXiv 2410.23168, Table 1 (zero-shot; perplexity for LAMBADA, else accuracy in per
-cent). The models were evaluated "on standard zero-shot benchmark described by mamba" (the README of
-github.com/Haiyang-W/TokenFormer), and Mamba's paper (arXiv 2312.00752, appendix E.2) reports
-accuracy normalised by length for HellaSwag and ARC-challenge: so `acc_norm` stands there.
+They come from TokenFormer, arXiv 2410.23168, Table 1: zero-shot, perplexity for LAMBADA, accuracy
+in per cent for the other tasks. The models were evaluated "on standard zero-shot benchmark
+described by mamba" (README of github.com/Haiyang-W/TokenFormer). Mamba's paper (arXiv 2312.00752,
+appendix E.2) reports length-normalised accuracy for HellaSwag and ARC-challenge, so the metric of
+these two tasks is `acc_norm`.
 """
 
 import math
@@ -22,7 +23,7 @@ METRICS = (
     ("arc_challenge", "acc_norm"),
     ("winogrande", "acc"),
 )
-"""Task and metric of each figure of a row."""
+"""Task and metric of each column of the published table."""
 
 PUBLISHED_SCORES = {
     "150m": ("TokenFormer-150M", (16.38, 45.0, 35.5, 64.9, 47.3, 24.9, 50.4)),
@@ -30,28 +31,24 @@ PUBLISHED_SCORES = {
     "900m": ("TokenFormer-900M", (5.46, 64.0, 55.3, 72.4, 59.9, 30.6, 56.4)),
     "1.5b": ("TokenFormer-1.5B", (5.24, 64.7, 60.0, 74.8, 64.8, 32.0, 59.7)),
 }
-"""Preset to the model's name and its figures, by `METRICS`."""
+"""Preset to the name of the model and its scores, in the order of `METRICS`."""
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A published model's figures."""
+    """Scores of one published model."""
 
     name: str
-    """As the paper calls it."""
-    figures: dict[tuple[str, str], float]
+    """Name of the model in the paper."""
+    scores: dict[tuple[str, str], float]
     """(task, metric) to perplexity, or accuracy in per cent."""
 
 
 def nearest_published_model(parameters: int) -> PublishedModel:
-    """The published model whose number of parameters has the smallest ratio to another one.
+    """Return the published model whose parameter count is closest in ratio to `parameters`."""
 
-    Args:
-        parameters: that one.
-    """
-
-    def distance(preset: str) -> float:
+    def log_ratio(preset: str) -> float:
         return abs(math.log(ModelConfig.preset(preset).num_parameters() / parameters))
 
-    name, figures = PUBLISHED_SCORES[min(PUBLISHED_SCORES, key=distance)]
-    return PublishedModel(name, dict(zip(METRICS, figures, strict=True)))
+    name, scores = PUBLISHED_SCORES[min(PUBLISHED_SCORES, key=log_ratio)]
+    return PublishedModel(name, dict(zip(METRICS, scores, strict=True)))

@@ -1,4 +1,4 @@
-"""What a model has answered, kept as it comes, so that nothing is asked twice."""
+"""Cache of a model's responses on disk, so that a resumed evaluation computes none twice."""
 
 import json
 import os
@@ -10,27 +10,28 @@ from typing import Any, TextIO
 
 
 class ResponseCache:
-    """Answers to requests, one line of JSON each.
+    """Responses to requests, stored as one JSON line `[key, response]` each.
 
-    Every process writes a file of its own and reads those of all, so it does not matter how many
-    there are, nor how many there were before a kill. A line that a kill cut short is passed over.
-    At the end of a `with` its file is closed.
+    Every process writes its own file and reads the files of all processes. The number of processes
+    may therefore change between sessions. A line cut short by a kill is skipped. Leaving a `with`
+    block closes the file.
 
     Args:
-        folder: for answers of one model; made with the first answer. None keeps nothing.
+        folder: directory for the responses of one model, created with the first response; None
+            stores nothing.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._file: TextIO | None = None
-        self._known: dict[str, Any] = {}
+        self._responses: dict[str, Any] = {}
         for path in sorted(folder.glob("*.jsonl")) if folder else []:
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    key, answer = json.loads(line)
+                    key, response = json.loads(line)
                 except (ValueError, TypeError):
                     continue
-                self._known[key] = answer
+                self._responses[key] = response
 
     def __enter__(self) -> "ResponseCache":
         return self
@@ -40,25 +41,29 @@ class ResponseCache:
             self._file.close()
 
     def get(self, kind: str, arguments: Iterable[Any]) -> Any:
-        """The answer to a request, with lists for tuples; None: not known.
+        """Return the response to a request that an earlier session stored, or None.
 
         Args:
-            kind: of request; the harness's name of it, such as `loglikelihood`, if it has one.
-            arguments: what is asked: values that JSON knows.
-        """
-        return self._known.get(_key(kind, arguments)) if self._known else None
+            kind: kind of the request. Requests of the harness have its name, such as
+                `loglikelihood`.
+            arguments: arguments of the request, as JSON values.
 
-    def add(self, kind: str, arguments: Iterable[Any], answer: Any) -> None:
-        """Keeps an answer."""
+        Returns:
+            The response, with lists in place of tuples.
+        """
+        return self._responses.get(_request_key(kind, arguments)) if self._responses else None
+
+    def add(self, kind: str, arguments: Iterable[Any], response: Any) -> None:
+        """Write a response to disk."""
         if self._folder is None:
             return
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"{time.time_ns()}-{os.getpid()}.jsonl"
             self._file = (self._folder / name).open("x", encoding="utf-8")
-        self._file.write(json.dumps([_key(kind, arguments), answer]) + "\n")
+        self._file.write(json.dumps([_request_key(kind, arguments), response]) + "\n")
         self._file.flush()
 
 
-def _key(kind: str, arguments: Iterable[Any]) -> str:
+def _request_key(kind: str, arguments: Iterable[Any]) -> str:
     return sha256(json.dumps([kind, *arguments], sort_keys=True).encode()).hexdigest()

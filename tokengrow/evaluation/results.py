@@ -1,4 +1,4 @@
-"""What an evaluation found, as a file of JSON that says what was asked of what, and where."""
+"""JSON files of evaluation results: checkpoint, settings, circumstances and scores."""
 
 import json
 from collections.abc import Mapping
@@ -14,35 +14,35 @@ from tokengrow.evaluation.scores import Score
 from tokengrow.files import write_atomically
 
 PERPLEXITY = "perplexity"
-"""The one task that is not the harness's."""
-FOLDER = "eval"
-"""Of the results, in a run."""
+"""Name of the one task that does not belong to the harness."""
+RESULTS_FOLDER = "eval"
+"""Name of the results directory in a run."""
 RESPONSES_FOLDER = "responses"
-"""Folder beside the results in which answers are kept as they come."""
+"""Name of the directory of response caches, in the results directory."""
 
 
 def default_results_folder(checkpoint: Path) -> Path:
-    """Where the results of a checkpoint go: `eval` in its run, or beside a bare checkpoint."""
+    """Return `eval` in the run of a checkpoint, or `NAME-eval` next to one outside a run."""
     if checkpoint in step_folders(checkpoint.parent):
-        return checkpoint.parent / FOLDER
-    return checkpoint.with_name(f"{checkpoint.name}-{FOLDER}")
+        return checkpoint.parent / RESULTS_FOLDER
+    return checkpoint.with_name(f"{checkpoint.name}-{RESULTS_FOLDER}")
 
 
 def results_file(folder: Path, checkpoint: Path, key: str, settings: Mapping[str, Any]) -> Path:
-    """The file of an evaluation: another one for other weights or settings.
+    """Return the results file of an evaluation; its name depends on weights and settings.
 
     Args:
-        folder: of the results.
-        checkpoint: that is evaluated.
-        key: of its answers, as `model_key` gives it.
-        settings: what is asked, as JSON values.
+        folder: results directory.
+        checkpoint: directory of the checkpoint.
+        key: hash of the model, from `model_key`.
+        settings: settings of the evaluation, as JSON values.
     """
     digest = sha256(json.dumps([key, settings], sort_keys=True).encode()).hexdigest()
     return folder / f"{checkpoint.name}-{digest[:8]}.json"
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Which checkpoint it is."""
+    """Return the `checkpoint` section of a results file."""
     source = checkpoint.lineage_source()
     return {
         "folder": str(checkpoint.folder),
@@ -53,41 +53,43 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes results; their folder is made."""
+    """Write a results file atomically; create its directory if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False)
     write_atomically(path, f"{text}\n".encode())
 
 
 def results_files(run: Path) -> list[Path]:
-    """The results that lie in a run, where `default_results_folder` puts them."""
-    return sorted((run / FOLDER).glob("step_*.json"))
+    """Return the results files in the default results directory of a run."""
+    return sorted((run / RESULTS_FOLDER).glob("step_*.json"))
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Reads what `write_results` wrote.
+    """Read a file that `write_results` wrote.
 
     Raises:
-        UserError: it is damaged, or holds something else.
+        UserError: the file is damaged, or does not hold evaluation results.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        _check(results)
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _check_results(results)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"{path} is damaged ({type(error).__name__}: {error})"
-        raise UserError(f"{what}: delete it, or choose another out=") from None
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Delete it, or "
+            "choose another out=."
+        ) from None
     return results
 
 
-def _check(results: Any) -> None:
-    """Raises where something is missing, or of another kind, that is read of results."""
-    needed = [("checkpoint", "step"), ("checkpoint", "weights_sha256"), ("ran", "began")]
-    needed += [("settings", "limit")]
+def _check_results(results: Mapping[str, Any]) -> None:
+    """Raise an error if a value that readers of results need is missing or has a wrong type."""
+    required = [("checkpoint", "step"), ("checkpoint", "weights_sha256"), ("ran", "began")]
+    required += [("settings", "limit")]
     for score in results.get("scores", ()):
         Score(**score)
     if PERPLEXITY in results:
         Perplexity.from_dict(results[PERPLEXITY])
-        needed += [("settings", "data"), ("settings", PERPLEXITY)]
-    missing = [f"{section}.{key}" for section, key in needed if key not in results[section]]
+        required += [("settings", "data"), ("settings", PERPLEXITY)]
+    missing = [f"{section}.{key}" for section, key in required if key not in results[section]]
     if missing:
         raise KeyError(*missing)

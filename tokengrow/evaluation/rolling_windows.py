@@ -1,4 +1,4 @@
-"""Windows that together score every token of a text once, however long it is.
+"""Rolling windows that together score every token of a text exactly once.
 
 Shapes: `T` context length, `S` stride.
 """
@@ -10,25 +10,25 @@ from tokengrow.evaluation.scoring import Window
 
 
 class Span(NamedTuple):
-    """Where in a document a window lies: the model reads positions `start` to `last` - 1."""
+    """Positions of one window in a document: the model reads `start` to `last` - 1."""
 
     start: int
     """Position of the first token that is read."""
     first: int
-    """Position of the first token that is predicted here, from `start` to `first` - 1."""
+    """Position of the first token that is predicted; `start` to `first` - 1 are context."""
     last: int
     """Position of the last token that is predicted."""
 
 
 def rolling_spans(tokens: int, context_length: int, stride: int) -> Iterator[Span]:
-    """The windows that together predict every token of a document once.
+    """Yield the spans that together predict every token of a document once.
 
-    The first window predicts the first T tokens, each later one the next S, or those that are left.
-    A later one reads the T positions in front of the last that it predicts: so each of its tokens
-    has at least T - S + 1 in front of it.
+    The first span predicts the first T tokens. Each later span predicts the next S tokens, or those
+    that remain, and reads the T positions before the last one that it predicts. Each of its tokens
+    therefore has at least T - S + 1 tokens of context.
 
     Args:
-        tokens: of the document, n.
+        tokens: number of tokens of the document.
         context_length: T.
         stride: S, from 1 to T.
     """
@@ -40,10 +40,10 @@ def rolling_spans(tokens: int, context_length: int, stride: int) -> Iterator[Spa
 
 
 def rolling_windows(ids: Sequence[int], context_length: int, stride: int) -> Iterator[Window]:
-    """Windows of all ids but the first, in front of which nothing stands.
+    """Yield windows that score all ids except the first, which has no context.
 
     Args:
-        ids: of a text, at positions 0 to n.
+        ids: token ids of a text, at positions 0 to n.
         context_length: T.
         stride: S, from 1 to T.
     """

@@ -15,6 +15,7 @@ from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
+from tokengrow.console.format import first_line
 from tokengrow.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class WandbLog(WandbLogger):
             )
         except wandb.Error as error:
             raise UserError(
-                f"logger.kinds names wandb: {_first_line(error)}: log in (wandb login), or set "
+                f"logger.kinds names wandb: {first_line(error)}: log in (wandb login), or set "
                 "logger.wandb.mode=offline"
             ) from None
         run.define_metric(self.STEP)
@@ -188,7 +189,7 @@ class MLflowLog(MLFlowLogger):
             self._is_new, _ = not known, self.run_id  # asking for its id starts a new run
         except MlflowException as error:
             raise UserError(
-                f"logger.mlflow.tracking_uri={uri}: {_first_line(error)}: give that of a server "
+                f"logger.mlflow.tracking_uri={uri}: {first_line(error)}: give that of a server "
                 "that answers, or of a database (sqlite:///FILE)"
             ) from None
 
@@ -210,7 +211,7 @@ class MLflowLog(MLFlowLogger):
             mlflow.flush_async_logging()
             self.finalize(MLFLOW_STATUS[status])
         except MlflowException as error:  # what was trained is saved, and worth a sentence alone
-            LOG.error("mlflow did not take the end of the run: %s", _first_line(error))
+            LOG.error("mlflow did not take the end of the run: %s", first_line(error))
         mlflow.set_tracking_uri(self._environment)  # None unsets it
 
 
@@ -225,7 +226,3 @@ def _is_active(uri: str, run_id: str) -> bool:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
