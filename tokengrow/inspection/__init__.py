@@ -1,1 +1,1 @@
-"""Analysis of the parameter tokens of a checkpoint: figures, tables and plots."""
+"""Inspection of a checkpoint: contribution of its parameter tokens, tables and plots."""

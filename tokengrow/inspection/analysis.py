@@ -1,13 +1,15 @@
-"""What a checkpoint is, and what its parameter tokens do: by role, layer, and the growth that each
-token came with.
+"""Analysis of a checkpoint: sizes, lineage, and the contribution of its parameter tokens.
 
-contribution: what a token adds to its layer's output on a text (`tokengrow.model.activity`).
-effective number: `(Σ c)² / Σ c²` over the contributions c of a layer, the participation ratio: N if
-all contribute alike, 1 if one does all. Σ c over it is the *even share*, `Σ c² / Σ c`: what each
-would contribute if so many did all the work alike.
-dead: a token that contributes at most `DEAD` of the even share. Tokens that do nothing change
-neither number, so that a growth moves no old token from one side to the other; the mean over all N
-would be halved by as many new ones.
+Contributions are grouped by role, layer, and generation, which is the growth that added a token.
+
+contribution: what a token adds to the output of its layer on a text (`tokengrow.model.activity`).
+effective number: `(Σ c)² / Σ c²` over the contributions c of a layer, the participation ratio. It
+is N if all tokens contribute equally, and 1 if one token contributes everything.
+even share: `Σ c² / Σ c`, which is Σ c over the effective number. It is the contribution of each
+token if the effective number of tokens contributed equally.
+dead: a token that contributes at most `DEAD` of the even share. Tokens that contribute nothing
+change neither the effective number nor the even share, so a growth never makes an old token dead.
+The mean over all N, in contrast, would be halved by as many new tokens.
 score norm: root of the mean, over positions, of ‖s‖², s = x Kᵀ.
 
 Shapes: `B` batch, `T` sequence, `N` parameter tokens, `L` layers, `G` generations.
@@ -29,118 +31,119 @@ from tokengrow.model.activity import Activity, Layer, measure_activity
 from tokengrow.model.config import ROLES, ModelConfig
 
 DEAD = 0.001
-"""Contribution over the even share of its layer, up to which a token is dead."""
-
-
-PARTS = ("key", "value")
-"""Of a parameter token."""
+"""Maximum contribution of a dead token, as a fraction of the even share of its layer."""
 
 
 @dataclass(frozen=True)
 class RoleParameters:
-    """The tensors of one role, in all layers together."""
+    """Parameters of one role in all layers."""
 
     role: str
-    """Of the five of a block, or what else the tensors are."""
+    """Role of a Pattention layer, or the name of another module."""
     tokens: int | None
-    """N; None: they are no parameter tokens."""
+    """N; None: not parameter tokens."""
     d_in: int | None
-    """Channels, or token ids, that it reads."""
+    """Input channels, or token ids of an embedding; None: a vector, such as that of a norm."""
     d_out: int
-    """Channels that it gives."""
+    """Output channels."""
     parameters: int
-    """All of them."""
+    """Number of parameters."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The parameter tokens that came with one growth, in all layers together."""
+    """Parameter tokens that one growth added, in all layers."""
 
     number: int
-    """Of the growth in the lineage; 0: from birth."""
+    """Number of the growth in the lineage; 0: initial tokens."""
     axes: list[str]
-    """Along which the growth was; empty: birth."""
+    """Axes of the growth; empty: initial tokens."""
     tokens: int
-    """How many there are."""
+    """Number of tokens."""
     updates: int | None
-    """That they have had, as the optimizer counts: to it, what was there before a growth has had
-    one at least. None: there is no optimizer state."""
+    """Updates of these tokens as the optimizer counts them; None: no optimizer state.
+
+    The optimizer counts at least one for tokens that existed before a growth.
+    """
 
 
 @dataclass(frozen=True)
 class ActivitySummary:
-    """What the tokens of one layer do on the text."""
+    """Activity of the tokens of one layer on a text, by generation."""
 
     contribution: list[float]
-    """[G] in sum over the tokens of each generation."""
+    """[G] sum of the contributions of each generation."""
     share: list[float]
-    """[G] share of them in the sum that the activation divides by."""
+    """[G] share of each generation in the sum that the activation divides by."""
     dead: list[int]
-    """[G] dead tokens."""
+    """[G] number of dead tokens."""
     effective: float
-    """Effective number of tokens; 0 where none contributes."""
+    """Effective number of tokens; 0 if no token contributes."""
     score_norm: float
     """Norm of the scores."""
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """The parameter tokens of one Pattention layer."""
+    """Parameter tokens of one Pattention layer, by generation."""
 
     layer: int
-    """Number of its block."""
+    """Index of the block."""
     role: str
-    """In that block."""
+    """Role in the block."""
     tokens: list[int]
-    """[G] how many there are of each generation; they lie in this order."""
+    """[G] number of tokens of each generation, in the order of the rows."""
     key_norm: list[float]
-    """[G] root mean square of their keys' lengths; 0 where there are none."""
+    """[G] root mean square of the lengths of the keys; 0 without tokens."""
     value_norm: list[float]
-    """[G] likewise of their values."""
+    """[G] root mean square of the lengths of the values; 0 without tokens."""
     activity: ActivitySummary | None
-    """What they do; None: no text was given."""
+    """Activity on the text; None: no text was given."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint is."""
+    """Result of inspecting a checkpoint."""
 
     checkpoint: Checkpoint
-    """Without its tensors."""
+    """Checkpoint without its tensors."""
     dtypes: list[str]
-    """Of the weights."""
-    parts: list[RoleParameters]
+    """Data types of the weights."""
+    role_parameters: list[RoleParameters]
     """Parameters by role, in the order of the model."""
     generations: list[Generation]
-    """Birth and every growth and pruning; empty for a model without parameter tokens."""
+    """Initial tokens, then one entry per growth and pruning; empty without parameter tokens."""
     layers: list[LayerSummary]
-    """Every Pattention layer."""
+    """Summary of every Pattention layer."""
     text_tokens: int
-    """On which contributions were measured; 0: on none."""
+    """Tokens of the text on which contributions were measured; 0: not measured."""
     activity: Mapping[Layer, Activity]
-    """Of every single token."""
+    """Activity of every single token, by layer."""
 
     def shares(self) -> dict[str, list[float]]:
-        """[G] share of the contribution of each generation, by role, in sum over the layers; all 0
-        where nothing contributes."""
-        return {role: fractions(self._contributions(role)) for role in ROLES}
+        """Return the share of each generation in the contribution of each role, [G].
+
+        Contributions are summed over the layers. All shares are 0 if no token contributes.
+        """
+        shares = {}
+        for role in ROLES:
+            active = [x.activity for x in self.layers if x.role == role and x.activity]
+            columns = zip(*(activity.contribution for activity in active), strict=True)
+            shares[role] = fractions([sum(column) for column in columns])
+        return shares
 
     def mean_shares(self) -> list[float]:
-        """[G] the mean of `shares` over the roles."""
+        """Return the mean of `shares` over the roles, [G]."""
         columns = zip(*self.shares().values(), strict=True)
         return [sum(column) / len(ROLES) for column in columns]
 
     def dead_tokens(self) -> list[int]:
-        """[G] dead tokens of each generation in the whole model."""
-        each = [layer.activity.dead for layer in self.layers if layer.activity]
-        return [sum(column) for column in zip(*each, strict=True)]
-
-    def _contributions(self, role: str) -> list[float]:
-        each = [x.activity.contribution for x in self.layers if x.role == role and x.activity]
-        return [sum(column) for column in zip(*each, strict=True)]
+        """Return the number of dead tokens of each generation in all layers, [G]."""
+        dead = [layer.activity.dead for layer in self.layers if layer.activity]
+        return [sum(column) for column in zip(*dead, strict=True)]
 
     def summary(self) -> dict[str, Any]:
-        """What changes while a model is trained: one row of a history."""
+        """Return the values that change during training: one row of a history."""
         return {
             "step": self.checkpoint.step,
             "tokens": [generation.tokens for generation in self.generations],
@@ -149,7 +152,7 @@ class Inspection:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON stores it; single tokens are left out."""
+        """Return JSON values without the activity of single tokens."""
         checkpoint = self.checkpoint
         return {
             "checkpoint": str(checkpoint.folder),
@@ -158,7 +161,7 @@ class Inspection:
             "parameters": checkpoint.config.num_parameters(),
             "flops_per_token": checkpoint.config.flops_per_token(),
             "dtypes": self.dtypes,
-            "parts": [asdict(part) for part in self.parts],
+            "parts": [asdict(each) for each in self.role_parameters],
             "lineage": [entry.to_dict() for entry in checkpoint.lineage],
             "generations": [asdict(generation) for generation in self.generations],
             "text_tokens": self.text_tokens,
@@ -172,24 +175,28 @@ def inspect_checkpoint(
     checkpoint: Checkpoint,
     ids: Tensor | None = None,
     device: torch.device | str = "cpu",
-    watch: Callable[[Iterable[int]], Iterable[int]] = lambda blocks: blocks,
+    track: Callable[[Iterable[int]], Iterable[int]] = lambda blocks: blocks,
 ) -> Inspection:
-    """Looks into a checkpoint.
+    """Inspect a checkpoint.
 
     Args:
-        checkpoint: loaded with `streamed` if its model is large: then one block is in memory at a
-            time.
-        ids: [B, T] int64 token ids on which contributions are measured; None: they are not.
-        device: that computes.
-        watch: shows progress over the numbers of the blocks.
+        checkpoint: checkpoint to inspect. Load a large one with `streamed=True`, so that one block
+            at a time is in memory.
+        ids: [B, T] int64 token ids on which contributions are measured; None: not measured.
+        device: device of the computation.
+        track: wraps the iteration over block indices to show progress.
 
     Raises:
-        UserError: a lineage that is not this model's.
+        UserError: the lineage does not belong to this model.
     """
     config, counts = checkpoint.config, Generations()
-    if isinstance(config, ModelConfig):  # other models have sizes, and nothing of what follows
+    if isinstance(config, ModelConfig):  # other models have no parameter tokens
         counts = generations(config, checkpoint.lineage)
-    of_tensor = {pattention_name(*at, part): counts[at] for at in counts for part in PARTS}
+    token_tensors = {
+        pattention_name(*layer, part): counts[layer]
+        for layer in counts
+        for part in ("key", "value")
+    }
     shapes: dict[str, list[int]] = {}
     norms: dict[str, list[float]] = {}
     dtypes: dict[str, None] = {}
@@ -197,147 +204,133 @@ def inspect_checkpoint(
         tensor = checkpoint.weights[name]
         shapes[name] = list(tensor.shape)
         dtypes[str(tensor.dtype).removeprefix("torch.")] = None
-        if name in of_tensor:
-            # To plain numbers at once: a small tensor kept between large ones would keep the memory
-            # that those have left from being given back.
-            norms[name] = _norms(tensor, of_tensor[name])
+        if name in token_tensors:
+            # Converted to floats at once: a small tensor allocated between large ones would keep
+            # the allocator from returning their memory.
+            norms[name] = _rms_lengths(tensor, token_tensors[name])
     activity: Mapping[Layer, Activity] = {}
     if isinstance(config, ModelConfig) and ids is not None:
-        activity = measure_activity(config, checkpoint.weights, ids, device, watch)
+        activity = measure_activity(config, checkpoint.weights, ids, device, track)
     return Inspection(
         checkpoint=checkpoint.without_tensors(),
         dtypes=list(dtypes),
-        parts=role_parameters(shapes),
-        generations=_generations(checkpoint, counts),
-        layers=[_layer(at, each, norms, activity.get(at)) for at, each in counts.items()],
+        role_parameters=role_parameters(shapes),
+        generations=_summarise_generations(checkpoint, counts),
+        layers=[
+            LayerSummary(
+                layer=number,
+                role=role,
+                tokens=list(own),
+                key_norm=norms[pattention_name(number, role, "key")],
+                value_norm=norms[pattention_name(number, role, "value")],
+                activity=summarise_activity(activity[number, role], own) if activity else None,
+            )
+            for (number, role), own in counts.items()
+        ],
         text_tokens=ids.numel() if activity and ids is not None else 0,
         activity=activity,
     )
 
 
 def role_parameters(shapes: Mapping[str, Sequence[int]]) -> list[RoleParameters]:
-    """Parameters by role: the embedding, the roles of a block, then all else.
+    """Return the parameters by role: the embedding, the roles of a block, then the others.
 
     Args:
-        shapes: name of every weight to its shape. What has the same name in all blocks is one role;
-            a matrix that is no parameter tokens is [D_out, D_in], an embedding [V, D].
+        shapes: name of every weight to its shape. Weights with the same name in all blocks form one
+            role. A matrix that is not parameter tokens is [D_out, D_in], an embedding [V, D].
     """
     groups: dict[str, dict[str, Sequence[int]]] = {}
     for name, shape in shapes.items():
-        within = name.split(".", 2)[2] if name.startswith("blocks.") else name
-        groups.setdefault(role_and_part(name)[0] or within.rpartition(".")[0], {})[name] = shape
+        in_block = name.split(".", 2)[2] if name.startswith("blocks.") else name
+        role = role_and_part(name)[0] or in_block.rpartition(".")[0]
+        groups.setdefault(role, {})[name] = shape
     order = {role: place for place, role in enumerate(("embedding", *ROLES))}
     roles = sorted(groups, key=lambda role: order.get(role, len(order)))
-    return [_part(role, groups[role]) for role in roles]
+    return [_role_parameters(role, groups[role]) for role in roles]
 
 
-def _part(role: str, shapes: Mapping[str, Sequence[int]]) -> RoleParameters:
-    """The part that the tensors of one role are."""
-    size = sum(math.prod(shape) for shape in shapes.values())
-    of = {role_and_part(name)[1]: shape for name, shape in shapes.items()}
-    if of.keys() == {"key", "value"}:
-        return RoleParameters(role, of["key"][0], of["key"][1], of["value"][1], size)
-    widest = max(shapes.values(), key=len)  # the matrix, beside its bias
-    if len(widest) == 1:
-        return RoleParameters(role, None, None, widest[0], size)
-    d_out, d_in = reversed(widest) if role == "embedding" else widest
-    return RoleParameters(role, None, d_in, d_out, size)
+def _role_parameters(role: str, shapes: Mapping[str, Sequence[int]]) -> RoleParameters:
+    """Return the sizes of the tensors of one role."""
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    parts = {role_and_part(name)[1]: shape for name, shape in shapes.items()}
+    if parts.keys() == {"key", "value"}:
+        tokens, d_in = parts["key"]
+        return RoleParameters(role, tokens, d_in, parts["value"][1], parameters)
+    largest = max(shapes.values(), key=len)  # the matrix rather than its bias
+    if len(largest) == 1:
+        return RoleParameters(role, None, None, largest[0], parameters)
+    d_out, d_in = reversed(largest) if role == "embedding" else largest
+    return RoleParameters(role, None, d_in, d_out, parameters)
 
 
-def _generations(checkpoint: Checkpoint, counts: Generations) -> list[Generation]:
-    """Birth and every entry of the lineage, with the tokens that are left of it."""
+def _summarise_generations(checkpoint: Checkpoint, counts: Generations) -> list[Generation]:
+    """Return the initial tokens and those of every entry of the lineage that still exist."""
     if not counts:
         return []
-    found = []
-    for number in range(len(checkpoint.lineage) + 1):
-        found.append(
-            Generation(
-                number=number,
-                axes=checkpoint.lineage[number - 1].axes if number else [],
-                tokens=sum(each[number] for each in counts.values()),
-                updates=_updates(checkpoint.optimizer, counts, number),
-            )
+    return [
+        Generation(
+            number=number,
+            axes=checkpoint.lineage[number - 1].axes if number else [],
+            tokens=sum(own[number] for own in counts.values()),
+            updates=_updates(checkpoint.optimizer, counts, number),
         )
-    return found
+        for number in range(len(checkpoint.lineage) + 1)
+    ]
 
 
 def _updates(optimizer: Mapping[str, Tensor], counts: Generations, generation: int) -> int | None:
-    """Those of the first token of a generation; None: there is none, or nobody counted."""
-    for (number, role), each in counts.items():
-        if each[generation]:
+    """Return the updates of the first token of a generation, or None if they are not recorded."""
+    for (number, role), own in counts.items():
+        if own[generation]:
             name = pattention_name(number, role, "key")
             if f"{ROW_AGE}.{name}" in optimizer:
-                return int(optimizer[f"{ROW_AGE}.{name}"][sum(each[:generation])])
+                return int(optimizer[f"{ROW_AGE}.{name}"][sum(own[:generation])])
             if f"{COUNT}.{name}" in optimizer:
                 return int(optimizer[f"{COUNT}.{name}"])
             return None
     return None
 
 
-def _norms(tokens: Tensor, counts: Sequence[int]) -> list[float]:
-    """[G] root mean square of the lengths of keys or values [N, D], by generation."""
-    sums = _sums(tokens.double().square().sum(1), counts)
+def _rms_lengths(tokens: Tensor, counts: Sequence[int]) -> list[float]:
+    """Return the root mean square of the lengths of keys or values [N, D] by generation, [G]."""
+    sums = _sum_by_generation(tokens.double().square().sum(1), counts)
     return [math.sqrt(total / max(n, 1)) for total, n in zip(sums, counts, strict=True)]
 
 
-def _layer(
-    at: Layer,
-    counts: Sequence[int],
-    norms: Mapping[str, list[float]],
-    activity: Activity | None,
-) -> LayerSummary:
-    """The tokens of one layer, by generation.
-
-    Args:
-        at: where it is.
-        counts: [G] tokens of each generation.
-        norms: of `_norms`, by name of the tensor.
-        activity: of the tokens, if it was measured.
-    """
-    return LayerSummary(
-        layer=at[0],
-        role=at[1],
-        tokens=list(counts),
-        key_norm=norms[pattention_name(*at, "key")],
-        value_norm=norms[pattention_name(*at, "value")],
-        activity=summarise_activity(activity, counts) if activity else None,
-    )
-
-
 def summarise_activity(activity: Activity, counts: Sequence[int]) -> ActivitySummary:
-    """What the tokens of a layer do, by generation.
+    """Sum the activity of the tokens of a layer by generation.
 
     Args:
-        activity: of each token, [N].
-        counts: [G] tokens of each generation, in the order in which they lie.
+        activity: activity of each token, [N].
+        counts: [G] number of tokens of each generation, in the order of the rows.
     """
     contribution = activity.contribution
     even = even_share(contribution)
     dead = contribution <= DEAD * even
     return ActivitySummary(
-        contribution=_sums(contribution, counts),
-        share=_sums(activity.share, counts),
-        dead=[int(number) for number in _sums(dead, counts)],
+        contribution=_sum_by_generation(contribution, counts),
+        share=_sum_by_generation(activity.share, counts),
+        dead=[int(number) for number in _sum_by_generation(dead, counts)],
         effective=contribution.sum().item() / even if even else 0.0,
         score_norm=math.sqrt(activity.square.sum()),
     )
 
 
 def even_share(contribution: Tensor) -> float:
-    """`Σ c² / Σ c` of the contributions [N] of a layer; 0 where none contributes."""
+    """Return `Σ c² / Σ c` of the contributions [N] of a layer; 0 if no token contributes."""
     largest = contribution.max().item()
     if not largest:
         return 0.0
-    relative = contribution / largest  # squares of what is tiny would be 0
+    relative = contribution / largest  # avoids underflow of the squares of tiny contributions
     return largest * (relative.square().sum() / relative.sum()).item()
 
 
-def _sums(values: Tensor, counts: Sequence[int]) -> list[float]:
-    """[N] to the sum over each generation, [G]."""
-    return [part.sum().item() for part in values.split(list(counts))]
+def _sum_by_generation(values: Tensor, counts: Sequence[int]) -> list[float]:
+    """Sum values [N] over the tokens of each generation, [G]."""
+    return [part.sum().item() for part in torch.split(values, list(counts))]
 
 
 def fractions(amounts: Sequence[float]) -> list[float]:
-    """Amounts as shares of their sum; all 0 where that is 0."""
-    whole = sum(amounts)
-    return [amount / whole if whole else 0.0 for amount in amounts]
+    """Divide amounts by their sum; return zeros if the sum is 0."""
+    total = sum(amounts)
+    return [amount / total if total else 0.0 for amount in amounts]

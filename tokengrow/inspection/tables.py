@@ -1,7 +1,6 @@
-"""The tables of `tokengrow inspect`."""
+"""Tables of `tokengrow inspect`."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 
@@ -16,64 +15,69 @@ DEFINITIONS = (
     f"dead: c is at most {DEAD:.1%} of Σ c² / Σ c, an even share of the effective number",
     "norm of the scores: root of the mean of ‖x Kᵀ‖² over the text",
 )
-"""What the numbers are, one line each."""
+"""Definitions of the measured quantities, one line each."""
 
 MIN_SHARE = 1e-5
-"""The smallest that three decimals of a per cent show."""
+"""Smallest share that three decimals of a percentage show."""
 
-PARTS_CAPTION = (
-    "N: parameter tokens of a layer. D_in, D_out: channels (or token ids) that it reads, and that "
-    "it gives. tau: scale after the norm.\n"
+SIZES_CAPTION = (
+    "N: parameter tokens of a layer. D_in, D_out: its input and output channels (token ids for the "
+    "embedding). tau: scale after the norm.\n"
 )
-"""What the columns of sizes are."""
+"""Definitions of the columns of sizes."""
 
 
-def inspection_tables(found: Inspection) -> Iterator[Table]:
-    """An inspection as small tables, each within 80 columns."""
-    yield _sizes(found)
-    yield _parts(found)
-    if found.checkpoint.lineage:
-        yield _lineage(found)
-    if found.text_tokens:
-        yield _work(found)
-        if len(nonempty_generations(found)) > 1:
-            yield _by_layer(found, "Contribution of tokens that a growth brought, in %", _appended)
-        yield _by_layer(found, "Effective number of tokens (dead ones)", _effective)
-        yield _by_layer(found, "Norm of the scores", _score_norm)
-    elif found.layers:
-        yield _norms(found)
+def inspection_tables(inspection: Inspection) -> Iterator[Table]:
+    """Yield the tables of an inspection, each within 80 columns."""
+    yield _model_table(inspection)
+    yield _role_table(inspection)
+    if inspection.checkpoint.lineage:
+        yield _lineage_table(inspection)
+    if inspection.text_tokens:
+        yield _contribution_table(inspection)
+        if len(nonempty_generations(inspection)) > 1:
+            title = "Contribution of tokens added by a growth, in %"
+            yield _layer_table(inspection, title, _added_share)
+        yield _layer_table(inspection, "Effective number of tokens (dead ones)", _effective_number)
+        yield _layer_table(inspection, "Norm of the scores", _score_norm)
+    elif inspection.layers:
+        yield _norm_table(inspection)
 
 
-def history_table(past: Sequence[Inspection]) -> Table:
-    """One row per checkpoint of a run: the share of each generation, in the mean over the roles."""
-    newest = past[-1]
-    columns = tuple(generation_name(generation) for generation in nonempty_generations(newest))
-    rows = table("Contribution by generation in %, mean of roles", "step", (*columns, "dead"))
-    for found in past:
-        shares = [*found.mean_shares(), *[None] * len(newest.generations)]
-        cells = [
-            format_percent(shares[generation.number]) for generation in nonempty_generations(newest)
-        ]
-        tokens = sum(generation.tokens for generation in found.generations)
-        rows.add_row(
-            f"{found.checkpoint.step:,}", *cells, f"{sum(found.dead_tokens()) / tokens:.1%}"
-        )
+def history_table(inspections: Sequence[Inspection]) -> Table:
+    """Build a table with one row per checkpoint: the mean share of each generation over the roles.
+
+    Args:
+        inspections: inspections of one run, oldest first.
+    """
+    newest = inspections[-1]
+    shown = nonempty_generations(newest)
+    columns = (*(generation_name(generation) for generation in shown), "dead")
+    rows = table("Contribution by generation in %, mean of roles", "step", columns)
+    for inspection in inspections:
+        shares = [*inspection.mean_shares(), *[None] * len(newest.generations)]
+        cells = [format_percent(shares[generation.number]) for generation in shown]
+        tokens = sum(generation.tokens for generation in inspection.generations)
+        dead = f"{sum(inspection.dead_tokens()) / tokens:.1%}"
+        rows.add_row(f"{inspection.checkpoint.step:,}", *cells, dead)
     return rows
 
 
-def nonempty_generations(found: Inspection) -> list[Generation]:
-    """The generations that have tokens."""
-    return [generation for generation in found.generations if generation.tokens]
+def nonempty_generations(inspection: Inspection) -> list[Generation]:
+    """Return the generations that have tokens."""
+    return [generation for generation in inspection.generations if generation.tokens]
 
 
 def generation_name(generation: Generation) -> str:
-    """`growth 2`: the growth by its number in the lineage."""
-    return f"growth {generation.number}" if generation.number else "birth"
+    """Return `initial`, or `growth 2` for the second entry of the lineage."""
+    return f"growth {generation.number}" if generation.number else "initial"
 
 
 def format_percent(share: float | None) -> str:
-    """Per cent with three decimals, six characters at most: 0 is nothing at all, 100 is all, a dash
-    not there."""
+    """Format a share as a percentage with three decimals, in at most six characters.
+
+    0 is exactly nothing, 100 is exactly everything, and a dash is a missing value.
+    """
     if share is None:
         return "-"
     if share in (0, 1):
@@ -83,58 +87,61 @@ def format_percent(share: float | None) -> str:
     return f"{100 * min(share, 1 - MIN_SHARE):.3f}"
 
 
-def _sizes(found: Inspection) -> Table:
-    checkpoint = found.checkpoint
+def _model_table(inspection: Inspection) -> Table:
+    """Build the table of the config, the sizes and the training counters."""
+    checkpoint = inspection.checkpoint
     rows = table(str(checkpoint.folder or "a model"), "model", ("",))
     for key, value in checkpoint.config.to_dict().items():
-        if not isinstance(value, dict):  # what each role has of its own stands with the roles
+        if not isinstance(value, dict):  # values by role are in the table of roles
             rows.add_row(key, f"{value:,}" if type(value) is int else str(value))
     rows.add_section()
-    size = checkpoint.config.num_parameters()
-    rows.add_row("parameters", f"{size:,}")
+    rows.add_row("parameters", f"{checkpoint.config.num_parameters():,}")
     rows.add_row("FLOPs per token", count(checkpoint.config.flops_per_token()))
-    rows.add_row("weights", ", ".join(found.dtypes))
+    rows.add_row("weights", ", ".join(inspection.dtypes))
     if checkpoint.train_state:
         rows.add_row("step", f"{checkpoint.step:,}")
         rows.add_row("trained on tokens", f"{checkpoint.train_state.tokens:,}")
     return rows
 
 
-def _parts(found: Inspection) -> Table:
+def _role_table(inspection: Inspection) -> Table:
+    """Build the table of the sizes and parameters by role."""
+    roles = inspection.role_parameters
     rows = table(
         "Parameters by role",
         "role",
         ("N", "D_in", "D_out", "tau", "parameters", "share"),
-        PARTS_CAPTION if any(part.tokens for part in found.parts) else None,
+        SIZES_CAPTION if any(each.tokens for each in roles) else None,
     )
-    taus = found.checkpoint.config.to_dict().get("tau", {})
-    shares = fractions([part.parameters for part in found.parts])
-    for part, share in zip(found.parts, shares, strict=True):
-        sizes = (part.tokens, part.d_in, part.d_out)
-        tau = taus.get(part.role) if part.tokens else None
+    taus = inspection.checkpoint.config.to_dict().get("tau", {})
+    shares = fractions([each.parameters for each in roles])
+    for each, share in zip(roles, shares, strict=True):
+        sizes = (each.tokens, each.d_in, each.d_out)
+        tau = taus.get(each.role) if each.tokens else None
         rows.add_row(
-            part.role,
+            each.role,
             *("-" if size is None else f"{size:,}" for size in sizes),
             "-" if tau is None else f"{tau:.4g}",
-            f"{part.parameters:,}",
+            f"{each.parameters:,}",
             f"{share:.1%}",
         )
     return rows
 
 
-def _lineage(found: Inspection) -> Table:
+def _lineage_table(inspection: Inspection) -> Table:
+    """Build the table of growths and prunings, one row per axis."""
     rows = table("Lineage", "#", ())
     for header in ("axis", "change"):
         rows.add_column(header, no_wrap=True)
     for header in ("at step", "parameters", "max\n|Δ logit|", "SHA-256\nbefore"):
         rows.add_column(header, justify="right", no_wrap=True)
-    lineage = found.checkpoint.lineage
-    rows.add_row("0", "birth", "", "", f"{lineage[0].source.parameters:,}", "", "")
+    lineage = inspection.checkpoint.lineage
+    rows.add_row("0", "initial", "", "", f"{lineage[0].source.parameters:,}", "", "")
     for number, entry in enumerate(lineage, 1):
         for place, step in enumerate(entry.steps):
-            ends = ("", "", "", "")
+            measured = ("", "", "", "")
             if place == 0:
-                ends = (
+                measured = (
                     f"{entry.source.step:,}",
                     f"{entry.target.parameters:,}",
                     exponent(entry.drift.max_logit),
@@ -142,37 +149,39 @@ def _lineage(found: Inspection) -> Table:
                 )
             axis = "pruned" if entry.operation == "prune" else step.axis
             name = "" if place else str(number)
-            rows.add_row(name, axis, "\n".join(_changes(step.changes)), *ends)
+            rows.add_row(name, axis, "\n".join(_describe_changes(step.changes)), *measured)
     return rows
 
 
-def _changes(changes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """`ffn 256 -> 512`: a line per size that changed; the four of attention in one if they agree.
+def _describe_changes(changes: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Yield one line per changed size, such as `ffn 256 -> 512`.
+
+    The four roles of attention share a line if their changes are equal. Epsilons and taus follow
+    from the sizes and are omitted.
 
     Args:
-        changes: of a step of the lineage, dotted key to (before, after); epsilons and taus follow
-            from sizes and are left out.
+        changes: dotted key of the config to its value before and after.
     """
     attention = [changes.get(f"tokens.{role}") for role in ROLES if role != "ffn"]
-    agree = attention[0] is not None and all(pair == attention[0] for pair in attention)
-    if agree and attention[0]:
+    equal = attention[0] is not None and all(pair == attention[0] for pair in attention)
+    if equal and attention[0]:
         yield f"attention {attention[0][0]:,} -> {attention[0][1]:,}"
     for key, (before, after) in changes.items():
-        section, _, role = key.rpartition(".")
-        if section == "tau" or key.endswith("_eps") or (agree and section and role != "ffn"):
+        section, _, name = key.rpartition(".")
+        if section == "tau" or key.endswith("_eps") or (equal and section and name != "ffn"):
             continue
-        yield f"{role} {before:,} -> {after:,}"
+        yield f"{name} {before:,} -> {after:,}"
 
 
-def _work(found: Inspection) -> Table:
-    """Who does the work: a row per generation."""
+def _contribution_table(inspection: Inspection) -> Table:
+    """Build the table of contributions, one row per generation."""
     rows = table(
-        f"Contribution by generation in %, on {found.text_tokens:,} tokens of text",
-        "came with",
+        f"Contribution by generation in %, on {inspection.text_tokens:,} tokens of text",
+        "generation",
         ("tokens", "updates", "dead", *ROLES),
     )
-    shares, dead = found.shares(), found.dead_tokens()
-    for generation in nonempty_generations(found):
+    shares, dead = inspection.shares(), inspection.dead_tokens()
+    for generation in nonempty_generations(inspection):
         number = generation.number
         rows.add_row(
             generation_name(generation),
@@ -184,21 +193,23 @@ def _work(found: Inspection) -> Table:
     return rows
 
 
-def _by_layer(found: Inspection, title: str, cell: Any) -> Table:
-    """A row per layer, a column per role."""
+def _layer_table(
+    inspection: Inspection, title: str, format_cell: Callable[[LayerSummary], str]
+) -> Table:
+    """Build a table with one row per layer and one column per role."""
     rows = table(title, "layer", ROLES)
-    layers = {(each.layer, each.role): each for each in found.layers}
+    layers = {(layer.layer, layer.role): layer for layer in inspection.layers}
     for number in sorted({number for number, _ in layers}):
-        rows.add_row(str(number), *(cell(layers[number, role]) for role in ROLES))
+        rows.add_row(str(number), *(format_cell(layers[number, role]) for role in ROLES))
     return rows
 
 
-def _appended(layer: LayerSummary) -> str:
+def _added_share(layer: LayerSummary) -> str:
     assert layer.activity
     return format_percent(sum(fractions(layer.activity.contribution)[1:]))
 
 
-def _effective(layer: LayerSummary) -> str:
+def _effective_number(layer: LayerSummary) -> str:
     assert layer.activity
     return f"{layer.activity.effective:,.1f} ({sum(layer.activity.dead):,})"
 
@@ -208,16 +219,16 @@ def _score_norm(layer: LayerSummary) -> str:
     return f"{layer.activity.score_norm:.3g}"
 
 
-def _norms(found: Inspection) -> Table:
-    """What can be said without text: how long keys and values are."""
+def _norm_table(inspection: Inspection) -> Table:
+    """Build the table of the lengths of keys and values, which need no text."""
     rows = table(
         "Length of keys and values by generation (root mean square)",
-        "came with",
+        "generation",
         ("tokens", "", *ROLES),
     )
-    for generation in nonempty_generations(found):
+    for generation in nonempty_generations(inspection):
         for part in ("keys", "values"):
-            lengths = (_length(found, role, generation.number, part) for role in ROLES)
+            lengths = (_rms_length(inspection, role, generation.number, part) for role in ROLES)
             first = part == "keys"
             rows.add_row(
                 generation_name(generation) if first else "",
@@ -228,9 +239,9 @@ def _norms(found: Inspection) -> Table:
     return rows
 
 
-def _length(found: Inspection, role: str, generation: int, part: str) -> float:
-    """Root mean square over the tokens of a generation, in all layers of a role."""
-    layers = [layer for layer in found.layers if layer.role == role]
+def _rms_length(inspection: Inspection, role: str, generation: int, part: str) -> float:
+    """Return the root mean square over the tokens of a generation in all layers of a role."""
+    layers = [layer for layer in inspection.layers if layer.role == role]
     tokens = [layer.tokens[generation] for layer in layers]
     norms = [
         (layer.key_norm if part == "keys" else layer.value_norm)[generation] for layer in layers
