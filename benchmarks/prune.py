@@ -25,7 +25,7 @@ from torch import Tensor
 from tokengrow.bench.rows import print_rows
 from tokengrow.checkpoint.schema import Drift
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
-from tokengrow.data.loader import spread_batch
+from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.growth.prune import (
     kept_rows,
@@ -139,7 +139,7 @@ def main() -> None:
     source, store = load_checkpoint(given.source), TokenStore.open(given.store)
     length = source.config.context_length
     text, probe = (
-        spread_batch(store.sequences(split, length), given.sequences)
+        evenly_spaced_batch(store.sequences(split, length), given.sequences)
         for split in ("train", "validation")
     )
     print_rows(row_of(*measured) for measured in drifts(source, text, probe))

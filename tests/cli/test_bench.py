@@ -74,7 +74,10 @@ def test_a_file_of_something_else_is_left_alone(command: Command, tmp_path: Path
         (["suite=step", "peers=[tokengro]"], "peers 'tokengro'. Did you mean 'tokengrow'?"),
         (["suite=decode", "peers=[tokengrow]"], "peers are of suite=step: leave them out"),
         (["suite=data", "data=mixture", "data.sources={}"], "data=mixture is several texts: give"),
-        (["suite=data", "data=text", "data.files=[no.txt]"], "data.files: 'no.txt' names no text"),
+        (
+            ["suite=data", "data=text", "data.files=[no.txt]"],
+            "data.files must name text files, got 'no.txt'",
+        ),
         (["suite=decode", "models=[2b]"], "model.preset '2b': valid are 150m,"),
     ],
 )

@@ -102,8 +102,8 @@ def test_a_shard_damaged_while_a_run_pauses_is_named_and_the_run_is_left_as_it_w
     outcome = command(*run, "+stages.more.steps=1")
     assert outcome.status == 2
     assert re.search(
-        r"^tokengrow train: \S+train_00000.bin byte \d+: token id 65535 lies outside the "
-        r"tokenizer's vocabulary of 300: put the file back as it was",
+        r"^tokengrow train: \S+train_00000.bin byte \d+: token id 65535 is outside the "
+        r"tokenizer's vocabulary of 300\. Restore the file",
         outcome.err,
         re.MULTILINE,
     )

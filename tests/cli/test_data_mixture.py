@@ -95,7 +95,10 @@ def test_a_plan_needs_no_sources(command: Command) -> None:
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ("{}", "data.sources is empty: name at least one source with its weight"),
+        (
+            "{}",
+            "data.sources must have at least one source, got none. Name a source and its weight.",
+        ),
         ("[books]", "data.sources must be a mapping, not ['books']"),
         ("{books: 3}", "data.sources.books must say what it is: give {source: NAME, ..., weight:"),
         ("{books: {weight: 3}}", "data.sources.books must say what it is"),
@@ -115,9 +118,9 @@ def test_a_plan_needs_no_sources(command: Command) -> None:
         ),
         (
             "{books: {source: text, files: [absent.txt]}}",
-            "data.sources.books: data.files: 'absent.txt' names no text file",
+            "data.sources.books: data.files must name text files, got 'absent.txt'",
         ),
-        ("{books: {store: absent}}", "data.sources.books: no token store: absent/store.json"),
+        ("{books: {store: absent}}", "data.sources.books: Not a token store: absent/store.json"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(

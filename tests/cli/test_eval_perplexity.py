@@ -137,7 +137,10 @@ def test_the_text_of_the_sources_run_is_named_in_the_file(
         (["perplexity.strid=3"], "perplexity.strid"),
         (["limit=0.5"], "limit must be a number of documents"),
         (["data=megatron", "data.prefix=a"], "data=megatron holds token ids"),
-        (["data=text", "data.files=[nowhere.txt]"], "data.files: 'nowhere.txt' names no text"),
+        (
+            ["data=text", "data.files=[nowhere.txt]"],
+            "data.files must name text files, got 'nowhere.txt'",
+        ),
         (["data=stdlib", "data.validation_fraction=0"], "perplexity.split=all"),
     ],
 )

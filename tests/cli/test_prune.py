@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tokengrow.checkpoint.layout import WEIGHTS
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.corpus import TextCorpus
-from tokengrow.data.loader import spread_batch
+from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.store import TokenStore, build_store
 from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.files import sha256
@@ -52,7 +52,7 @@ def test_the_lineage_says_that_it_was_pruned_and_from_what(
 def test_the_drift_is_measured_on_validation_text(
     pruned: tuple[Any, Path], source: Path, store: TokenStore
 ) -> None:
-    probe = spread_batch(store.sequences("validation", 32), 16)
+    probe = evenly_spaced_batch(store.sequences("validation", 32), 16)
     drift = load_checkpoint(pruned[1]).lineage[-1].drift
     for folder, key in ((source, "loss_source"), (pruned[1], "loss_grown")):
         with torch.inference_mode():

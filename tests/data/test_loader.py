@@ -1,4 +1,4 @@
-"""Sequences out of a stream of tokens, and batches that depend on their number alone."""
+"""Tests of sequences, and of loaders whose batches depend only on their number."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tokengrow.data.loader import probe_batch, train_loader, validation_loader
 from tokengrow.data.order import batch_indices
-from tokengrow.data.sequences import Sequences, TokenArray, check_length
+from tokengrow.data.sequences import Sequences, TokenArray, check_split_length
 from tokengrow.errors import UserError
 
 CONTEXT = 4
@@ -21,7 +21,7 @@ SIZES = {"seed": 3, "batch_size": 8}
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> TokenArray:
-    """The ids 0 to 84 in two shards."""
+    """Token ids 0 to 84 in two shards."""
     np.arange(50, dtype="<u2").tofile(tmp_path / "a.bin")
     np.arange(50, 85, dtype="<u2").tofile(tmp_path / "b.bin")
     return TokenArray([tmp_path / "a.bin", tmp_path / "b.bin"], [50, 35], "<u2")
@@ -32,11 +32,12 @@ def sequences(tokens: TokenArray) -> Sequences:
     return Sequences(tokens, CONTEXT)
 
 
-def first(loader: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+def first_batches(loader: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """Return the first batches of a loader, concatenated."""
     return torch.cat(list(islice(loader, count)))
 
 
-def test_neighbouring_sequences_share_one_token(sequences: Sequences) -> None:
+def test_consecutive_sequences_share_one_token(sequences: Sequences) -> None:
     assert len(sequences) == 21  # (85 - 1) // 4
     assert sequences[0].tolist() == [0, 1, 2, 3, 4]
     assert sequences[1].tolist() == [4, 5, 6, 7, 8]
@@ -55,11 +56,13 @@ def test_batches_follow_the_order(sequences: Sequences) -> None:
         assert batch[:, 0].tolist() == expected.tolist()
 
 
-def test_the_micro_batches_of_a_batch_are_dealt_to_the_ranks_in_turn(sequences: Sequences) -> None:
-    whole = first(train_loader(sequences, **SIZES, micro_batch_size=8), 3).view(3, 2, 2, 2, -1)
+def test_micro_batches_are_assigned_to_ranks_in_turn(sequences: Sequences) -> None:
+    batches = first_batches(train_loader(sequences, **SIZES, micro_batch_size=8), 3).view(
+        3, 2, 2, 2, -1
+    )
     for rank in range(2):
-        mine = train_loader(sequences, **SIZES, micro_batch_size=2, rank=rank, world_size=2)
-        assert torch.equal(first(mine, 6).view(3, 2, 2, -1), whole[:, :, rank])
+        loader = train_loader(sequences, **SIZES, micro_batch_size=2, rank=rank, world_size=2)
+        assert torch.equal(first_batches(loader, 6).view(3, 2, 2, -1), batches[:, :, rank])
 
 
 @given(
@@ -70,16 +73,16 @@ def test_the_micro_batches_of_a_batch_are_dealt_to_the_ranks_in_turn(sequences: 
     seed=st.integers(0, 2**64),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_a_global_batch_is_the_same_however_it_is_cut(
+def test_global_batch_is_independent_of_its_division(
     sequences: Sequences, micro_batch_size: int, world_size: int, parts: int, start_batch: int,
     seed: int,
 ) -> None:  # fmt: skip
-    """The micro-batches of all ranks, in the order in which they were dealt, are the batch."""
+    """Concatenate the micro-batches of all ranks, in order, to the global batch."""
     batch_size = micro_batch_size * world_size * parts
     sizes = {"seed": seed, "batch_size": batch_size, "start_batch": start_batch}
-    (whole,) = islice(train_loader(sequences, **sizes, micro_batch_size=batch_size), 1)
+    (batch,) = islice(train_loader(sequences, **sizes, micro_batch_size=batch_size), 1)
     ranks = [
-        first(
+        first_batches(
             train_loader(
                 sequences, **sizes, micro_batch_size=micro_batch_size, rank=rank,
                 world_size=world_size,
@@ -88,51 +91,53 @@ def test_a_global_batch_is_the_same_however_it_is_cut(
         ).view(parts, micro_batch_size, -1)
         for rank in range(world_size)
     ]  # fmt: skip
-    assert torch.equal(torch.stack(ranks, 1).view_as(whole), whole)
+    assert torch.equal(torch.stack(ranks, 1).view_as(batch), batch)
     numbers = range(start_batch * batch_size, (start_batch + 1) * batch_size)
-    alone = [batch_indices(seed, number, 1, len(sequences)).item() for number in numbers]
-    assert whole[:, 0].tolist() == [CONTEXT * index for index in alone]
+    single = [batch_indices(seed, number, 1, len(sequences)).item() for number in numbers]
+    assert batch[:, 0].tolist() == [CONTEXT * index for index in single]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing_on_any_rank_from_any_start(
-    sequences: Sequences, workers: int
-) -> None:
+def test_workers_do_not_change_batches_of_any_rank(sequences: Sequences, workers: int) -> None:
     rank = {"micro_batch_size": 2, "rank": 1, "world_size": 2, "start_batch": 4}
-    here = first(train_loader(sequences, **SIZES, **rank), 10)
-    assert torch.equal(first(train_loader(sequences, **SIZES, **rank, workers=workers), 10), here)
+    expected = first_batches(train_loader(sequences, **SIZES, **rank), 10)
+    assert torch.equal(
+        first_batches(train_loader(sequences, **SIZES, **rank, workers=workers), 10), expected
+    )
 
 
-def test_a_later_start_goes_on_where_a_run_stopped(sequences: Sequences) -> None:
-    whole = first(train_loader(sequences, **SIZES, micro_batch_size=4), 20)
+def test_start_batch_resumes_order(sequences: Sequences) -> None:
+    batches = first_batches(train_loader(sequences, **SIZES, micro_batch_size=4), 20)
     resumed = train_loader(sequences, **SIZES, micro_batch_size=4, start_batch=6)
-    assert torch.equal(first(resumed, 8), whole[48:])
+    assert torch.equal(first_batches(resumed, 8), batches[48:])
 
 
-def test_loading_draws_no_global_random_numbers(sequences: Sequences) -> None:
+def test_loaders_draw_no_global_random_numbers(sequences: Sequences) -> None:
     before = torch.get_rng_state()
-    first(train_loader(sequences, **SIZES, micro_batch_size=8), 2)
+    first_batches(train_loader(sequences, **SIZES, micro_batch_size=8), 2)
     list(validation_loader(sequences, batch_size=4, max_sequences=8))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("micro_batch_size", "world_size"), [(3, 1), (4, 3), (8, 2), (16, 1)])
-def test_a_batch_that_cannot_be_divided_is_refused(
+def test_indivisible_batch_is_rejected(
     sequences: Sequences, micro_batch_size: int, world_size: int
 ) -> None:
-    with pytest.raises(UserError, match="batch_size is 8: give a multiple of micro_batch_size"):
+    with pytest.raises(
+        UserError, match=r"batch_size must be a multiple of micro_batch_size .*, got 8\."
+    ):
         train_loader(sequences, **SIZES, micro_batch_size=micro_batch_size, world_size=world_size)
 
 
-def test_validation_reads_sequences_spread_over_the_whole_split(sequences: Sequences) -> None:
+def test_validation_sequences_are_evenly_spaced_over_split(sequences: Sequences) -> None:
     batches = list(validation_loader(sequences, batch_size=4, max_sequences=10))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert torch.cat(batches)[:, 0].tolist() == [CONTEXT * i for i in range(0, 20, 2)]
-    everything = validation_loader(sequences, batch_size=4, max_sequences=1000)
-    assert sum(len(batch) for batch in everything) == 21
+    full = validation_loader(sequences, batch_size=4, max_sequences=1000)
+    assert sum(len(batch) for batch in full) == 21
 
 
-def test_validation_gives_every_rank_as_many_batches(sequences: Sequences) -> None:
+def test_every_rank_has_equally_many_validation_batches(sequences: Sequences) -> None:
     loaders = [
         validation_loader(sequences, batch_size=3, max_sequences=21, rank=rank, world_size=2)
         for rank in range(2)
@@ -142,19 +147,21 @@ def test_validation_gives_every_rank_as_many_batches(sequences: Sequences) -> No
     assert torch.cat(parts).tolist() == [CONTEXT * i for i in range(20)]
 
 
-def test_validation_needs_a_sequence_for_every_rank(sequences: Sequences) -> None:
-    with pytest.raises(UserError, match="give each process at least one sequence"):
+def test_validation_needs_one_sequence_per_rank(sequences: Sequences) -> None:
+    with pytest.raises(
+        UserError, match="must have at least one sequence for each process, got 3 of 21"
+    ):
         validation_loader(sequences, batch_size=1, max_sequences=3, world_size=4)
 
 
-def test_a_split_shorter_than_a_sequence_is_refused(tokens: TokenArray) -> None:
-    check_length(len(tokens), 84, "train")
+def test_split_shorter_than_one_sequence_is_rejected(tokens: TokenArray) -> None:
+    check_split_length(len(tokens), 84, "train")
     assert len(Sequences(tokens, 84)) == 1
-    message = r"the validation split has 85 tokens, fewer than one .*model.context_length \+ 1 = 86"
+    message = r"model.context_length \+ 1 = 86 tokens in its validation split, got 85 tokens"
     with pytest.raises(UserError, match=message):
-        check_length(len(tokens), 85, "validation")
+        check_split_length(len(tokens), 85, "validation")
 
 
-def test_a_probe_is_the_first_sequences(tokens: TokenArray) -> None:
+def test_probe_is_first_sequences(tokens: TokenArray) -> None:
     assert probe_batch(Sequences(tokens, 2))[:, 0].tolist() == [0, 2]
     assert probe_batch(Sequences(tokens, 84)).shape == (1, 85)

@@ -1,4 +1,4 @@
-"""Mixtures: exact shares, every sequence of a source once in its epoch, one tokenizer."""
+"""Tests of mixtures: exact shares, every sequence once per epoch of its source, one tokenizer."""
 
 import json
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tokengrow.data import order
 from tokengrow.data.corpus import Corpus, TextCorpus
-from tokengrow.data.loader import spread_batch, train_loader, validation_loader
+from tokengrow.data.loader import evenly_spaced_batch, train_loader, validation_loader
 from tokengrow.data.mixture import (
     MixedSequences,
     MixedSource,
@@ -24,7 +24,7 @@ from tokengrow.data.mixture import (
     open_store,
     prepare_mixture,
 )
-from tokengrow.data.order import apportion, mixed_indices
+from tokengrow.data.order import apportion, mixed_batch_indices
 from tokengrow.data.sequences import Sequences, TokenArray
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -35,51 +35,49 @@ WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=6)
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks() -> Iterable[None]:
-    """Blocks of 64 positions, so that a few batches make several."""
+    """Blocks of 64 positions, so that a few batches span several blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "BLOCK", 64)
-        patch.setattr("tokengrow.data.mixture.BLOCK", 64)
+        patch.setattr(order, "BLOCK_SIZE", 64)
+        patch.setattr("tokengrow.data.mixture.BLOCK_SIZE", 64)
         order._shuffled_block.cache_clear()
         yield
     order._shuffled_block.cache_clear()
 
 
 class TestOrder:
-    """`mixed_indices`: which source, and which of its sequences."""
+    """`mixed_batch_indices`: which source, and which of its sequences."""
 
     @given(total=st.integers(0, 10**6), weights=WEIGHTS)
-    def test_shares_are_whole_numbers_less_than_one_from_exact(
+    def test_apportioned_shares_differ_by_less_than_one(
         self, total: int, weights: list[float]
     ) -> None:
-        parts = apportion(total, weights)
-        assert sum(parts) == total
-        for part, weight in zip(parts, weights, strict=True):
-            assert abs(part - total * weight / sum(weights)) < 1 + 1e-6
+        counts = apportion(total, weights)
+        assert sum(counts) == total
+        for count, weight in zip(counts, weights, strict=True):
+            assert abs(count - total * weight / sum(weights)) < 1 + 1e-6
 
     @given(seed=st.integers(0, 2**64), weights=WEIGHTS, block=st.integers(0, 1000))
-    def test_every_block_has_the_exact_shares(
+    def test_every_block_has_exact_shares(
         self, seed: int, weights: list[float], block: int
     ) -> None:
         quotas = apportion(64, weights)
-        sources, _ = mixed_indices(seed, block, 64, quotas, [7] * len(quotas))
+        sources, _ = mixed_batch_indices(seed, block, 64, quotas, [7] * len(quotas))
         assert np.array_equal(np.bincount(sources, minlength=len(quotas)), quotas)
 
     @given(seed=st.integers(0, 2**64), data=st.data())
     @settings(deadline=None, max_examples=40)
-    def test_a_source_visits_every_sequence_once_in_each_of_its_epochs(
-        self, seed: int, data: st.DataObject
-    ) -> None:
-        """In the order in which they come, however the epochs lie to the blocks."""
+    def test_source_epoch_visits_every_sequence_once(self, seed: int, data: st.DataObject) -> None:
+        """Check the visits in their order; epochs need not be aligned to blocks."""
         lengths = data.draw(st.lists(st.integers(1, 150), min_size=1, max_size=4))
         weights = data.draw(
             st.lists(st.integers(1, 9), min_size=len(lengths), max_size=len(lengths))
         )
-        sources, indices = mixed_indices(seed, 0, 640, apportion(64, weights), lengths)
+        sources, indices = mixed_batch_indices(seed, 0, 640, apportion(64, weights), lengths)
         for source, length in enumerate(lengths):
             visits = indices[sources == source]
             for start in range(0, len(visits), length):
                 epoch = visits[start : start + length]
-                assert len(set(epoch)) == len(epoch), "none twice in an epoch"
+                assert len(set(epoch)) == len(epoch), "no sequence is repeated in an epoch"
                 assert epoch.min() >= 0 and epoch.max() < length
 
     @given(
@@ -89,44 +87,45 @@ class TestOrder:
         weights=WEIGHTS,
     )
     @settings(deadline=None, max_examples=30)
-    def test_a_batch_is_its_positions_each_alone(
+    def test_batch_equals_batches_of_single_positions(
         self, seed: int, batch_size: int, number: int, weights: list[float]
     ) -> None:
-        """So batches of any size cut one stream, and any of them can come first."""
+        """Check that batches of any size divide one stream, and that any of them can be first."""
         quotas, lengths = apportion(64, weights), [5 + 3 * i for i in range(len(weights))]
-        together = np.stack(mixed_indices(seed, number, batch_size, quotas, lengths))
+        together = np.stack(mixed_batch_indices(seed, number, batch_size, quotas, lengths))
         positions = range(number * batch_size, (number + 1) * batch_size)
-        alone = [np.stack(mixed_indices(seed, p, 1, quotas, lengths)) for p in positions]
-        assert np.array_equal(together, np.concatenate(alone, axis=1))
+        single = [np.stack(mixed_batch_indices(seed, p, 1, quotas, lengths)) for p in positions]
+        assert np.array_equal(together, np.concatenate(single, axis=1))
 
-    def test_blocks_seeds_and_sources_have_orders_of_their_own(self) -> None:
+    def test_blocks_seeds_and_sources_have_different_orders(self) -> None:
         quotas, lengths = (32, 32), [1000, 1000]
-        blocks = [mixed_indices(seed, b, 64, quotas, lengths) for seed in (0, 1) for b in (0, 1)]
+        blocks = [
+            mixed_batch_indices(seed, b, 64, quotas, lengths) for seed in (0, 1) for b in (0, 1)
+        ]
         assert len({sources.tobytes() for sources, _ in blocks}) == 4
-        sources, indices = mixed_indices(0, 0, 64, quotas, lengths)
+        sources, indices = mixed_batch_indices(0, 0, 64, quotas, lengths)
         assert not np.array_equal(indices[sources == 0], indices[sources == 1])
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> list[Sequences]:
-    """Sources of 10 and 4 sequences of 3 tokens, the ids of the second from 1000 on."""
-    made = []
+    """Sources of 10 and 4 sequences of 3 tokens; the ids of the second start at 1000."""
+    parts = []
     for name, tokens in (("a", np.arange(31)), ("b", np.arange(1000, 1013))):
         tokens.astype("<u2").tofile(tmp_path / f"{name}.bin")
-        made.append(Sequences(TokenArray([tmp_path / f"{name}.bin"], [len(tokens)], "<u2"), 3))
-    return made
+        parts.append(Sequences(TokenArray([tmp_path / f"{name}.bin"], [len(tokens)], "<u2"), 3))
+    return parts
 
 
-def first(loader: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+def first_batches(loader: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """Return the first batches of a loader, concatenated."""
     return torch.cat(list(islice(loader, count)))
 
 
 class TestSequences:
-    """What the loaders make of it."""
+    """Batches of a mixture."""
 
-    def test_sequences_of_one_source_lie_behind_those_of_another(
-        self, parts: list[Sequences]
-    ) -> None:
+    def test_sequences_of_sources_are_concatenated(self, parts: list[Sequences]) -> None:
         mixed = MixedSequences(parts, (48, 16))
         assert len(mixed) == 14
         assert mixed[9].tolist() == [27, 28, 29, 30]
@@ -137,46 +136,48 @@ class TestSequences:
 
     @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
     @pytest.mark.parametrize("world_size", [1, 2])
-    def test_batches_are_the_same_however_they_are_cut(
+    def test_batches_are_independent_of_their_division(
         self, parts: list[Sequences], micro_batch_size: int, world_size: int
     ) -> None:
         mixed = MixedSequences(parts, (48, 16))
         sizes = {"seed": 5, "batch_size": 8}
-        whole = first(train_loader(mixed, **sizes, micro_batch_size=8), 20)
-        dealt = {"micro_batch_size": micro_batch_size, "world_size": world_size, "start_batch": 7}
+        batches = first_batches(train_loader(mixed, **sizes, micro_batch_size=8), 20)
+        division = {
+            "micro_batch_size": micro_batch_size,
+            "world_size": world_size,
+            "start_batch": 7,
+        }
         per_batch = 8 // micro_batch_size // world_size
         ranks = [
-            first(train_loader(mixed, **sizes, **dealt, rank=rank), 13 * per_batch)
+            first_batches(train_loader(mixed, **sizes, **division, rank=rank), 13 * per_batch)
             for rank in range(world_size)
         ]
         shape = (13, per_batch, micro_batch_size, 4)
         resumed = torch.stack([rank.view(shape) for rank in ranks], 2).view(-1, 4)
-        assert torch.equal(resumed, whole[7 * 8 :])
+        assert torch.equal(resumed, batches[7 * 8 :])
 
-    def test_workers_change_nothing(self, parts: list[Sequences]) -> None:
+    def test_workers_do_not_change_batches(self, parts: list[Sequences]) -> None:
         mixed = MixedSequences(parts, (48, 16))
-        here, ahead = (
-            first(train_loader(mixed, seed=1, batch_size=4, micro_batch_size=4, workers=n), 20)
+        expected, prefetched = (
+            first_batches(
+                train_loader(mixed, seed=1, batch_size=4, micro_batch_size=4, workers=n), 20
+            )
             for n in (0, 2)
         )
-        assert torch.equal(here, ahead)
+        assert torch.equal(expected, prefetched)
 
-    def test_validation_has_the_same_shares_spread_evenly_over_each_source(
-        self, parts: list[Sequences]
-    ) -> None:
+    def test_validation_has_same_shares_evenly_spaced(self, parts: list[Sequences]) -> None:
         mixed = MixedSequences(parts, (48, 16))
         batches = list(validation_loader(mixed, batch_size=4, max_sequences=8))
         starts = torch.cat(batches)[:, 0]
         assert starts.tolist() == [0, 3, 9, 15, 18, 24, 1000, 1006]  # six of ten, two of four
-        assert spread_batch(mixed, 4)[:, 0].tolist() == [0, 9, 18, 1000]
+        assert evenly_spaced_batch(mixed, 4)[:, 0].tolist() == [0, 9, 18, 1000]
 
-    def test_a_source_that_is_too_short_for_its_share_comes_several_times(
-        self, parts: list[Sequences]
-    ) -> None:
+    def test_short_source_repeats_in_validation(self, parts: list[Sequences]) -> None:
         mixed = MixedSequences(parts, (16, 48))
         (batch,) = validation_loader(mixed, batch_size=12, max_sequences=12)
-        theirs = [1000 + 3 * i for i in (0, 0, 0, 1, 1, 2, 2, 3, 3)]
-        assert batch[:, 0].tolist() == [0, 9, 18, *theirs]
+        repeated = [1000 + 3 * i for i in (0, 0, 0, 1, 1, 2, 2, 3, 3)]
+        assert batch[:, 0].tolist() == [0, 9, 18, *repeated]
 
 
 @pytest.fixture
@@ -186,12 +187,12 @@ def corpora(tmp_path: Path) -> dict[str, Corpus]:
         "words": [f"so it goes, {n} " + "and on " * (n % 5) for n in range(60)],
         "numbers": [f"{n} {n * n} " * 8 for n in range(40)],
     }
-    made: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus] = {}
     for name, documents in texts.items():
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-        made[name] = TextCorpus(files=[str(file)], validation_fraction=0.2)
-    return made
+        corpora[name] = TextCorpus(files=[str(file)], validation_fraction=0.2)
+    return corpora
 
 
 @pytest.fixture
@@ -199,7 +200,10 @@ def tokenizer(corpora: dict[str, Corpus]) -> Tokenizer:
     return train_tokenizer(TokenizerConfig(vocab_size=300), MixtureText(corpora))
 
 
-def config(corpora: dict[str, Corpus], words: float = 3, numbers: float = 1) -> MixtureConfig:
+def mixture_config(
+    corpora: dict[str, Corpus], words: float = 3, numbers: float = 1
+) -> MixtureConfig:
+    """Return the config of a mixture of `words` and `numbers` with these weights."""
     weights = {"words": words, "numbers": numbers}
     sources = {
         name: MixedSource(weight=weights[name], corpus=corpus) for name, corpus in corpora.items()
@@ -208,36 +212,43 @@ def config(corpora: dict[str, Corpus], words: float = 3, numbers: float = 1) -> 
 
 
 class TestStores:
-    """A store for each source, made once."""
+    """One store per source, built once."""
 
-    def test_other_weights_tokenise_nothing_anew(
+    def test_new_weights_tokenise_nothing_again(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        before = prepare_mixture(config(corpora), tokenizer, tmp_path, progress=False)
-        assert before.quotas == (16, 48)  # numbers, words: by name
-        monkeypatch.setattr(TextCorpus, "documents", None)  # reading again would fail
-        after = prepare_mixture(config(corpora, 1, 1), tokenizer, tmp_path, progress=False)
+        before = prepare_mixture(mixture_config(corpora), tokenizer, tmp_path, progress=False)
+        assert before.quotas == (16, 48)  # numbers, words: sorted by name
+        monkeypatch.setattr(TextCorpus, "documents", None)  # reading again would raise
+        after = prepare_mixture(mixture_config(corpora, 1, 1), tokenizer, tmp_path, progress=False)
         assert after.quotas == (32, 32) and after.stores == before.stores
 
-    def test_the_fingerprint_is_of_names_shares_and_content(
+    def test_fingerprint_covers_names_shares_and_content(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
-        def made(mixture: MixtureConfig) -> str:
+        def fingerprint(mixture: MixtureConfig) -> str:
             return prepare_mixture(mixture, tokenizer, tmp_path, progress=False).fingerprint
 
-        first = made(config(corpora))
-        assert made(config(corpora, 6, 2)) == first, "twice each weight is the same share"
-        assert made(config(dict(reversed(corpora.items())))) == first, "as is another listing"
+        first = fingerprint(mixture_config(corpora))
+        assert fingerprint(mixture_config(corpora, 6, 2)) == first, (
+            "doubled weights give the same shares"
+        )
+        assert fingerprint(mixture_config(dict(reversed(corpora.items())))) == first, (
+            "the order of sources has no effect"
+        )
         renamed = {"text": corpora["words"], "numbers": corpora["numbers"]}
         sources = {name: MixedSource(corpus=corpus) for name, corpus in renamed.items()}
-        others = {made(config(corpora, 1, 1)), made(MixtureConfig(sources=sources))}
+        others = {
+            fingerprint(mixture_config(corpora, 1, 1)),
+            fingerprint(MixtureConfig(sources=sources)),
+        }
         assert len(others | {first}) == 3
 
-    def test_sequences_are_those_of_the_stores(
+    def test_sequences_equal_those_of_stores(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
-        mixture = prepare_mixture(config(corpora), tokenizer, tmp_path, progress=False)
+        mixture = prepare_mixture(mixture_config(corpora), tokenizer, tmp_path, progress=False)
         assert mixture.vocab_size == 300
         assert mixture.tokenizer().fingerprint == tokenizer.fingerprint
         mixed = mixture.sequences("train", 16)
@@ -245,8 +256,8 @@ class TestStores:
         assert len(mixed) == sum(map(len, stores))
         assert torch.equal(mixed[len(stores[0])], stores[1][0])
 
-    def test_the_tokenizer_sees_as_much_of_each_source(self, corpora: dict[str, Corpus]) -> None:
-        """While both last; the weights, which may change, decide nothing."""
+    def test_tokenizer_text_has_equal_shares(self, corpora: dict[str, Corpus]) -> None:
+        """Check the shares while neither source is exhausted; weights have no effect."""
         documents = list(islice(MixtureText(corpora).documents("train"), 40))
         words = sum(len(text) for text in documents if text.startswith("so"))
         total = sum(len(text) for text in documents)
@@ -255,70 +266,73 @@ class TestStores:
             len(list(corpus.documents("train"))) for corpus in corpora.values()
         )
 
-    def test_a_folder_of_stores_is_opened_as_the_mixture(
+    def test_folder_of_stores_is_opened_as_mixture(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
-        built = build_mixture(config(corpora), tokenizer, tmp_path / "out", progress=False)
+        built = build_mixture(mixture_config(corpora), tokenizer, tmp_path / "out", progress=False)
         (tmp_path / "out").rename(tmp_path / "moved")
         opened = open_store(tmp_path / "moved")
         assert isinstance(opened, Mixture) and opened.fingerprint == built.fingerprint
         assert isinstance(open_store(tmp_path / "moved" / "words"), TokenStore)
-        again = build_mixture(config(corpora), tokenizer, tmp_path / "moved", progress=False)
+        again = build_mixture(
+            mixture_config(corpora), tokenizer, tmp_path / "moved", progress=False
+        )
         assert again.fingerprint == built.fingerprint
 
-    def test_stores_that_are_there_can_be_mixed_with_text(
+    def test_existing_store_is_mixed_with_text(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
-        built = build_mixture(config(corpora), tokenizer, tmp_path / "out", progress=False)
+        built = build_mixture(mixture_config(corpora), tokenizer, tmp_path / "out", progress=False)
         stored = MixedSource(weight=3, store=str(tmp_path / "out" / "words"))
         sources = {"words": stored, "numbers": MixedSource(corpus=corpora["numbers"])}
         mixed = MixtureConfig(sources=sources)
-        theirs = mixed.stored_tokenizer()
-        assert theirs is not None and theirs.fingerprint == tokenizer.fingerprint
-        assert prepare_mixture(mixed, theirs, tmp_path, progress=False).fingerprint == (
+        stored_tokenizer = mixed.stored_tokenizer()
+        assert stored_tokenizer is not None
+        assert stored_tokenizer.fingerprint == tokenizer.fingerprint
+        assert prepare_mixture(mixed, stored_tokenizer, tmp_path, progress=False).fingerprint == (
             built.fingerprint
         )
-        copied = build_mixture(mixed, theirs, tmp_path / "second", progress=False)
+        copied = build_mixture(mixed, stored_tokenizer, tmp_path / "second", progress=False)
         assert open_store(tmp_path / "second").fingerprint == copied.fingerprint
 
-    def test_stores_that_are_there_can_be_mixed_by_paths_from_here(
+    def test_relative_paths_of_stores_are_resolved(
         self,
         corpora: dict[str, Corpus],
         tokenizer: Tokenizer,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        build_mixture(config(corpora), tokenizer, tmp_path / "out", progress=False)
+        build_mixture(mixture_config(corpora), tokenizer, tmp_path / "out", progress=False)
         monkeypatch.chdir(tmp_path)
         mixed = MixtureConfig(sources={n: MixedSource(store=f"out/{n}") for n in corpora})
         copied = build_mixture(mixed, tokenizer, Path("second"), progress=False)
         monkeypatch.chdir("second")
         assert open_store(tmp_path / "second").fingerprint == copied.fingerprint
 
-    def test_a_folder_of_other_weights_is_not_overwritten(
+    def test_folder_of_other_weights_is_not_overwritten(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
-        build_mixture(config(corpora), tokenizer, tmp_path / "out", progress=False)
+        build_mixture(mixture_config(corpora), tokenizer, tmp_path / "out", progress=False)
         record = (tmp_path / "out" / "mixture.json").read_bytes()
-        with pytest.raises(UserError, match=r"other sources or weights: choose another out=; its"):
-            build_mixture(config(corpora, 1), tokenizer, tmp_path / "out", progress=False)
+        with pytest.raises(UserError, match=r"other sources or weights\. Choose another out=, and"):
+            build_mixture(mixture_config(corpora, 1), tokenizer, tmp_path / "out", progress=False)
         assert (tmp_path / "out" / "mixture.json").read_bytes() == record
 
 
-class TestWrong:
-    """One sentence that names the source."""
+class TestInvalidInput:
+    """Errors name the source."""
 
-    def test_a_file_that_is_missing_is_found_before_anything_is_made(
+    def test_missing_file_is_found_before_writing(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
         sources = corpora | {"words": TextCorpus(files=["absent.txt"])}
         with pytest.raises(
-            UserError, match=r"data.sources.words: data.files: 'absent.txt' names no"
+            UserError, match=r"data.sources.words: data.files must .*, got 'absent.txt', which"
         ):
-            build_mixture(config(sources), tokenizer, tmp_path / "out", progress=False)
+            build_mixture(mixture_config(sources), tokenizer, tmp_path / "out", progress=False)
         assert not (tmp_path / "out").exists()
 
-    def test_what_was_finished_before_a_broken_source_stays(
+    def test_store_before_malformed_source_is_kept(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
         (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{broken\n')
@@ -326,10 +340,12 @@ class TestWrong:
         with pytest.raises(
             UserError, match=r"data.sources.words: data.files: .*, line 2: not JSON"
         ):
-            build_mixture(config(sources), tokenizer, tmp_path / "out", progress=False)
+            build_mixture(mixture_config(sources), tokenizer, tmp_path / "out", progress=False)
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["numbers"]
 
-    def test_stores_of_two_tokenizers(self, corpora: dict[str, Corpus], tmp_path: Path) -> None:
+    def test_different_tokenizers_are_rejected(
+        self, corpora: dict[str, Corpus], tmp_path: Path
+    ) -> None:
         sources = {}
         for size, (name, corpus) in zip((280, 290), corpora.items(), strict=True):
             tokenizer = train_tokenizer(TokenizerConfig(vocab_size=size), corpus)
@@ -337,37 +353,39 @@ class TestWrong:
             build_mixture(mixture, tokenizer, tmp_path / name, progress=False)
             sources[name] = MixedSource(store=str(tmp_path / name / name))
         with pytest.raises(
-            UserError, match=r"words .* and numbers .* hold the tokens of different"
+            UserError, match=r"must have one tokenizer, but words .* and numbers .* have different"
         ):
             prepare_mixture(MixtureConfig(sources=sources), tokenizer, tmp_path, progress=False)
 
-    def test_a_source_shorter_than_a_sequence(
+    def test_source_shorter_than_sequence_is_named(
         self, corpora: dict[str, Corpus], tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
-        mixture = prepare_mixture(config(corpora), tokenizer, tmp_path, progress=False)
-        with pytest.raises(UserError, match=r"data.sources.numbers: data: the train split has"):
+        mixture = prepare_mixture(mixture_config(corpora), tokenizer, tmp_path, progress=False)
+        with pytest.raises(
+            UserError, match=r"data.sources.numbers: data must have .* in its train split, got"
+        ):
             mixture.sequences("train", 10**5)
 
     @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 1, "sources": {"a": 1}}'])
-    def test_a_damaged_record(self, tmp_path: Path, content: bytes) -> None:
+    def test_malformed_record_is_named(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "mixture.json").write_bytes(content)
-        with pytest.raises(UserError, match=r"damaged mixture: .*mixture.json is not what"):
+        with pytest.raises(UserError, match=r"Damaged mixture: .*mixture.json was not written by"):
             open_store(tmp_path)
 
     @pytest.mark.parametrize(
         ("weights", "message"),
         [
-            ({}, r"data.sources is empty: name at least one source"),
-            ({"a": 0.0}, r"data.sources.a.weight is 0: give a number above 0"),
-            ({"a": float("nan")}, r"data.sources.a.weight is nan: give a number above 0"),
+            ({}, r"data.sources must have at least one source, got none"),
+            ({"a": 0.0}, r"data.sources.a.weight must be greater than 0, got 0\."),
+            ({"a": float("nan")}, r"data.sources.a.weight must be greater than 0, got nan\."),
             (
                 {"a": 1.0, "b": 1e-9},
-                r"data.sources.b.weight is 1e-09, less than half a sequence in",
+                r"data.sources.b.weight must give at least half a sequence in .*, got 1e-09\.",
             ),
-            ({"a/b": 1.0}, r"data.sources: 'a/b' is no name for a source"),
+            ({"a/b": 1.0}, r"data.sources must have names of letters, .*, got 'a/b'"),
         ],
     )
-    def test_a_weight_or_name_that_cannot_be(self, weights: dict[str, float], message: str) -> None:
+    def test_invalid_weight_or_name_is_named(self, weights: dict[str, float], message: str) -> None:
         sources = {name: MixedSource(weight=weight, store="x") for name, weight in weights.items()}
         with pytest.raises(UserError, match=message):
             MixtureConfig(sources=sources)

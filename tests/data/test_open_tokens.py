@@ -1,4 +1,4 @@
-"""Which text a verb reads documents of: the one that is named, or that of the source's run."""
+"""Tests of the text that a verb reads: the named one, or that of the source's run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from tokengrow.data.store import TokenStore
 from tokengrow.data.stored_text import StoredText
 from tokengrow.errors import UserError
 
-SAME = {"source": None}
+INHERIT = {"source": None}
 STDLIB = {"source": "stdlib", "validation_fraction": 0.25}
 MEGATRON = {"source": "megatron", "prefix": "files/books"}
 MIXED = {"source": "mixture", "sources": {"code": {"source": "stdlib"}}}
@@ -26,46 +26,46 @@ def trained(source: Path) -> Checkpoint:
     return load_checkpoint(source, tensors=False)
 
 
-def recorded(trained: Checkpoint, data: dict[str, Any], store: str | None = None) -> Checkpoint:
-    """The checkpoint of a run on other data."""
+def with_data(trained: Checkpoint, data: dict[str, Any], store: str | None = None) -> Checkpoint:
+    """Return the checkpoint as if its run had used other data."""
     return replace(trained, run=RecordedRun(stages={}, tokens_from=TokensFrom(data, {}, store)))
 
 
-def test_the_text_that_is_named(trained: Checkpoint) -> None:
+def test_named_text_is_resolved(trained: Checkpoint) -> None:
     values = {"source": "text", "files": ["a.txt"], "text_key": "body"}
     assert resolve_text(values, trained) == TextCorpus(files=["a.txt"], text_key="body")
 
 
-def test_the_text_of_the_sources_run(trained: Checkpoint) -> None:
-    found = resolve_text(SAME, recorded(trained, STDLIB))
+def test_inherited_text_is_that_of_source_run(trained: Checkpoint) -> None:
+    found = resolve_text(INHERIT, with_data(trained, STDLIB))
     assert found == StdlibCorpus(validation_fraction=0.25)
 
 
-def test_the_text_in_the_store_of_the_sources_run(trained: Checkpoint, store: TokenStore) -> None:
-    assert resolve_text(SAME, trained) == StoredText(store)
+def test_inherited_store_is_decoded(trained: Checkpoint, store: TokenStore) -> None:
+    assert resolve_text(INHERIT, trained) == StoredText(store)
 
 
-def test_a_store_of_several_texts_is_refused(
+def test_inherited_mixture_store_is_rejected(
     trained: Checkpoint, store: TokenStore, tmp_path: Path
 ) -> None:
     sources = {"books": MixedSource(store=str(store.folder))}
     build_mixture(MixtureConfig(sources=sources), store.tokenizer(), tmp_path / "mixed")
     with pytest.raises(UserError, match=r"^data=inherit is store=.*mixed, a mixture of several"):
-        resolve_text(SAME, recorded(trained, STDLIB, str(tmp_path / "mixed")))
+        resolve_text(INHERIT, with_data(trained, STDLIB, str(tmp_path / "mixed")))
 
 
-def test_a_model_that_no_run_made_recorded_none_either(trained: Checkpoint) -> None:
+def test_model_without_run_has_no_inherited_text(trained: Checkpoint) -> None:
     with pytest.raises(
         UserError, match=r"^data=inherit needs recorded data, but no run wrote source"
     ):
-        resolve_text(SAME, replace(trained, run=None))
+        resolve_text(INHERIT, replace(trained, run=None))
 
 
-def test_token_files_and_mixtures_are_no_text(trained: Checkpoint) -> None:
+def test_token_files_and_mixtures_are_rejected(trained: Checkpoint) -> None:
     with pytest.raises(UserError, match=r"^data=megatron holds token ids"):
         resolve_text(MEGATRON, trained)
     with pytest.raises(UserError, match=r"^data=inherit is data=megatron, which holds token ids"):
-        resolve_text(SAME, recorded(trained, MEGATRON))
+        resolve_text(INHERIT, with_data(trained, MEGATRON))
     with pytest.raises(
         UserError, match=r"^data=mixture holds several texts. Give the data= of one"
     ):
@@ -73,4 +73,4 @@ def test_token_files_and_mixtures_are_no_text(trained: Checkpoint) -> None:
     with pytest.raises(
         UserError, match=r"^data=inherit is data=mixture, which holds several texts"
     ):
-        resolve_text(SAME, recorded(trained, MIXED))
+        resolve_text(INHERIT, with_data(trained, MIXED))

@@ -1,4 +1,4 @@
-"""Token stores: what is in one, how one survives a kill, and how damage is noticed."""
+"""Tests of token stores: contents, resuming after a kill, and detection of damage."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokengrow.data import store_writer as build
+from tokengrow.data import store_writer
 from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore, build_store, prepare_store
@@ -30,7 +30,7 @@ SHARD_TOKENS = 500
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> TextCorpus:
-    """120 documents of different lengths, some 1,500 tokens in all."""
+    """120 documents of different lengths, about 1,500 tokens in total."""
     file = tmp_path / "corpus.jsonl"
     texts = [f"document {n}: " + "so it goes, " * (n % 7) for n in range(120)]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -50,17 +50,18 @@ def store(corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path) -> TokenStor
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """Return file name to content."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_split_is_its_documents_each_with_an_end(
+def test_split_is_documents_each_with_end_of_text(
     store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer
 ) -> None:
     for split in ("train", "validation"):
         expected = [
-            i
+            token
             for text in corpus.documents(split)
-            for i in [*tokenizer.encode(text), store.end_of_text]
+            for token in [*tokenizer.encode(text), store.end_of_text]
         ]
         tokens = store.split(split)
         assert tokens.read(0, len(tokens)).tolist() == expected
@@ -77,19 +78,19 @@ def test_shards_end_with_a_document(store: TokenStore) -> None:
     assert all(shard.stat().st_size >= 2 * SHARD_TOKENS for shard in shards[:-1])
 
 
-def test_any_range_reads_alike_across_shards(store: TokenStore) -> None:
+def test_ranges_are_read_across_shards(store: TokenStore) -> None:
     tokens = store.split("train")
-    whole = tokens.read(0, len(tokens))
-    assert whole.dtype == np.int64
+    stream = tokens.read(0, len(tokens))
+    assert stream.dtype == np.int64
     for start in range(0, len(tokens) - 700, 97):
-        assert np.array_equal(tokens.read(start, 700), whole[start : start + 700])
+        assert np.array_equal(tokens.read(start, 700), stream[start : start + 700])
     assert len(tokens.read(len(tokens), 0)) == 0
     for start, length in ((-1, 1), (0, len(tokens) + 1), (len(tokens), 1), (0, -1)):
         with pytest.raises(IndexError):
             tokens.read(start, length)
 
 
-def test_a_pickled_split_holds_paths_not_tokens(tmp_path: Path) -> None:
+def test_pickled_split_holds_paths_not_tokens(tmp_path: Path) -> None:
     np.arange(10**5, dtype="<u4").tofile(tmp_path / "a.bin")
     tokens = TokenArray([tmp_path / "a.bin"], [10**5], "<u4")
     tokens.read(0, 1)
@@ -98,7 +99,7 @@ def test_a_pickled_split_holds_paths_not_tokens(tmp_path: Path) -> None:
     assert pickle.loads(content).read(70_000, 2).tolist() == [70_000, 70_001]
 
 
-def test_a_large_vocabulary_takes_four_bytes(
+def test_large_vocabulary_takes_four_bytes(
     corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     values = json.loads(tokenizer.to_json())
@@ -112,7 +113,7 @@ def test_a_large_vocabulary_takes_four_bytes(
     assert tokens.read(0, len(first_document)).tolist() == first_document
 
 
-def test_the_fingerprint_is_of_the_content_alone(
+def test_fingerprint_depends_only_on_content(
     store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved.jsonl"
@@ -124,15 +125,15 @@ def test_the_fingerprint_is_of_the_content_alone(
     assert other.identity != store.identity and other.fingerprint == store.fingerprint
 
 
-def test_an_empty_validation_split_is_allowed(
+def test_empty_validation_split_is_allowed(
     corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    whole = TextCorpus(files=corpus.files, validation_fraction=0)
-    store = build_store(whole, tokenizer, tmp_path / "store", progress=False)
+    unsplit = TextCorpus(files=corpus.files, validation_fraction=0)
+    store = build_store(unsplit, tokenizer, tmp_path / "store", progress=False)
     assert len(store.split("validation")) == 0
 
 
-def test_a_finished_store_is_returned_untouched(
+def test_complete_store_is_opened_unchanged(
     store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TextCorpus, "documents", None)  # reading it again would fail
@@ -140,7 +141,7 @@ def test_a_finished_store_is_returned_untouched(
     assert again.fingerprint == store.fingerprint
 
 
-def test_the_cache_has_one_store_per_source(
+def test_cache_has_one_store_per_source(
     corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -151,17 +152,17 @@ def test_the_cache_has_one_store_per_source(
     assert prepare_store(corpus, tokenizer, cache, progress=False).folder != first.folder
 
 
-KILLED = """
+KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
 from tokengrow import files
-from tokengrow.data import store_writer as build
+from tokengrow.data import store_writer
 from tokengrow.data.corpus import HubCorpus, TextCorpus
 from tokengrow.data.store import build_store
 from tokengrow.data.tokenizer import Tokenizer
 
-what, count = sys.argv[1], int(sys.argv[2])
-def die_at(function):
+target, count = sys.argv[1], int(sys.argv[2])
+def kill_after_count(function):
     def wrapped(*arguments):
         global count
         count -= 1
@@ -169,10 +170,10 @@ def die_at(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments)
     return wrapped
-if what == "rename":
-    os.replace = die_at(os.replace)
-elif what == "append":
-    build._ShardWriter.append = die_at(build._ShardWriter.append)
+if target == "rename":
+    os.replace = kill_after_count(os.replace)
+elif target == "append":
+    store_writer._ShardWriter.append = kill_after_count(store_writer._ShardWriter.append)
 corpus = TextCorpus(files=[sys.argv[3]], validation_fraction=0.2)
 tokenizer = Tokenizer.from_file(sys.argv[4])
 build_store(corpus, tokenizer, Path(sys.argv[5]), shard_tokens=500, progress=False)
@@ -180,7 +181,7 @@ build_store(corpus, tokenizer, Path(sys.argv[5]), shard_tokens=500, progress=Fal
 
 
 @pytest.mark.parametrize(
-    ("what", "count"),
+    ("target", "count"),
     [
         ("rename", 0),  # before the first progress.json
         ("append", 40),  # inside the second shard
@@ -188,43 +189,43 @@ build_store(corpus, tokenizer, Path(sys.argv[5]), shard_tokens=500, progress=Fal
         ("append", 100),  # in the validation split
     ],
 )
-def test_killed_and_built_again_it_has_the_same_bytes(
+def test_killed_build_resumes_to_same_bytes(
     store: TokenStore,
     corpus: TextCorpus,
     tokenizer: Tokenizer,
     tmp_path: Path,
-    what: str,
+    target: str,
     count: int,
 ) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     killed = tmp_path / "killed"
     paths = [corpus.files[0], str(tmp_path / "tokenizer.json"), str(killed)]
-    command = [sys.executable, "-c", KILLED, what, str(count), *paths]
+    command = [sys.executable, "-c", KILLED_BUILD, target, str(count), *paths]
     assert subprocess.run(command, check=False).returncode == -9
-    with pytest.raises(UserError, match=r"half-written|does not exist"):
+    with pytest.raises(UserError, match=r"Unfinished|does not exist"):
         TokenStore.open(killed)
 
     build_store(corpus, tokenizer, killed, shard_tokens=SHARD_TOKENS, progress=False)
     assert contents(killed) == contents(store.folder)
 
 
-def test_a_stop_at_any_rename_loses_nothing(
+def test_interrupt_at_any_rename_loses_nothing(
     store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Ctrl-C after two renames, again in the next run, and so on until a run gets through."""
+    """Interrupt every run after two renames, until one completes."""
     folder, allowed = tmp_path / "stopped", 1
-    replace = build.os.replace
+    replace = os.replace
     runs = 0
 
-    def limited(*paths: Path) -> None:
+    def limited_replace(*paths: Path) -> None:
         nonlocal allowed
         replace(*paths)
         allowed -= 1
         if allowed < 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("os.replace", limited)
+    monkeypatch.setattr("os.replace", limited_replace)
     while not (folder / "store.json").exists():
         allowed, runs = 1, runs + 1
         try:
@@ -242,14 +243,14 @@ def test_only_unfinished_shards_are_tokenised_again(
     encoded: list[str] = []
     encode = Tokenizer.encode_batch
 
-    def counted(self: Tokenizer, texts: list[str]) -> list[list[int]]:
+    def limited_encode(self: Tokenizer, texts: list[str]) -> list[list[int]]:
         if len(encoded) >= 60:
             raise KeyboardInterrupt
         encoded.extend(texts)
         return encode(self, texts)
 
-    monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)  # one document at a time
-    monkeypatch.setattr(Tokenizer, "encode_batch", counted)
+    monkeypatch.setattr(store_writer, "CHARACTERS_PER_BATCH", 1)  # one document per batch
+    monkeypatch.setattr(Tokenizer, "encode_batch", limited_encode)
     folder = tmp_path / "store"
     with pytest.raises(KeyboardInterrupt):
         build_store(corpus, tokenizer, folder, shard_tokens=SHARD_TOKENS, progress=False)
@@ -264,10 +265,10 @@ def test_only_unfinished_shards_are_tokenised_again(
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> list[Path]:
-    """A dataset of six Parquet files: 40 texts each, some 500 tokens, in row groups of 15."""
-    (tmp_path / "shelf").mkdir()
-    files = [tmp_path / "shelf" / f"{number}.parquet" for number in range(6)]
+def parquet_files(tmp_path: Path) -> list[Path]:
+    """Six Parquet files of 40 texts each, about 500 tokens, in row groups of 15."""
+    (tmp_path / "dataset").mkdir()
+    files = [tmp_path / "dataset" / f"{number}.parquet" for number in range(6)]
     for number, file in enumerate(files):
         texts = [f"text {number}.{row}" + ", and so on" * (row % 5) for row in range(40)]
         pq.write_table(pa.table({"text": texts}), file, row_group_size=15)
@@ -275,60 +276,65 @@ def shelf(tmp_path: Path) -> list[Path]:
 
 
 class TestStreaming:
-    """A store of a streamed dataset, whose building broke off."""
+    """Store of a streamed dataset, whose reading was interrupted."""
 
     @pytest.fixture
-    def stream(self, shelf: list[Path]) -> HubCorpus:
-        return HubCorpus(name=str(shelf[0].parent), validation_fraction=0.1)
+    def stream(self, parquet_files: list[Path]) -> HubCorpus:
+        return HubCorpus(name=str(parquet_files[0].parent), validation_fraction=0.1)
 
-    def test_it_goes_on_where_it_stood_and_has_the_same_bytes(
-        self, stream: HubCorpus, shelf: list[Path], tokenizer: Tokenizer, tmp_path: Path,
+    def test_interrupted_build_resumes_to_same_bytes(
+        self, stream: HubCorpus, parquet_files: list[Path], tokenizer: Tokenizer, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        """While it goes on, the files that it has passed, and was to read no more, hold nothing."""
-        monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)  # a document is written as it is read
-        whole = tmp_path / "whole"
-        build_store(stream, tokenizer, whole, shard_tokens=SHARD_TOKENS, progress=False)
-        broken = tmp_path / "broken"
-        good = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in shelf}
+        """Resume while the files that were read before hold only zeros."""
+        monkeypatch.setattr(
+            store_writer, "CHARACTERS_PER_BATCH", 1
+        )  # documents are written as read
+        reference = tmp_path / "reference"
+        build_store(stream, tokenizer, reference, shard_tokens=SHARD_TOKENS, progress=False)
+        interrupted = tmp_path / "interrupted"
+        originals = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in parquet_files}
 
-        def spoil(*files: Path) -> None:
-            """The rest is whole; size and time, which the store's source names, are the same."""
-            for file in shelf:
-                content, time = good[file]
+        def damage(*files: Path) -> None:
+            """Overwrite these files and restore the others; keep sizes and times.
+
+            The store's source records sizes and times.
+            """
+            for file in parquet_files:
+                content, time = originals[file]
                 file.write_bytes(bytes(len(content)) if file in files else content)
                 os.utime(file, ns=(time, time))
 
-        spoil(shelf[4])
-        with pytest.raises(UserError, match=r"cannot be read behind record 160: .* goes on from"):
-            build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
-        progress = json.loads((broken / "progress.json").read_text())["splits"]["train"]
-        place = progress["place"]["read"]
-        assert len(progress["shards"]) > 1 and 80 < place < 160
+        damage(parquet_files[4])
+        with pytest.raises(UserError, match=r"failed after record 160: .* resumes after"):
+            build_store(stream, tokenizer, interrupted, shard_tokens=SHARD_TOKENS, progress=False)
+        progress = json.loads((interrupted / "progress.json").read_text())["splits"]["train"]
+        rows_read = progress["place"]["read"]
+        assert len(progress["shards"]) > 1 and 80 < rows_read < 160
 
-        spoil(shelf[1], shelf[5])  # it stood in the third or fourth file
-        with pytest.raises(UserError, match=r"cannot be read behind record 200: "):
-            build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
-        spoil()
-        build_store(stream, tokenizer, broken, shard_tokens=SHARD_TOKENS, progress=False)
-        assert contents(broken) == contents(whole)
+        damage(parquet_files[1], parquet_files[5])  # the position is in the third or fourth file
+        with pytest.raises(UserError, match=r"failed after record 200: "):
+            build_store(stream, tokenizer, interrupted, shard_tokens=SHARD_TOKENS, progress=False)
+        damage()
+        build_store(stream, tokenizer, interrupted, shard_tokens=SHARD_TOKENS, progress=False)
+        assert contents(interrupted) == contents(reference)
 
 
-def test_a_store_of_another_source_is_not_overwritten(
+def test_store_of_other_source_is_not_overwritten(
     store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer
 ) -> None:
     before = contents(store.folder)
     other = train_tokenizer(TokenizerConfig(vocab_size=260), corpus)
-    with pytest.raises(UserError, match="was made from another tokenizer: choose another out="):
+    with pytest.raises(UserError, match=r"was made from another tokenizer\. Choose another out="):
         build_store(corpus, other, store.folder, progress=False)
     with Path(corpus.files[0]).open("a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(UserError, match="was made from another corpus: choose another out="):
+    with pytest.raises(UserError, match=r"was made from another corpus\. Choose another out="):
         build_store(corpus, tokenizer, store.folder, progress=False)
     assert contents(store.folder) == before
 
 
-def test_an_unfinished_store_of_another_source_is_not_overwritten(
+def test_unfinished_store_of_other_source_is_kept(
     store: TokenStore, corpus: TextCorpus, tokenizer: Tokenizer
 ) -> None:
     record = json.loads((store.folder / "store.json").read_text())
@@ -338,144 +344,148 @@ def test_an_unfinished_store_of_another_source_is_not_overwritten(
     (store.folder / "progress.json").write_text(json.dumps(progress))
     before = contents(store.folder)
     other = TextCorpus(files=corpus.files, validation_fraction=0.3)
-    with pytest.raises(UserError, match="was begun from another corpus"):
+    with pytest.raises(UserError, match="was started from another corpus"):
         build_store(other, tokenizer, store.folder, shard_tokens=SHARD_TOKENS, progress=False)
-    with pytest.raises(UserError, match="was begun with shard_tokens=500"):
+    with pytest.raises(UserError, match=r"was started with shard_tokens=500, got 67108864\."):
         build_store(corpus, tokenizer, store.folder, progress=False)
     assert contents(store.folder) == before
 
 
-def test_a_folder_of_something_else_is_refused(
+def test_folder_with_other_files_is_rejected(
     corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    with pytest.raises(UserError, match="is not empty and no token store: choose another out="):
+    with pytest.raises(
+        UserError, match=r"out must be a new or empty folder, .* other files\. Choose"
+    ):
         build_store(corpus, tokenizer, tmp_path / "thesis", progress=False)
-    with pytest.raises(UserError, match="is a file: choose another out="):
+    with pytest.raises(
+        UserError, match=r"out must be a folder, got .*, a file\. Choose another out="
+    ):
         build_store(corpus, tokenizer, Path(corpus.files[0]), progress=False)
     assert list(contents(tmp_path / "thesis")) == ["chapter.txt"]
 
 
 @pytest.mark.parametrize("content", ["", '{"text": "fine"}\n' * 50 + "{broken\n"])
-def test_wrong_text_leaves_nothing_behind(
-    tokenizer: Tokenizer, tmp_path: Path, content: str
-) -> None:
+def test_malformed_text_leaves_no_files(tokenizer: Tokenizer, tmp_path: Path, content: str) -> None:
     (tmp_path / "wrong.jsonl").write_text(content)
     corpus = TextCorpus(files=[str(tmp_path / "wrong.jsonl")], validation_fraction=0)
-    with pytest.raises(UserError, match=r"the train split has no text|wrong.jsonl, line 51"):
+    with pytest.raises(UserError, match=r"in its train split, got no text|wrong.jsonl, line 51"):
         build_store(corpus, tokenizer, tmp_path / "store", shard_tokens=10, progress=False)
     assert not (tmp_path / "store").exists()
 
 
-def test_of_two_processes_that_are_given_wrong_text_each_says_so(
+def test_two_processes_report_same_malformed_text(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.jsonl").write_text("{broken\n")
-    corpus, discard = TextCorpus(files=[str(tmp_path / "broken.jsonl")]), build._discard
+    corpus = TextCorpus(files=[str(tmp_path / "broken.jsonl")])
+    discard = store_writer._discard
 
-    def late(*arguments: Any) -> None:
-        time.sleep(0.2)  # the other one has come as far as the lock
+    def delayed_discard(*arguments: Any) -> None:
+        time.sleep(0.2)  # until the other process waits for the lock
         discard(*arguments)
 
-    monkeypatch.setattr(build, "_discard", late)
+    monkeypatch.setattr(store_writer, "_discard", delayed_discard)
 
-    def said(_: int) -> str:
+    def error_message(_: int) -> str:
         with pytest.raises(UserError) as error:
             build_store(corpus, tokenizer, tmp_path / "out", progress=False)
         return str(error.value)
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(said, range(2))
+        first, second = pool.map(error_message, range(2))
     assert first == second and "line 1: not JSON" in first
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_store_says_how_to_make_one(store: TokenStore, tmp_path: Path) -> None:
+def test_missing_store_names_remedy(store: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no token store: .*absent/store.json does not exist: make"
+        UserError, match=r"Not a token store: .*absent/store.json does not exist\. Make"
     ):
         TokenStore.open(tmp_path / "absent")
     (store.folder / "store.json").unlink()
-    with pytest.raises(UserError, match=r"no token store: .*store.json"):
+    with pytest.raises(UserError, match=r"Not a token store: .*store.json"):
         TokenStore.open(store.folder)
     (store.folder / "progress.json").write_text("{}")
-    with pytest.raises(UserError, match=r"half-written token store: .* run the `tokengrow data`"):
+    with pytest.raises(UserError, match=r"Unfinished token store: .* Repeat the `tokengrow data`"):
         TokenStore.open(store.folder)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"splits": {"train": [1]}}'])
-def test_a_malformed_record_is_named(store: TokenStore, content: str) -> None:
+def test_malformed_record_is_named(store: TokenStore, content: str) -> None:
     (store.folder / "store.json").write_text(content)
-    with pytest.raises(UserError, match=r"damaged token store: .*store.json"):
+    with pytest.raises(UserError, match=r"Damaged token store: .*store.json"):
         TokenStore.open(store.folder)
 
 
-def test_a_shard_cut_short_or_gone_is_named_at_once(store: TokenStore) -> None:
+def test_truncated_or_missing_shard_is_named_at_opening(store: TokenStore) -> None:
     shard = store.folder / "train_00001.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(UserError, match=r"train_00001.bin has \d+ bytes, not \d+"):
+    with pytest.raises(UserError, match=r"train_00001.bin has \d+ bytes instead of \d+"):
         TokenStore.open(store.folder)
     shard.unlink()
     with pytest.raises(UserError, match=r"train_00001.bin is missing"):
         TokenStore.open(store.folder)
 
 
-def test_a_flipped_bit_is_found_by_verifying(store: TokenStore) -> None:
+def test_verify_finds_flipped_bit(store: TokenStore) -> None:
     store.verify()
     shard = store.folder / "validation_00000.bin"
     content = bytearray(shard.read_bytes())
     content[10] ^= 1
     shard.write_bytes(content)
-    damaged = TokenStore.open(store.folder)  # sizes are right
-    with pytest.raises(UserError, match=r"validation_00000.bin has SHA-256"):
+    damaged = TokenStore.open(store.folder)  # sizes are unchanged
+    with pytest.raises(UserError, match=r"validation_00000.bin must have SHA-256"):
         damaged.verify()
 
 
 class TestDamagedWhileInUse:
-    """A store that was whole when it was opened: the reader names the file and the byte."""
+    """Store that is damaged after opening: the error names the file and the byte."""
 
-    def test_a_shard_cut_short(self, store: TokenStore) -> None:
+    def test_truncated_shard(self, store: TokenStore) -> None:
         tokens = store.split("train")
         tokens.read(0, len(tokens))  # every shard is open
         shard = store.folder / "train_00001.bin"
         os.truncate(shard, 601)
         first = tokens.read(0, SHARD_TOKENS)
-        assert len(first) == SHARD_TOKENS, "the other shards are read as ever"
-        with pytest.raises(UserError, match=r"token file .*train_00001.bin ends at byte 601, and"):
+        assert len(first) == SHARD_TOKENS, "the other shards are still readable"
+        with pytest.raises(UserError, match=r"Token file .*train_00001.bin ends at byte 601, but"):
             tokens.read(0, len(tokens))
 
-    def test_a_shard_that_is_gone(self, store: TokenStore) -> None:
+    def test_missing_shard(self, store: TokenStore) -> None:
         tokens = store.split("validation")
         (store.folder / "validation_00000.bin").unlink()
         with pytest.raises(
-            UserError, match=r"validation_00000.bin cannot be read \(No such file .*: put it back"
+            UserError, match=r"validation_00000.bin cannot be read \(No such file .*\. Restore it"
         ):
             tokens.read(0, 1)
 
-    def test_a_disk_that_fails(self, store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fails(*_: object) -> int:
+    def test_failing_disk(self, store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        def failing_read(*_: object) -> int:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(os, "preadv", fails)
+        monkeypatch.setattr(os, "preadv", failing_read)
         with pytest.raises(UserError, match=r"train_00000.bin cannot be read \(Input/output error"):
             store.split("train").read(0, 1)
 
-    def test_a_byte_that_makes_an_id_too_large(self, store: TokenStore) -> None:
+    def test_id_outside_vocabulary(self, store: TokenStore) -> None:
         tokens = store.split("train")
         with (store.folder / "train_00000.bin").open("r+b") as file:
             file.seek(21)
             file.write(b"\xff")
         assert len(tokens.read(0, 10)) == 10
         with pytest.raises(
-            UserError, match=r"train_00000.bin byte 20: token id 65\d+ lies outside .* of 270: put"
+            UserError,
+            match=r"train_00000.bin byte 20: token id 65\d+ is outside .* of 270\. Restore",
         ):
             tokens.read(3, 30)
 
 
 @contextmanager
-def without_roots_rights() -> Iterator[None]:
-    """What is not readable for all is not readable for this process; for root all is, always."""
+def unprivileged_user() -> Iterator[None]:
+    """Drop root's privilege to read every file."""
     is_root = not os.geteuid()
     if is_root:
         os.seteuid(65534)
@@ -487,31 +497,31 @@ def without_roots_rights() -> Iterator[None]:
 
 
 @pytest.mark.fault("a token shard may not be read", "its permissions", "refused, the file named")
-def test_a_shard_that_may_not_be_read_is_named_at_once(
+def test_unreadable_shard_is_named_at_opening(
     store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (store.folder / "train_00001.bin").chmod(0)
     tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)  # the folders above are the user's alone
+    monkeypatch.chdir(tmp_path)  # only the user may read the folders above
     with (
-        without_roots_rights(),
-        pytest.raises(UserError, match=r"train_00001.bin may not be read: change its permissions"),
+        unprivileged_user(),
+        pytest.raises(UserError, match=r"train_00001.bin is not readable\. Change its permissions"),
     ):
         TokenStore.open(store.folder.relative_to(tmp_path))
 
 
-def test_many_shards_are_read_with_few_open_files(tmp_path: Path) -> None:
+def test_open_files_are_limited(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.bin" for number in range(600)]
     for number, file in enumerate(files):
         np.full(2, number, dtype="<u2").tofile(file)
     tokens = TokenArray(files, [2] * 600, "<u2")
     before = len(os.listdir("/dev/fd"))
     assert np.array_equal(tokens.read(0, 1200), np.repeat(np.arange(600), 2))
-    assert np.array_equal(tokens.read(0, 4), [0, 0, 1, 1])  # closed meanwhile
+    assert np.array_equal(tokens.read(0, 4), [0, 0, 1, 1])  # closed since then
     assert len(os.listdir("/dev/fd")) - before <= 256
 
 
-def test_progress_is_shown_on_stderr_or_not_at_all(
+def test_progress_is_shown_on_stderr_unless_disabled(
     corpus: TextCorpus, tokenizer: Tokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     build_store(corpus, tokenizer, tmp_path / "silent", progress=False)

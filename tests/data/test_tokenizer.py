@@ -1,4 +1,4 @@
-"""Training a BPE, lossless round trips, and the end of a document."""
+"""Tests of tokenizers: BPE training, lossless round trips, and the end of a document."""
 
 import json
 from pathlib import Path
@@ -33,13 +33,13 @@ def tokenizer(corpus: TextCorpus) -> Tokenizer:
     return train_tokenizer(TokenizerConfig(vocab_size=280), corpus)
 
 
-def test_the_vocabulary_is_the_end_of_text_the_bytes_and_merges(tokenizer: Tokenizer) -> None:
+def test_vocabulary_is_end_of_text_bytes_and_merges(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text == 0
     assert tokenizer.vocab_size == 280
     assert len(tokenizer.encode(TEXT)) < len(TEXT) / 2
 
 
-def test_every_text_comes_back_whole(tokenizer: Tokenizer) -> None:
+def test_round_trip_is_lossless(tokenizer: Tokenizer) -> None:
     @given(st.text())
     def check(text: str) -> None:
         ids = tokenizer.encode(text)
@@ -49,14 +49,14 @@ def test_every_text_comes_back_whole(tokenizer: Tokenizer) -> None:
     check()
 
 
-def test_spelling_out_the_end_of_text_does_not_end_it(tokenizer: Tokenizer) -> None:
+def test_literal_end_of_text_is_ordinary_text(tokenizer: Tokenizer) -> None:
     text = "before <|endoftext|> after"
     ids = tokenizer.encode(text)
     assert tokenizer.end_of_text not in ids and tokenizer.decode(ids) == text
     assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
 
 
-def test_a_batch_is_its_texts(tokenizer: Tokenizer) -> None:
+def test_batch_encodes_each_text(tokenizer: Tokenizer) -> None:
     texts = ["the fox", "", "a dog"]
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
@@ -66,7 +66,7 @@ def test_training_is_deterministic(corpus: TextCorpus, tokenizer: Tokenizer) -> 
     assert again.to_json() == tokenizer.to_json()
 
 
-def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_saved_tokenizer_loads_unchanged(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.from_file(tmp_path / "tokenizer.json")
     assert loaded.fingerprint == tokenizer.fingerprint
@@ -74,63 +74,61 @@ def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
-def test_through_json_it_is_the_same(tokenizer: Tokenizer) -> None:
+def test_json_round_trip_is_lossless(tokenizer: Tokenizer) -> None:
     assert Tokenizer.from_json(tokenizer.to_json()).fingerprint == tokenizer.fingerprint
 
 
-def test_a_character_comes_with_the_last_of_its_ids(tokenizer: Tokenizer) -> None:
+def test_decoder_returns_character_with_its_last_id(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("é✓!")
-    assert len(ids) == 6  # bytes, as the corpus has neither letter
+    assert len(ids) == 6  # bytes, because the corpus has neither letter
     assert list(map(tokenizer.decoder(), ids)) == ["", "é", "", "", "✓", "!"]
     assert list(map(tokenizer.decoder(), ids[:4])) == ["", "é", "", ""]
 
 
-def test_what_is_decoded_in_pieces_is_the_text(tokenizer: Tokenizer) -> None:
+def test_decoder_output_concatenates_to_text(tokenizer: Tokenizer) -> None:
     assert "".join(map(tokenizer.decoder(), tokenizer.encode(TEXT))) == TEXT
 
 
-def test_bytes_that_are_no_character_are_marked_as_such(tokenizer: Tokenizer) -> None:
+def test_invalid_bytes_decode_to_replacement_character(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("é")[:1], *tokenizer.encode("!")]
     assert "".join(map(tokenizer.decoder(), ids)) == tokenizer.decode(ids) == "\ufffd!"
 
 
-def test_a_space_is_kept_where_a_tokenizer_takes_it_off_the_start_of_a_text() -> None:
+def test_decoder_prefix_keeps_leading_space() -> None:
     inner = tokenizers.Tokenizer(models.WordLevel({"<|endoftext|>": 0, "▁a": 1, "▁b": 2}, "▁a"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
-    spaced = Tokenizer(inner)
-    assert spaced.encode("a b b") == [1, 2, 2]
-    assert "".join(map(spaced.decoder(), [2, 2])) == "b b"
-    assert "".join(map(spaced.decoder(behind=[1]), [2, 2])) == " b b"
+    metaspace = Tokenizer(inner)
+    assert metaspace.encode("a b b") == [1, 2, 2]
+    assert "".join(map(metaspace.decoder(), [2, 2])) == "b b"
+    assert "".join(map(metaspace.decoder(prefix=[1]), [2, 2])) == " b b"
 
 
-def test_a_file_that_asks_to_cut_and_pad_is_not_heeded(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_truncation_and_padding_in_file_are_ignored(tokenizer: Tokenizer, tmp_path: Path) -> None:
     values = json.loads(tokenizer.to_json())
     values["truncation"] = {
         "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0,
     }  # fmt: skip
-    (tmp_path / "cutting.json").write_text(json.dumps(values))
-    loaded = Tokenizer.from_file(tmp_path / "cutting.json")
+    (tmp_path / "truncating.json").write_text(json.dumps(values))
+    loaded = Tokenizer.from_file(tmp_path / "truncating.json")
     assert loaded.decode(loaded.encode(TEXT)) == TEXT
 
 
-def test_ids_beyond_the_count_of_entries_count(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_vocab_size_covers_largest_id(tokenizer: Tokenizer, tmp_path: Path) -> None:
     values = json.loads(tokenizer.to_json())
     values["model"]["vocab"]["unreachable"] = 999  # a gap before it
     (tmp_path / "gap.json").write_text(json.dumps(values))
     assert Tokenizer.from_file(tmp_path / "gap.json").vocab_size == 1000
 
 
-def test_training_reads_no_more_than_it_may(tmp_path: Path) -> None:
+def test_training_reads_at_most_train_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("é" * 50 + "z" * 1000)
     corpus = TextCorpus(files=[str(tmp_path / "a.txt")], validation_fraction=0)
     short = train_tokenizer(TokenizerConfig(vocab_size=400, train_bytes=101), corpus)
     assert "zz" not in json.loads(short.to_json())["model"]["vocab"]
 
 
-def test_prepared_twice_it_is_trained_once(
+def test_prepared_tokenizer_is_trained_once(
     corpus: TextCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TokenizerConfig(vocab_size=270)
@@ -146,7 +144,7 @@ def test_prepared_twice_it_is_trained_once(
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_changed_corpus_or_config_has_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+def test_changed_corpus_or_config_gets_new_tokenizer(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     corpus = TextCorpus(files=[str(file)], validation_fraction=0)
     for text, vocab_size in (("abab", 257), ("abab", 258), ("longer text", 258)):
@@ -155,21 +153,27 @@ def test_a_changed_corpus_or_config_has_a_tokenizer_of_its_own(tmp_path: Path) -
     assert len(list((tmp_path / "tokenizers").iterdir())) == 3
 
 
-def test_wrong_input_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tokenizer.vocab_size is 256: give at least 257"):
+def test_invalid_input_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"tokenizer.vocab_size must be at least 257, .*, got 256\."
+    ):
         TokenizerConfig(vocab_size=256)
-    with pytest.raises(UserError, match=r"tokenizer.file: .*absent.json does not exist: give"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.file must be .*absent.json, which does not exist"
+    ):
         Tokenizer.from_file(tmp_path / "absent.json")
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer.file: cannot read .*bad.json"):
+    with pytest.raises(UserError, match=r"tokenizer.file must be .*bad.json, which cannot be read"):
         Tokenizer.from_file(tmp_path / "bad.json")
     tokenizer.save(tmp_path / "good.json")
-    with pytest.raises(UserError, match=r"tokenizer.end_of_text: .* no '</s>'.*good.json"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.end_of_text must be in .* got '</s>'.*good.json"
+    ):
         Tokenizer.from_file(tmp_path / "good.json", "</s>")
 
 
-def test_an_empty_corpus_trains_nothing(tmp_path: Path) -> None:
+def test_empty_corpus_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     corpus = TextCorpus(files=[str(tmp_path / "a.txt")])
-    with pytest.raises(UserError, match="the train split has no text"):
+    with pytest.raises(UserError, match=r"data must have text in its train split .*, got no text"):
         prepare_tokenizer(TokenizerConfig(), corpus, tmp_path)

@@ -200,8 +200,8 @@ def test_result_does_not_depend_on_chunk_size(
 ) -> None:
     scorer = Scorer(published_model.double())
     one_chunk = measure_perplexity(texts, store.tokenizer(), scorer)
-    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", 40)
-    monkeypatch.setattr(perplexity, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(perplexity, "TOKENS_PER_CHUNK", 40)
+    monkeypatch.setattr(perplexity, "CHARACTERS_PER_BATCH", 10)
     many_chunks = measure_perplexity(texts, store.tokenizer(), scorer)
     assert many_chunks.nats == pytest.approx(one_chunk.nats, rel=1e-12)
     assert many_chunks.tokens == one_chunk.tokens

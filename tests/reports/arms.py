@@ -8,7 +8,7 @@ from typing import Any
 
 from tokengrow.checkpoint.schema import Rung
 from tokengrow.checkpoint.store import Checkpoint, save_checkpoint
-from tokengrow.data.loader import spread_batch
+from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.growth.checkpoint import grow_checkpoint, prune_checkpoint
 from tokengrow.growth.config import GrowthConfig
@@ -41,7 +41,7 @@ def make_arms(folder: Path, tiny_run: Callable[..., TrainConfig], store: TokenSt
     grown = grow_checkpoint(small, plan_growth(small.config, larger))
     target = plan_pruning(larger, replace(larger, tokens=replace(larger.tokens, ffn=20)))
     text, probe = (
-        spread_batch(store.sequences(split, larger.context_length), 2)
+        evenly_spaced_batch(store.sequences(split, larger.context_length), 2)
         for split in ("train", "validation")
     )
     pruned = prune_checkpoint(grown, target, text, probe)

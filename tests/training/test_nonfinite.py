@@ -237,7 +237,7 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_batch_on_the_disk(
     last = found["step"]
     assert last in (4, 5), "the first update, or the first two, are taken; then three are not"
     assert (found["stage"], found["global_batch"], found["skipped_in_a_row"]) == ("n8", last - 1, 3)
-    order = store.sequences("train", 32).batch(last - 1, 4, seed=0)
+    order = store.sequences("train", 32).batch_indices(last - 1, 4, seed=0)
     assert found["sequences"] == order.tolist()
     assert (found["grad_norm"], found["learning_rate"]) == ("nan", 1e30)
     assert len(found["micro_batch_losses"]) == 2

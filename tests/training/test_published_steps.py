@@ -57,7 +57,7 @@ class InOrder(Sequences):
     def __getitem__(self, index: int) -> Tensor:
         return self.texts[index]
 
-    def batch(self, number: int, size: int, seed: int) -> np.ndarray:
+    def batch_indices(self, number: int, size: int, seed: int) -> np.ndarray:
         return np.arange(number * size, (number + 1) * size)
 
 

@@ -22,7 +22,7 @@ from tokengrow.data.loader import train_loader
 from tokengrow.data.sequences import TokenArray
 from tokengrow.data.store import TokenStore, build_store
 from tokengrow.data.store_record import SPLITS
-from tokengrow.data.store_writer import batches
+from tokengrow.data.store_writer import batch_documents
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 
@@ -82,7 +82,7 @@ def _encode(bare: tokenizers.Tokenizer, corpus: Corpus) -> tuple[float, int, int
     """Seconds of the tokenizer over both splits, reading not counted; tokens, documents, bytes."""
     seconds, tokens, documents, size = 0.0, 0, 0, 0
     for split in SPLITS:
-        for batch, _ in batches(corpus.resume(split, 0, None), AT_ONCE):
+        for batch, _ in batch_documents(corpus.resume(split, 0, None), AT_ONCE):
             began = time.perf_counter()
             encodings = bare.encode_batch_fast(batch, add_special_tokens=False)
             seconds += time.perf_counter() - began

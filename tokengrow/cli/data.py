@@ -81,7 +81,7 @@ def _build_mixture(
         with console.status("tokenizer"):
             tokenizer = prepare_tokenizer(config, mixed.text, cache_dir())
     mixture = build_mixture(mixed, tokenizer, Path(arguments.out))
-    for line in mixture.lines():
+    for line in mixture.summary_lines():
         console.print(line)
     console.print(f"train with  store={arguments.out}")
 

@@ -15,7 +15,7 @@ from tokengrow.checkpoint.layout import find_checkpoints, step_of
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, load_source
 from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import new_folder, run_command
-from tokengrow.data.loader import spread_batch
+from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.open_tokens import open_checkpoint_tokens
 from tokengrow.errors import UserError
 from tokengrow.files import atomic_directory
@@ -85,7 +85,8 @@ def _text(
             raise
         return None, f"Contributions need a text: {error}"
     length = source.config.context_length
-    return spread_batch(tokens.sequences("validation", length), arguments.sequences)[:, :-1], ""
+    validation = tokens.sequences("validation", length)
+    return evenly_spaced_batch(validation, arguments.sequences)[:, :-1], ""
 
 
 def _earlier(run: Path, newest: Checkpoint, console: Console) -> list[Checkpoint]:

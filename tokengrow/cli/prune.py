@@ -12,7 +12,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_source, save_checkpoint
 from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.console.format import table
-from tokengrow.data.loader import spread_batch
+from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.open_tokens import open_checkpoint_tokens
 from tokengrow.errors import UserError
 from tokengrow.growth.checkpoint import prune_checkpoint
@@ -54,7 +54,7 @@ def main(composed: DictConfig) -> None:
     console = Console()
     tokens = open_checkpoint_tokens(arguments.store, source, console)
     text, probe = (
-        spread_batch(
+        evenly_spaced_batch(
             tokens.sequences(split, source.config.context_length), arguments.batch_sequences
         )
         for split in ("train", "validation")

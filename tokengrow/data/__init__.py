@@ -1,1 +1,1 @@
-"""The data room: text -> tokens -> ordered batches."""
+"""Data pipeline: text -> tokens -> ordered batches."""

@@ -1,4 +1,4 @@
-"""Sequences to batches, [b, T + 1]: the last T token ids are the targets of the first T."""
+"""Data loaders of batches [b, T + 1]: the last T token ids are the targets of the first T."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -11,7 +11,7 @@ from tokengrow.errors import UserError
 
 
 class _MicroBatches(Sampler[list[int]]):
-    """One rank's micro-batches of every global batch from ``start_batch`` on, without end."""
+    """Endless micro-batches of one rank, from global batch `start_batch`."""
 
     def __init__(
         self, sequences: Sequences, *, seed: int, batch_size: int, micro_batch_size: int,
@@ -23,9 +23,9 @@ class _MicroBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for number in count(self.start_batch):
-            indices = self.sequences.batch(number, self.batch_size, self.seed)
-            parts = indices.reshape(-1, self.world_size, self.micro_batch_size)
-            yield from parts[:, self.rank].tolist()
+            indices = self.sequences.batch_indices(number, self.batch_size, self.seed)
+            micro_batches = indices.reshape(-1, self.world_size, self.micro_batch_size)
+            yield from micro_batches[:, self.rank].tolist()
 
 
 def train_loader(
@@ -39,30 +39,30 @@ def train_loader(
     world_size: int = 1,
     workers: int = 0,
 ) -> DataLoader[torch.Tensor]:
-    """Endless micro-batches, int64 [micro_batch_size, T + 1].
+    """Return a loader of endless micro-batches, int64 [micro_batch_size, T + 1].
 
-    Global batch number n holds the same sequences in the same order whatever the rest says: it is
-    cut into micro-batches, which are dealt to the ranks in turn (as GPT-NeoX does).
+    Global batch n holds the same sequences in the same order for all values of the other arguments.
+    It is divided into micro-batches, which are assigned to the ranks in turn (as in GPT-NeoX).
 
     Args:
-        sequences: the train split; at least one.
-        seed: picks the order.
+        sequences: the train split, with at least one sequence.
+        seed: selects the order.
         batch_size: sequences in a global batch, over all ranks and micro-batches.
-        micro_batch_size: sequences that one rank takes at once.
+        micro_batch_size: sequences in a micro-batch of one rank.
         start_batch: number of the first global batch.
-        rank: number of this process.
-        world_size: how many processes share the global batches.
-        workers: processes that read ahead; 0: read when asked.
+        rank: index of this process.
+        world_size: number of processes that share the global batches.
+        workers: number of processes that prefetch; 0: read in this process, on demand.
 
     Raises:
-        UserError: ``batch_size`` is no multiple of ``micro_batch_size * world_size``.
+        UserError: `batch_size` is not a multiple of `micro_batch_size * world_size`.
     """
     if micro_batch_size < 1:
-        raise UserError(f"micro_batch_size is {micro_batch_size}: give at least 1")
+        raise UserError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
     if batch_size < 1 or batch_size % (micro_batch_size * world_size):
         raise UserError(
-            f"batch_size is {batch_size}: give a multiple of micro_batch_size x processes = "
-            f"{micro_batch_size} x {world_size} = {micro_batch_size * world_size}"
+            f"batch_size must be a multiple of micro_batch_size x processes = {micro_batch_size} x "
+            f"{world_size} = {micro_batch_size * world_size}, got {batch_size}."
         )
     micro_batches = _MicroBatches(
         sequences,
@@ -84,50 +84,57 @@ def validation_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[torch.Tensor]:
-    """One pass over part of a split in order, int64 [b, T + 1]; the last batch may be smaller.
+    """Return a loader of one pass over part of a split in order, int64 [b, T + 1].
 
-    The part is spread evenly over the whole split: neighbours come from the same documents, and the
-    first few hundred would stand for those alone.
+    The part is evenly spaced over the full split. Consecutive sequences come from the same
+    documents, so the first few hundred would represent only these. The last batch may be smaller.
 
-    Each rank takes a contiguous part, all of one size: were one longer, its last batch would wait
-    for ever on the collectives of the others. So fewer than ``world_size`` of the last sequences
-    may go unused.
+    Each rank reads a contiguous part, and all parts have the same size: the last batch of a longer
+    one would wait for ever on the collectives of the other ranks. Up to `world_size - 1` sequences
+    at the end may therefore be unused.
 
     Args:
         sequences: the validation split.
-        batch_size: sequences that one rank takes at once.
-        max_sequences: how many to read at most, over all ranks.
-        rank: number of this process.
-        world_size: how many processes share the sequences.
+        batch_size: sequences in a batch of one rank.
+        max_sequences: maximum number of sequences to read, over all ranks.
+        rank: index of this process.
+        world_size: number of processes that share the sequences.
 
     Raises:
-        UserError: a size below 1, or fewer sequences than processes.
+        UserError: a size is less than 1, or there are fewer sequences than processes.
     """
-    share = min(max_sequences, len(sequences)) // world_size
-    if share < 1 or batch_size < 1:
+    per_rank = min(max_sequences, len(sequences)) // world_size
+    if per_rank < 1 or batch_size < 1:
         raise UserError(
-            f"validation takes {max_sequences} of {len(sequences)} sequences in batches of "
-            f"{batch_size} on {world_size} processes: give each process at least one sequence"
+            "Validation must have at least one sequence for each process, got "
+            f"{max_sequences} of {len(sequences)} sequences in batches of {batch_size} on "
+            f"{world_size} processes."
         )
-    spread = sequences.spread(share * world_size)
-    mine = spread[rank * share : (rank + 1) * share].tolist()
-    return _loader(Subset(sequences, mine), batch_size=batch_size)
+    indices = sequences.evenly_spaced(per_rank * world_size)
+    rank_indices = indices[rank * per_rank : (rank + 1) * per_rank].tolist()
+    return _loader(Subset(sequences, rank_indices), batch_size=batch_size)
 
 
-def spread_batch(sequences: Sequences, count: int) -> torch.Tensor:
-    """Sequences spread evenly over a split, int64 [count, T + 1], fewer where there are fewer."""
-    indices = sequences.spread(min(count, len(sequences)))
+def evenly_spaced_batch(sequences: Sequences, count: int) -> torch.Tensor:
+    """Return sequences at even distances over a split, int64 [count, T + 1].
+
+    The result has fewer than `count` sequences if the split has.
+    """
+    indices = sequences.evenly_spaced(min(count, len(sequences)))
     return torch.stack([sequences[index] for index in indices.tolist()])
 
 
 def probe_batch(sequences: Sequences, count: int = 2) -> torch.Tensor:
-    """The first sequences of a split, int64 [count, T + 1], fewer where there are fewer."""
+    """Return the first sequences of a split, int64 [count, T + 1], fewer if the split has fewer."""
     return torch.stack([sequences[index] for index in range(min(count, len(sequences)))])
 
 
 def _loader(dataset: Dataset[torch.Tensor], **options: object) -> DataLoader[torch.Tensor]:
-    # Without a generator of its own, a DataLoader draws from PyTorch's global one whenever it
-    # starts, and a resumed run would not see the random numbers of an uninterrupted one.
+    """Return a loader that draws no numbers from the global random generator.
+
+    Without a generator of its own, a DataLoader draws from the global one whenever it starts. A
+    resumed run would then get other random numbers than an uninterrupted one.
+    """
     return DataLoader(
         dataset,
         generator=torch.Generator(),

@@ -1,15 +1,15 @@
-"""The published order of samples: which tokens make up sample i, from sizes, epochs and a seed.
+"""Published order of samples: the tokens of sample i, as a function of sizes, epochs and a seed.
 
-GPT-NeoX lays the documents of all epochs out in one shuffled row, cuts the row into samples of T
-tokens (neighbours share one more), and shuffles the samples:
+GPT-NeoX concatenates the documents of all epochs in one shuffled row, cuts the row into samples of
+T tokens (consecutive samples share one more), and shuffles the samples:
 
-    doc_idx      [documents x epochs]  document at each place of the row
-    sample_idx   [samples + 1, 2]      (place in the row, token in that document) where each begins
+    doc_idx      [documents x epochs]  document at each position of the row
+    sample_idx   [samples + 1, 2]      (position in the row, token in that document) of each start
     shuffle_idx  [samples]             the sample that comes i-th
 
-One `RandomState(seed)` shuffles both, the documents of all epochs together: the order depends on
-the number of epochs, and epochs mix. The arrays are those of the published code, number for
-number; they are computed in chunks of a few hundred MB and memory-mapped from a cache.
+One `RandomState(seed)` makes both shuffles, over the documents of all epochs together. The order
+therefore depends on the number of epochs, and epochs are mixed. The arrays are equal to those of
+the published code. They are computed in chunks of a few hundred MB and memory-mapped from a cache.
 """
 
 import json
@@ -23,93 +23,93 @@ import numpy as np
 
 from tokengrow.files import atomic_directory, directory_lock
 
-_CHUNK = 2**22
+_CHUNK_SIZE = 2**22
 
 
 @dataclass(frozen=True)
 class OrderKey:
-    """What an order depends on."""
+    """Inputs that determine an order."""
 
     content: str
     """Fingerprint of the files that hold the documents."""
     first: int
     """Number of the first document."""
     stop: int
-    """Number behind the last document."""
+    """Number of the last document plus one."""
     epochs: int
-    """How often the row holds each document."""
+    """Number of times that the row holds each document."""
     context_length: int
-    """T."""
+    """Context length T."""
     seed: int
-    """Of the two shuffles."""
+    """Seed of the two shuffles."""
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """The three arrays, memory-mapped."""
+    """The three arrays of an order, memory-mapped."""
 
     folder: Path
-    """Where they lie."""
+    """Folder of the arrays."""
     doc_idx: np.ndarray
-    """int32 [documents x epochs]."""
+    """Documents of the row, int32 [documents x epochs]."""
     sample_idx: np.ndarray
-    """int32 (int64 where places need it) [samples + 1, 2]."""
+    """Starts of the samples, int32 (int64 if positions require it) [samples + 1, 2]."""
     shuffle_idx: np.ndarray
-    """uint32 (int64 where samples need it) [samples]."""
+    """Order of the samples, uint32 (int64 if samples require it) [samples]."""
 
     @classmethod
     def open(cls, folder: Path) -> "SampleOrder":
-        """What `build_order` wrote."""
+        """Open the arrays that `build_order` wrote."""
         names = ("doc_idx", "sample_idx", "shuffle_idx")
         return cls(folder, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 
     def __reduce__(self) -> Any:
-        # A memory map is pickled as the whole of its content; a loader's worker opens it anew.
+        # Pickling a memory map copies its content. Loader workers reopen the files instead.
         return SampleOrder.open, (self.folder,)
 
 
 def split_documents(split: str, documents: int) -> list[int]:
-    """The boundaries of train, validation and test: [0, a, b, documents].
+    """Return the boundaries of train, validation and test: [0, a, b, documents].
 
     Args:
-        split: three weights, as in `969, 30, 1`; missing ones are 0.
-        documents: how many there are.
+        split: three weights, for example `969, 30, 1`; missing ones are 0.
+        documents: number of documents.
 
     Raises:
-        ValueError: no numbers, or none above 0.
+        ValueError: a weight is not a number or is negative, or all weights are 0.
     """
     weights = [float(part) for part in split.split("/" if "/" in split else ",")][:3]
     weights += [0.0] * (3 - len(weights))
     total = sum(weights)
     if min(weights) < 0 or not 0 < total < float("inf"):
-        raise ValueError("give weights of at least 0, one of them above it")
+        raise ValueError("weights must be at least 0, and one of them greater than 0")
     bounds = [0]
     for weight in weights:
         bounds.append(bounds[-1] + round(weight / total * documents))
-    excess = bounds[-1] - documents  # of the rounding; taken from every boundary, as published
+    excess = bounds[-1] - documents  # from rounding; subtracted from every bound, as published
     return [0, *(bound - excess for bound in bounds[1:])]
 
 
 def num_samples(tokens: int, epochs: int, context_length: int) -> int:
-    """Samples in so many epochs of a split: the last token is nobody's first."""
+    """Return the number of samples in epochs of `tokens` tokens; the last token starts none."""
     return max(0, epochs * tokens - 1) // context_length
 
 
 def num_epochs(tokens: int, context_length: int, samples: int) -> int:
-    """The fewest epochs of a split of so many tokens that hold `samples` samples, at least 1."""
+    """Return the least number of epochs of `tokens` tokens that holds `samples` samples, min. 1."""
     return max(1, -(-(samples * context_length + 1) // tokens))
 
 
 def build_order(sizes: np.ndarray, key: OrderKey, folder: Path) -> None:
-    """Computes the arrays into `folder`, one .npy file each.
+    """Compute the arrays and write them to `folder`, one .npy file each.
 
-    At its peak this holds one of the two shuffled arrays (4 bytes per document and epoch, or per
-    sample) and a chunk.
+    The peak memory is one of the two shuffled arrays (4 bytes per document and epoch, or per
+    sample) plus one chunk.
 
     Args:
-        sizes: int32 [S] tokens of each document, best memory-mapped.
-        key: what is wanted; `content` is not used.
-        folder: exists.
+        sizes: tokens of each document, int32 [S], preferably memory-mapped.
+        key: the order; `content` is not used.
+        folder: existing folder.
     """
     random = np.random.RandomState(key.seed)
     doc_idx = np.tile(np.arange(key.first, key.stop, dtype=np.int32), key.epochs)
@@ -133,31 +133,31 @@ def build_order(sizes: np.ndarray, key: OrderKey, folder: Path) -> None:
 def _sample_starts(
     sizes: np.ndarray, doc_idx: np.ndarray, context_length: int, samples: int
 ) -> Iterator[np.ndarray]:
-    """Where samples 0 to `samples` begin, in order, as int64 [n, 2] pieces."""
-    yield np.zeros((1, 2), dtype=np.int64)  # also where the first document is empty
-    done, before = 1, 0  # starts found, tokens in front of the chunk
-    for at in range(0, len(doc_idx), _CHUNK):
-        lengths = sizes[doc_idx[at : at + _CHUNK]].astype(np.int64)
-        ends = before + np.cumsum(lengths)
+    """Yield the starts of samples 0 to `samples` in order, in chunks of int64 [n, 2]."""
+    yield np.zeros((1, 2), dtype=np.int64)  # also if the first document is empty
+    done, tokens_before = 1, 0  # starts yielded, tokens before the chunk
+    for chunk in range(0, len(doc_idx), _CHUNK_SIZE):
+        lengths = sizes[doc_idx[chunk : chunk + _CHUNK_SIZE]].astype(np.int64)
+        ends = tokens_before + np.cumsum(lengths)
         stop = min(samples, (int(ends[-1]) - 1) // context_length) + 1
         starts = np.arange(done, stop, dtype=np.int64) * context_length
-        places = np.searchsorted(ends, starts, side="right")  # past documents that end there
-        yield np.stack([at + places, starts - (ends - lengths)[places]], axis=1)
-        done, before = max(done, stop), int(ends[-1])
+        positions = np.searchsorted(ends, starts, side="right")  # after documents that end there
+        yield np.stack([chunk + positions, starts - (ends - lengths)[positions]], axis=1)
+        done, tokens_before = max(done, stop), int(ends[-1])
 
 
 def prepare_order(sizes: np.ndarray, key: OrderKey, cache: Path) -> SampleOrder:
-    """The order in the cache folder, computed where it is not there yet.
+    """Open the order in the cache folder; compute it if it is missing.
 
     Args:
-        sizes: as for `build_order`.
-        key: what is wanted, content included: it names the cache entry.
-        cache: the folder of all caches.
+        sizes: tokens of each document; see `build_order`.
+        key: the order; a hash of the key, including `content`, is the name of the cache entry.
+        cache: folder of all caches.
     """
     name = sha256(json.dumps(asdict(key), sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / "megatron" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with directory_lock(folder.parent):  # of several processes the first computes, the others wait
+    with directory_lock(folder.parent):  # the first process computes, the others wait
         if not folder.is_dir():
             with atomic_directory(folder) as partial:
                 build_order(sizes, key, partial)

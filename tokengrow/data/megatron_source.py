@@ -1,4 +1,4 @@
-"""Megatron's token files as the source of a run, in the published order of samples."""
+"""Megatron token files as the source of a run, in the published order of samples."""
 
 import json
 from dataclasses import dataclass
@@ -17,39 +17,43 @@ from tokengrow.data.megatron_order import (
     prepare_order,
     split_documents,
 )
-from tokengrow.data.sequences import Sequences, check_length
+from tokengrow.data.sequences import Sequences, check_split_length
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
+
+REMEDY = "raise the second share of data.split, or give data.validation_prefix"
+"""Way to get a longer validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronConfig:
-    """Which token files, and which of their documents."""
+    """Token files, and the division of their documents into splits."""
 
     prefix: str
-    """Path of the .bin and .idx file, without these endings."""
+    """Path of the .bin and .idx file, without these extensions."""
     validation_prefix: str | None = None
-    """The same for validation: nothing of `prefix` is held out then."""
+    """Path of the validation files; if given, no document of `prefix` is held out."""
     split: str = "969, 30, 1"
     """Shares of train, validation and test among the documents, in their order in the file."""
     epochs: int | None = None
-    """How often the shuffled row holds each document; null: as often as the run needs."""
+    """Number of times that the shuffled row holds each document; null: as the run requires."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
-            raise UserError(f"data.epochs is {self.epochs}: give at least 1, or null")
+            raise UserError(f"data.epochs must be at least 1 or null, got {self.epochs}.")
         try:
             split_documents(self.split, 1000)
         except ValueError as error:
             raise UserError(
-                f"data.split {self.split!r}: {error}, as in '969, 30, 1' (train, validation, test)"
+                "data.split must be the shares of train, validation and test, for example "
+                f"'969, 30, 1', got {self.split!r}: {error}."
             ) from None
 
 
 class MegatronSamples(Sequences):
-    """The samples of the train split in the published order, int64 [T + 1].
+    """Samples of the train split in the published order, int64 [T + 1].
 
-    Global batch n holds the samples from n times its size on. Behind the last one the order begins
+    Global batch n holds the samples from `n * batch_size`. After the last sample the order starts
     again.
     """
 
@@ -66,50 +70,54 @@ class MegatronSamples(Sequences):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         sample = int(self.order.shuffle_idx[index])
-        # Python integers: places in the file soon pass what the arrays' int32 can count.
-        (place, token), (last, last_token) = self.order.sample_idx[sample : sample + 2].tolist()
-        documents = self.order.doc_idx[place : last + 1].tolist()
+        # Python integers, because token offsets can exceed the int32 of the arrays.
+        (first, token), (last, last_token) = self.order.sample_idx[sample : sample + 2].tolist()
+        documents = self.order.doc_idx[first : last + 1].tolist()
         stops = [int(self.files.sizes[document]) for document in documents[:-1]]
         pieces = []
         for document, stop in zip(documents, [*stops, last_token + 1], strict=True):
-            pieces.append(self.tokens.read(self.files.start(document) + token, stop - token))
+            offset = self.files.token_offset(document)
+            pieces.append(self.tokens.read(offset + token, stop - token))
             token = 0
         return torch.from_numpy(np.concatenate(pieces))
 
-    def batch(self, number: int, size: int, seed: int) -> np.ndarray:
-        """The samples of global batch ``number``, int64 [size]; `seed` has shuffled them before."""
+    def batch_indices(self, number: int, size: int, seed: int) -> np.ndarray:
+        """Return the samples of global batch `number`, int64 [size].
+
+        `seed` is not used: the order is shuffled already.
+        """
         return np.arange(number * size, (number + 1) * size, dtype=np.int64) % len(self)
 
 
 @dataclass(frozen=True)
-class Part:
-    """The documents of one split."""
+class DocumentRange:
+    """Consecutive documents of token files: one split."""
 
     files: IndexedTokens
-    """That hold them."""
+    """Files that hold the documents."""
     first: int
-    """Number of the first one."""
+    """Number of the first document."""
     stop: int
-    """Number behind the last one."""
+    """Number of the last document plus one."""
 
     def __len__(self) -> int:
-        return self.files.start(self.stop) - self.files.start(self.first)
+        return self.files.token_offset(self.stop) - self.files.token_offset(self.first)
 
 
 @dataclass(frozen=True)
 class MegatronSource:
-    """A `TokenSource` over token files; made by `open`."""
+    """A `TokenSource` of token files, made by `open`."""
 
-    parts: dict[Split, Part]
-    """Train and validation."""
-    inner: Tokenizer
-    """That made them."""
+    splits: dict[Split, DocumentRange]
+    """Documents of train and validation."""
+    data_tokenizer: Tokenizer
+    """Tokenizer that made the token ids."""
     epochs: int
-    """How often the shuffled row holds each document of train."""
+    """Number of times that the shuffled row holds each training document."""
     seed: int
-    """Of the shuffles."""
+    """Seed of the shuffles."""
     cache: Path
-    """Folder in which the order is kept."""
+    """Folder in which the order is cached."""
 
     @classmethod
     def open(
@@ -122,75 +130,75 @@ class MegatronSource:
         seed: int,
         cache: Path,
     ) -> "MegatronSource":
-        """Opens the files and fixes the number of epochs.
+        """Open the files and compute the number of epochs.
 
         Args:
-            config: which files.
-            tokenizer: that made them.
-            samples: sequences that the whole run trains on.
-            context_length: T, the longest of the run.
-            seed: of the order.
-            cache: folder in which the order is kept.
+            config: the files.
+            tokenizer: tokenizer that made them.
+            samples: sequences that the complete run trains on.
+            context_length: largest context length T of the run.
+            seed: seed of the order.
+            cache: folder in which the order is cached.
 
         Raises:
-            UserError: files that are missing, malformed, or too short for one sample.
+            UserError: files are missing, malformed, or too short for one sample.
         """
-        parts = _parts(config)
-        tokens = len(parts["train"])
-        check_length(tokens, context_length, "train")
+        files = IndexedTokens.open(config.prefix)
+        splits: dict[Split, DocumentRange]
+        if config.validation_prefix:
+            validation = IndexedTokens.open(config.validation_prefix)
+            splits = {
+                "train": DocumentRange(files, 0, len(files)),
+                "validation": DocumentRange(validation, 0, len(validation)),
+            }
+        else:
+            _, train_stop, validation_stop, _ = split_documents(config.split, len(files))
+            splits = {
+                "train": DocumentRange(files, 0, train_stop),
+                "validation": DocumentRange(files, train_stop, validation_stop),
+            }
+        tokens = len(splits["train"])
+        check_split_length(tokens, context_length, "train")
         epochs = config.epochs or num_epochs(tokens, context_length, samples)
-        return cls(parts, tokenizer, epochs, seed, cache)
+        return cls(splits, tokenizer, epochs, seed, cache)
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest token id that can occur."""
-        return self.inner.vocab_size
+        """Largest token id that can occur, plus one."""
+        return self.data_tokenizer.vocab_size
 
     @property
     def fingerprint(self) -> str:
-        """Files, documents, epochs and tokenizer in hex; the seed is the run's own."""
+        """SHA-256 of files, documents, epochs and tokenizer in hex, without the seed."""
         splits = {
-            name: [part.files.fingerprint, part.first, part.stop]
-            for name, part in self.parts.items()
+            name: [documents.files.fingerprint, documents.first, documents.stop]
+            for name, documents in self.splits.items()
         }
-        content = json.dumps([splits, self.epochs, self.inner.fingerprint], sort_keys=True)
+        content = json.dumps([splits, self.epochs, self.data_tokenizer.fingerprint], sort_keys=True)
         return sha256(content.encode()).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens."""
-        return self.inner
+        """Return the tokenizer that made the tokens."""
+        return self.data_tokenizer
 
     def sequences(self, name: Split, context_length: int) -> Sequences:
-        """Train: samples in the published order. Validation: the documents as they lie.
+        """Return the samples of train in the published order, or validation in file order.
 
         Raises:
             UserError: the split is shorter than one sequence.
         """
-        part = self.parts[name]
-        check_length(len(part), context_length, name, WAY_OUT)
+        documents = self.splits[name]
+        check_split_length(len(documents), context_length, name, REMEDY)
         if name == "validation":
-            tokens = part.files.tokens(part.first, part.stop, self.vocab_size)
+            tokens = documents.files.tokens(documents.first, documents.stop, self.vocab_size)
             return Sequences(tokens, context_length)
         key = OrderKey(
-            content=part.files.fingerprint,
-            first=part.first,
-            stop=part.stop,
+            content=documents.files.fingerprint,
+            first=documents.first,
+            stop=documents.stop,
             epochs=self.epochs,
             context_length=context_length,
             seed=self.seed,
         )
-        order = prepare_order(part.files.sizes, key, self.cache)
-        return MegatronSamples(part.files, order, context_length, self.vocab_size)
-
-
-WAY_OUT = "raise the second share of data.split, give data.validation_prefix"
-
-
-def _parts(config: MegatronConfig) -> dict[Split, Part]:
-    """The documents of each split."""
-    files = IndexedTokens.open(config.prefix)
-    if config.validation_prefix:
-        apart = IndexedTokens.open(config.validation_prefix)
-        return {"train": Part(files, 0, len(files)), "validation": Part(apart, 0, len(apart))}
-    _, first, second, _ = split_documents(config.split, len(files))
-    return {"train": Part(files, 0, first), "validation": Part(files, first, second)}
+        order = prepare_order(documents.files.sizes, key, self.cache)
+        return MegatronSamples(documents.files, order, context_length, self.vocab_size)

@@ -88,7 +88,7 @@ def _open_mixture(config: MixtureConfig, request: TokensRequest, console: Consol
     tokenizer = _given_tokenizer(request) or config.stored_tokenizer()
     tokenizer = tokenizer or _trained_tokenizer(request, config.text, console)
     mixture = prepare_mixture(config, tokenizer, cache_dir())
-    for line in mixture.lines():
+    for line in mixture.summary_lines():
         console.print(f"data: {line}", highlight=False, soft_wrap=True)
     return mixture
 

@@ -1,4 +1,4 @@
-"""A split of tokens as training meets it: a stream on the disk, cut into sequences."""
+"""Token streams on disk, cut into sequences for training."""
 
 import os
 from bisect import bisect_right
@@ -18,18 +18,11 @@ from tokengrow.errors import UserError
 
 
 class TokenArray:
-    """The token ids of one split, read from disk as they are asked for.
+    """Token ids of one split, read from disk on demand.
 
-    Nothing is kept in this process but the tokens of the call. A memory map would read far more
-    than is asked for from a disk, and answer a file that has become shorter, or a disk that fails,
-    with a bus error (docs/results/data.md).
-
-    Args:
-        files: the shards in order.
-        lengths: tokens in each shard.
-        dtype: NumPy's name of the type of an id.
-        vocab_size: ids from here on are refused as they are read; None: none is.
-        first: tokens of the first shard that lie before the split.
+    This process keeps only the tokens of the current call. A memory map would read far more than
+    requested from a disk, and a truncated file or a failing disk would end the process with a bus
+    error (docs/results/data.md).
     """
 
     def __init__(
@@ -40,84 +33,93 @@ class TokenArray:
         vocab_size: int | None = None,
         first: int = 0,
     ) -> None:
+        """Describe the shards; no file is opened.
+
+        Args:
+            files: the shards in order.
+            lengths: tokens in each shard.
+            dtype: NumPy name of the type of an id.
+            vocab_size: ids from this value are rejected when they are read; None: accept all.
+            first: tokens of the first shard before the split.
+        """
         self._files, self._dtype, self._first = files, np.dtype(dtype), first
         self._vocab_size = vocab_size
         self._ends = list(accumulate(lengths))
-        self._key = object()
+        self._cache_key = object()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens ``start`` to ``start + length`` as int64 [length], across shards where need be.
+        """Read tokens `start` to `start + length` as int64 [length], across shards if necessary.
 
         Raises:
-            IndexError: a part of the range lies outside.
-            UserError: a file that cannot be read or ends too soon, or an id outside the vocabulary;
-                names the file and the byte.
+            IndexError: the range exceeds the split.
+            UserError: a file cannot be read or is too short, or an id exceeds the vocabulary. The
+                message names the file and the byte.
         """
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of a split of {len(self)}")
-        result = np.empty(length, dtype=np.int64)
+        tokens = np.empty(length, dtype=np.int64)
         done = 0
         while done < length:
             shard = bisect_right(self._ends, start + done)
             offset = start + done - (self._ends[shard - 1] if shard else 0)
             count = min(length - done, self._ends[shard] - start - done)
-            result[done : done + count] = self._piece(shard, offset, count)
+            tokens[done : done + count] = self._read_shard(shard, offset, count)
             done += count
-        return result
+        return tokens
 
-    def _piece(self, shard: int, offset: int, count: int) -> np.ndarray:
-        """Ids of one shard, [count] of the type on disk."""
+    def _read_shard(self, shard: int, offset: int, count: int) -> np.ndarray:
+        """Read ids of one shard, [count] of the type on disk."""
         byte = (offset + (0 if shard else self._first)) * self._dtype.itemsize
-        piece = np.empty(count, dtype=self._dtype)
+        ids = np.empty(count, dtype=self._dtype)
         try:
-            found = _opened(self._key, str(self._files[shard])).read_at(piece.view("u1"), byte)
+            file = _open_cached(self._cache_key, str(self._files[shard]))
+            num_bytes = file.read_into(ids.view("u1"), byte)
         except OSError as error:
             raise self._unreadable(shard, f"cannot be read ({error.strerror})") from None
-        if found < piece.nbytes:
-            raise self._unreadable(shard, f"ends at byte {byte + found}")
-        if self._vocab_size is not None and piece.size:
-            unsigned = piece.view(f"<u{self._dtype.itemsize}")  # in which a negative id is large
+        if num_bytes < ids.nbytes:
+            raise self._unreadable(shard, f"ends at byte {byte + num_bytes}")
+        if self._vocab_size is not None and ids.size:
+            unsigned = ids.view(f"<u{self._dtype.itemsize}")  # negative ids become large
             if unsigned.max() >= self._vocab_size:
                 wrong = int(np.argmax(unsigned >= self._vocab_size))
                 raise UserError(
                     f"{self._files[shard]} byte {byte + wrong * self._dtype.itemsize}: token id "
-                    f"{piece[wrong]} lies outside the tokenizer's vocabulary of "
-                    f"{self._vocab_size}: put the file back as it was, or give the tokenizer that "
-                    "made it"
+                    f"{ids[wrong]} is outside the tokenizer's vocabulary of {self._vocab_size}. "
+                    "Restore the file, or give the tokenizer that made it."
                 )
-        return piece
+        return ids
 
     def _unreadable(self, shard: int, reason: str) -> UserError:
         return UserError(
-            f"token file {self._files[shard]} {reason}, and the run needs it: put it back as it "
-            "was, or make it anew with `tokengrow data`"
+            f"Token file {self._files[shard]} {reason}, but the run needs it. Restore it, or make "
+            "it again with `tokengrow data`."
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_key": None}
+        return self.__dict__ | {"_cache_key": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _key=object())  # no open file is another process's
+        self.__dict__.update(state, _cache_key=object())  # open files belong to one process
 
 
 class _OpenFile:
-    """A file open for reading until nobody needs it."""
+    """File that is open for reading until the last reference to it is dropped."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
 
-    def read_at(self, target: np.ndarray, byte: int) -> int:
-        """Fills uint8 [n] from a place on; gives the bytes found, fewer only at the file's end."""
+    def read_into(self, target: np.ndarray, byte: int) -> int:
+        """Fill uint8 [n] from a byte offset; return the bytes read, fewer only at the end."""
         done = 0
         while done < len(target):
-            # With no position of its own to move, loader workers may share the descriptor.
-            found = os.preadv(self._descriptor, [target[done:].data], byte + done)
-            if not found:
+            # preadv moves no file position, so loader workers may share the descriptor.
+            count = os.preadv(self._descriptor, [target[done:].data], byte + done)
+            if not count:
                 break
-            done += found
+            done += count
         return done
 
     def __del__(self) -> None:
@@ -126,18 +128,20 @@ class _OpenFile:
 
 
 @lru_cache(maxsize=256)
-def _opened(key: object, path: str) -> _OpenFile:
-    """The open file of a `TokenArray`, named by its key; as many at a time as a process may have.
+def _open_cached(key: object, path: str) -> _OpenFile:
+    """Return the open file of the `TokenArray` that `key` identifies.
 
-    A store of 300 billion tokens has 4,500 shards, and by default a process 1,024 descriptors.
+    The cache bounds the number of open files: a store of 300 billion tokens has 4,500 shards, but
+    the default limit of a process is 1,024 descriptors.
     """
     return _OpenFile(path)
 
 
 class Sequences(Dataset[torch.Tensor]):
-    """A split cut into sequences: item ``i`` is tokens ``i * T`` to ``i * T + T``, int64 [T + 1].
+    """Split cut into sequences: item `i` is tokens `i * T` to `i * T + T`, int64 [T + 1].
 
-    Neighbours share one token, so that every token but the very first is a target exactly once.
+    Consecutive sequences share one token, so that every token except the very first is a target
+    exactly once.
     """
 
     def __init__(self, tokens: TokenArray, context_length: int) -> None:
@@ -152,53 +156,55 @@ class Sequences(Dataset[torch.Tensor]):
         start = index * self.context_length
         return torch.from_numpy(self.tokens.read(start, self.context_length + 1))
 
-    def batch(self, number: int, size: int, seed: int) -> np.ndarray:
-        """The sequences of global batch ``number``, int64 [size]: see `order.batch_indices`."""
+    def batch_indices(self, number: int, size: int, seed: int) -> np.ndarray:
+        """Return the sequences of global batch `number`, int64 [size]."""
         return batch_indices(seed, number, size, len(self))
 
-    def spread(self, count: int) -> np.ndarray:
-        """`count` sequences at even distances over the whole split, int64 [count]."""
+    def evenly_spaced(self, count: int) -> np.ndarray:
+        """Return `count` sequences at even distances over the full split, int64 [count]."""
         return np.arange(count, dtype=np.int64) * len(self) // max(count, 1)
 
 
 class TokenSource(Protocol):
-    """What a run takes its tokens from: a token store, or files that others have tokenised."""
+    """Tokens of a run: a token store, a mixture of stores, or Megatron files."""
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest token id that can occur."""
+        """Largest token id that can occur, plus one."""
 
     @property
     def fingerprint(self) -> str:
-        """Names the tokens in hex: two runs that share it, and a seed, see the same batches."""
+        """Identifier of the tokens in hex: runs with the same one and seed get the same batches."""
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens."""
+        """Return the tokenizer that made the tokens."""
 
     def sequences(self, name: Split, context_length: int) -> Sequences:
-        """A split cut into sequences.
+        """Return a split cut into sequences.
 
         Raises:
             UserError: the split is shorter than one sequence.
         """
 
 
-def check_length(
-    tokens: int, context_length: int, split: Split, way_out: str = "raise data.validation_fraction"
+def check_split_length(
+    tokens: int, context_length: int, split: Split, remedy: str = "raise data.validation_fraction"
 ) -> None:
-    """Refuses a split that is shorter than one sequence.
+    """Raise `UserError` if a split is shorter than one sequence.
 
     Args:
-        tokens: in the split.
-        context_length: T; a sequence takes one token more.
-        split: its name.
-        way_out: how to get a longer validation split out of the same text.
+        tokens: number of tokens in the split.
+        context_length: T; a sequence has T + 1 tokens.
+        split: name of the split.
+        remedy: way to get a longer validation split from the same text, as an imperative clause.
     """
     if tokens <= context_length:
-        ways = ["give more text or a smaller model.context_length"]
+        remedies = ["give more text or a smaller model.context_length"]
         if split == "validation":
-            ways.insert(0, way_out)
+            remedies.insert(0, remedy)
+        advice = ", or ".join(remedies)
         raise UserError(
-            f"data: the {split} split has {tokens} tokens, fewer than one sequence of "
-            f"model.context_length + 1 = {context_length + 1}: {', '.join(ways)}"
+            f"data must have at least one sequence of model.context_length + 1 = "
+            f"{context_length + 1} tokens in its {split} split, got {tokens} tokens. "
+            f"{advice[0].upper()}{advice[1:]}."
         )

@@ -1,4 +1,4 @@
-"""The documents of a token store as text again."""
+"""Text of a token store, decoded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ import numpy as np
 from tokengrow.data.corpus import Split
 from tokengrow.data.store import TokenStore
 
-TOKENS_AT_ONCE = 2**20
-"""Read from a store at a time."""
+TOKENS_PER_CHUNK = 2**20
+"""Tokens read from a store in one call."""
 
 
 @dataclass(frozen=True)
 class StoredText:
-    """A `Text` out of a token store: what its tokenizer made of each document, decoded.
+    """A `Text` from a token store: the decoded token ids of each document.
 
-    Of a byte-level tokenizer that is the document itself, of one that normalises the normal form.
+    For a byte-level tokenizer this is the document itself, for one that normalises the normal form.
     """
 
     store: TokenStore
 
     def documents(self, split: Split) -> Iterator[str]:
-        """The documents of a split in the order of the store, none of them empty."""
+        """Yield the non-empty documents of a split in the order of the store."""
         tokens, tokenizer = self.store.split(split), self.store.tokenizer()
-        ids: list[int] = []  # of the document at hand
-        for start in range(0, len(tokens), TOKENS_AT_ONCE):
-            piece = tokens.read(start, min(TOKENS_AT_ONCE, len(tokens) - start))
-            *whole, rest = np.split(piece, np.flatnonzero(piece == self.store.end_of_text) + 1)
-            for part in whole:
+        ids: list[int] = []  # of the current document
+        for start in range(0, len(tokens), TOKENS_PER_CHUNK):
+            chunk = tokens.read(start, min(TOKENS_PER_CHUNK, len(tokens) - start))
+            *ended, rest = np.split(chunk, np.flatnonzero(chunk == self.store.end_of_text) + 1)
+            for part in ended:
                 ids += part[:-1].tolist()
                 if text := tokenizer.decode(ids):
                     yield text
@@ -37,5 +37,5 @@ class StoredText:
             ids += rest.tolist()
 
     def identity(self) -> dict[str, Any]:
-        """That of the text that the store was made from."""
+        """Return the identity of the text that the store was made from."""
         return self.store.identity

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from tokengrow.console.format import table
 from tokengrow.console.progress import doing
-from tokengrow.data.corpus import Split, Text
-from tokengrow.data.store_writer import BATCH_CHARACTERS, batches
+from tokengrow.data.corpus import Split, Text, first_bytes
+from tokengrow.data.store_writer import CHARACTERS_PER_BATCH, batch_documents
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.collectives import all_gather_object, rank, world_size
 from tokengrow.errors import UserError
@@ -30,7 +30,7 @@ from tokengrow.evaluation.response_cache import ResponseCache
 from tokengrow.evaluation.rolling_windows import rolling_windows
 from tokengrow.evaluation.scoring import Scorer, Window, WindowScore
 
-CHUNK_TOKENS = 2**17
+TOKENS_PER_CHUNK = 2**17
 """Tokens of the windows that a rank scores at once: little memory for ids, and many batches."""
 
 REQUEST_KIND = "window"
@@ -150,7 +150,9 @@ def select_documents(
     documents = chain.from_iterable(text.documents(split) for split in SPLITS[config.split])
     first = next(documents, None)
     if first is not None:
-        return _first_bytes(islice(chain([first], documents), limit), config.max_bytes)
+        # The last document is truncated, and may be empty.
+        limited = islice(chain([first], documents), limit)
+        return filter(None, first_bytes(limited, config.max_bytes))
     if config.split == "validation":
         raise UserError(
             "data must have a document in its validation split, got none. Set "
@@ -159,19 +161,6 @@ def select_documents(
     files = [str(file) for file, *_ in text.identity().get("files", [])]
     place = f" in {', '.join(files[:3])}" + ", ..." * (len(files) > 3) if files else ""
     raise UserError(f"data must have at least one document, got none{place}. Check data.")
-
-
-def _first_bytes(documents: Iterable[str], most: int | None) -> Iterator[str]:
-    """The documents up to a number of bytes, the last one cut at the end of a character."""
-    left = math.inf if most is None else most
-    for document in documents:
-        content = document.encode()
-        part = document if len(content) <= left else content[: int(left)].decode(errors="ignore")
-        if part:
-            yield part
-        left -= len(content)
-        if left <= 0:
-            return
 
 
 def measure_perplexity(
@@ -215,7 +204,7 @@ def measure_perplexity(
             run.add(window, score.log_likelihood, from_cache=False)
             run.show_share(show)
 
-        chunks = _chunks(run.windows(documents), CHUNK_TOKENS * world_size())
+        chunks = _chunks(run.windows(documents), TOKENS_PER_CHUNK * world_size())
         for chunk in chunks:
             new = run.add_cached(chunk[rank() :: world_size()], cache)
             run.show_share(show)
@@ -246,7 +235,7 @@ class _Measurement:
 
     def windows(self, documents: Iterable[str]) -> Iterator[Window]:
         """Yield the windows of documents, and count what is read."""
-        for texts, _ in batches(((text, None) for text in documents), BATCH_CHARACTERS):
+        for texts, _ in batch_documents(((t, None) for t in documents), CHARACTERS_PER_BATCH):
             for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
                 content = text.encode()
                 self.documents += 1

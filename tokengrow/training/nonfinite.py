@@ -141,7 +141,7 @@ def count_skipped_updates(
             "stage": stage.name,
             "step": found.update,
             "global_batch": batch,
-            "sequences": sequences().batch(batch, config.batch_size, config.seed).tolist(),
+            "sequences": sequences().batch_indices(batch, config.batch_size, config.seed).tolist(),
             "loss": _json_number(loss),
             "grad_norm": _json_number(found.norm),
             "learning_rate": rate,
