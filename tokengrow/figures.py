@@ -1,4 +1,4 @@
-"""Where the plots of this room are drawn."""
+"""Matplotlib figures for plots that are written to files."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,14 @@ if TYPE_CHECKING:
 
 
 def empty_figure(width: float, height: float) -> "Figure":
-    """A figure of so many inches, with a canvas of its own."""
-    # Imported here: it takes half a second that no other command should pay. The object interface
-    # leaves the user's pyplot state and backend alone.
+    """Return a figure with its own canvas.
+
+    Args:
+        width: width, inches.
+        height: height, inches.
+    """
+    # Imported here because it takes half a second. The object interface does not change the state
+    # or the backend of the user's pyplot.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process or the machine stops."""
+"""Atomic writes of files and directories, locks, hashes and YAML."""
 
 import errno
 import hashlib
@@ -15,17 +15,17 @@ import yaml
 from tokengrow.errors import UserError
 
 TEMPORARY = ".tmp"
-"""Ending of names that a killed process may leave behind; never anything of value."""
+"""Extension of temporary files, which a killed process may leave."""
 PARTIAL = ".partial"
-"""Ending of the hidden folder in which a folder is written before it gets its name."""
+"""Extension of the hidden directory that is renamed once it is complete."""
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, a quota or a limit on the size of files say."""
+"""Error numbers of a full disk, a quota, or a limit on file sizes."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `content` under another name, flushes it to disk, then renames it to `path`."""
-    # The process id keeps two processes that write the same cache entry out of each other's file.
+    """Write `content` to a temporary file, flush it to disk, and rename it to `path`."""
+    # The process id separates two processes that write the same cache entry.
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         temporary.write_bytes(content)
@@ -37,20 +37,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def is_stale_temporary(path: Path, names: Iterable[str]) -> bool:
-    """Whether this is what a kill left of writing a file of one of these names atomically."""
+    """Return whether `path` is a temporary file that a killed process left for one of `names`."""
     return any(fnmatch(path.name, f"{name}.*{TEMPORARY}") for name in names)
 
 
 def rename_durably(temporary: Path, path: Path) -> None:
-    """Renames a flushed file or folder, so that the new name survives a power cut."""
+    """Rename a flushed file or directory, so that the new name survives a power failure."""
     os.replace(temporary, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk."""
+    """Flush a file, or the entries of a directory, to disk."""
     if path.is_dir() and os.name != "posix":
-        return  # Windows cannot open a folder
+        return  # Windows cannot open a directory
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -60,20 +60,20 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(folder: Path, seal: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
-    """Yields an empty folder beside `folder`, which takes its name once the block has ended well.
+    """Yield an empty directory that is renamed to `folder` when the block succeeds.
 
-    What was written is flushed to the disk first. After an exception nothing is left; after a kill,
-    a hidden folder that the next attempt removes.
+    All files are flushed to disk first. After an exception nothing remains; after a kill, a hidden
+    directory that the next attempt removes.
 
     Args:
-        folder: its parents are made if need be; an empty folder of its name gives way.
-        seal: writes, and flushes, what says that all the rest is on the disk.
+        folder: missing parents are created; an existing empty directory is replaced.
+        seal: writes and flushes a marker that the directory is complete.
 
     Raises:
-        UserError: `folder` holds something, and nothing is overwritten; or it cannot be made.
+        UserError: `folder` is not empty, or cannot be created.
     """
     if folder.exists() and not _is_empty(folder):
-        raise UserError(f"{folder} exists already: choose another place; nothing is overwritten")
+        raise UserError(f"{folder} exists. Choose another path; nothing is overwritten.")
     partial = folder.with_name(f".{folder.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     made = [parent for parent in folder.parents if not parent.exists()]
@@ -85,11 +85,11 @@ def atomic_directory(folder: Path, seal: Callable[[Path], None] = lambda _: None
         seal(partial)
         sync(partial)
         if folder.exists():
-            os.rmdir(folder)  # which refuses a folder into which somebody wrote meanwhile
+            os.rmdir(folder)  # fails if another process wrote into it
         rename_durably(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # one in which somebody has put something stays
+        with suppress(OSError):  # keeps a parent that is not empty
             for parent in made:
                 parent.rmdir()
         raise
@@ -99,7 +99,7 @@ def _make(partial: Path, folder: Path) -> None:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}: choose another place") from None
+        raise UserError(f"{folder}: {error.strerror}. Choose another path.") from None
 
 
 def _is_empty(folder: Path) -> bool:
@@ -108,14 +108,18 @@ def _is_empty(folder: Path) -> bool:
 
 @contextmanager
 def directory_lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Lets one process at a time work in a folder, by a lock that dies with its holder.
+    """Hold an exclusive lock on a directory; the lock ends with the process.
+
+    Args:
+        folder: the directory; must exist.
+        wait: whether to wait for another process that holds the lock.
 
     Raises:
-        BlockingIOError: another process holds it, and `wait` is false.
+        BlockingIOError: another process holds the lock, and `wait` is false.
     """
     try:
         import fcntl
-    except ImportError:  # Windows, where nothing starts several processes on one folder
+    except ImportError:  # Windows, where no command starts several processes
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -127,21 +131,21 @@ def directory_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_yaml(value: dict[str, Any]) -> bytes:
-    """Plain values, keys in their order."""
+    """Return plain values as YAML, with keys in order."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, encoding="utf-8")
 
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
-    """Writes `as_yaml(value)`."""
+    """Write plain values as YAML."""
     path.write_bytes(as_yaml(value))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads what `write_yaml` wrote."""
+    """Read a YAML file."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))

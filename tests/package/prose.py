@@ -44,7 +44,7 @@ BANNED_PHRASES = {
     r"\b(?:rank \d|alone)\b(?<=rank \d) alone": "use 'only rank 0'",
     r"\balone\b": "use 'only' before its word",
     r"\bwhole\b(?! number| word| numbers| words)": "use 'complete', 'full' or 'entire'",
-    r"(?<!there )\b(?:is|are) (?:no|none)\b(?! longer| more| less)": "use 'is not'",
+    r"(?<!there )\b(?:is|are) (?:no|(?-i:none))\b(?! longer| more| less)": "use 'is not'",
     r"\bway out\b": "use 'remedy'",
     r"\bheld against\b|\bhold against\b|\bto hold \w+ against\b": "use 'compare with'",
     r"\bat hand\b": "use 'current'",

@@ -72,3 +72,11 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_readme_lists_the_packages() -> None:
+    tree = blocks(ROOT / "README.md", "")[-1]
+    listed = set(re.findall(r"^  (\w+)/", tree, re.MULTILINE))
+    package = ROOT / "tokengrow"
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert listed == packages

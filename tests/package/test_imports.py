@@ -180,20 +180,41 @@ def test_a_model_runs_where_triton_is_missing() -> None:
     assert_runs_in_silence(code)
 
 
-def test_the_public_names_are_there() -> None:
-    assert set(tokengrow.__all__) >= {
-        "ModelConfig",
-        "TokenFormer",
-        "grow",
-        "load_checkpoint",
-        "save_checkpoint",
-    }
-    for name in tokengrow.__all__:
+PUBLIC = {
+    *("ModelConfig", "ParameterTokens", "Pattention", "TokenFormer", "TokenStore", "TrainConfig"),
+    *("build_optimizer", "build_store", "fit", "generate", "grow", "load_checkpoint"),
+    *("perplexity", "plan_growth", "save_checkpoint", "train_loader"),
+}
+
+
+def test_public_names_are_pinned() -> None:
+    assert set(tokengrow.__all__) == PUBLIC
+    for name in PUBLIC:
         public = getattr(tokengrow, name)
         assert getattr(import_module(public.__module__), name) is public
 
 
-def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_names_have_docstrings(name: str) -> None:
+    public = getattr(tokengrow, name)
+    docstring = public.__doc__ or ""
+    assert docstring and not docstring.startswith(f"{name}("), "a docstring of its own"
+    if not isinstance(public, type):
+        assert "Args:" in docstring
+        assert "Raises:" in docstring or "Yields:" in docstring
+
+
+def test_importing_the_package_takes_less_than_300_ms() -> None:
+    clock = "time.perf_counter()"
+    code = f"import time; start = {clock}; import tokengrow; print({clock} - start)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(times) < 0.3
+
+
+def test_private_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="'train'"):
         _ = tokengrow.train
 

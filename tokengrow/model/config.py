@@ -269,3 +269,6 @@ def require(condition: bool, message: str) -> None:
     """Raises a UserError with the message unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+ParameterTokens = Tokens

@@ -1,1 +1,1 @@
-"""The training room: the LightningModule, its optimizer, and the Fabric loop over stages."""
+"""Training of a ladder: configuration, loop, stages, resuming, checkpoints, wall time."""
