@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from tokengrow.bench.rows import print_rows
+from tokengrow.checkpoint.tensors import StateDict
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import apply_growth
 from tokengrow.growth.plan import AXES, plan_growth
-from tokengrow.growth.tensors import State
-from tokengrow.growth.verify import compare_logits, logits_of
+from tokengrow.growth.verify import compare_logits, compute_logits
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 
@@ -34,7 +34,7 @@ LADDER = ("150m", "450m", "900m", "1.5b")
 ALL = "all"
 
 
-def random_weights(config: ModelConfig) -> State:
+def random_weights(config: ModelConfig) -> StateDict:
     """The published initialisation, times three but for the final norm."""
     model = TokenFormer(config)
     model.init_weights(torch.Generator().manual_seed(0))
@@ -49,7 +49,7 @@ def measure(first: str, last: str, axis: str) -> dict[str, Any]:
     rungs = rungs[: LADDER.index(last) - LADDER.index(first) + 1]
     source, weights = rungs[0], random_weights(rungs[0])
     ids = torch.randint(source.vocab_size, (2, 129), generator=torch.Generator().manual_seed(0))
-    before = logits_of(source, weights, torch.float32, ids[:, :-1])
+    before = compute_logits(source, weights, torch.float32, ids[:, :-1])
     began, config = time.perf_counter(), source
     for rung in rungs[1:]:
         names = [name for each in AXES if axis in (each, ALL) for name in AXES[each]]
@@ -60,7 +60,7 @@ def measure(first: str, last: str, axis: str) -> dict[str, Any]:
         grown = apply_growth(plan, weights, {}, ids)
         config, weights = grown.config, grown.weights
     seconds = time.perf_counter() - began
-    after = logits_of(config, weights, torch.float32, ids[:, :-1])
+    after = compute_logits(config, weights, torch.float32, ids[:, :-1])
     drift = compare_logits(before, after, ids[:, 1:])
     return {
         "from": first,

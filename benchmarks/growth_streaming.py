@@ -30,9 +30,9 @@ from tokengrow.checkpoint.schema import TrainState
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, write_records
 from tokengrow.checkpoint.tensors import TensorFile, stream_tensors
 from tokengrow.files import atomic_directory
-from tokengrow.growth.checkpoint import grow_on_disk
-from tokengrow.growth.engine import grown_weights, verify_growth
-from tokengrow.growth.moments import grown_moments
+from tokengrow.growth.checkpoint import grow_checkpoint_on_disk
+from tokengrow.growth.engine import grow_weights, verify_growth
+from tokengrow.growth.moments import grow_optimizer_state
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import weight_shapes
@@ -70,13 +70,13 @@ def measure(part: str, work: Path, target: str) -> dict[str, Any]:
     count = len(weight_shapes(plan.target))
     if part == PARTS[0]:
         grown.mkdir()
-        stream_tensors(grown / layout.WEIGHTS, grown_weights(plan, source.weights), count)
-        moments = grown_moments(plan, source.optimizer)
+        stream_tensors(grown / layout.WEIGHTS, grow_weights(plan, source.weights), count)
+        moments = grow_optimizer_state(plan, source.optimizer)
         stream_tensors(grown / layout.OPTIMIZER, moments, 5 * count)
     elif part == PARTS[1]:
         verify_growth(plan, source.weights, TensorFile(grown / layout.WEIGHTS))
     else:
-        grow_on_disk(source, plan, work / "again")
+        grow_checkpoint_on_disk(source, plan, work / "again")
     sizes = [file.stat().st_size for file in grown.iterdir()]
     return {
         "part": part,

@@ -28,11 +28,11 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
 from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.store import TokenStore
 from tokengrow.growth.prune import (
-    kept_rows,
     pruning_drift,
-    rank,
     rescaled_tau,
-    row_indices,
+    rows_by_name,
+    select_rows,
+    select_tokens,
 )
 from tokengrow.growth.tensors import pattention_name
 from tokengrow.model.activity import Activity, Layer, measure_activity
@@ -116,11 +116,11 @@ def drifts(
             for ranking in ("contribution", "norms", "scores", "random"):
                 found: dict[str, list[Drift]] = {}
                 for seed in SEEDS if ranking == "random" else SEEDS[:1]:
-                    kept = rank(ranked_by(source, activity, ranking, seed), target)
+                    kept = select_tokens(ranked_by(source, activity, ranking, seed), target)
                     taus = {"kept": target.tau, "mean-share": rescaled_tau(activity, kept, target)}
                     if ranking == "contribution" and target.activation == "l2_norm_gelu":
                         taus["mean-norm"] = mean_norm_tau(model, text[:, :-1], kept, target)
-                    weights = kept_rows(source.weights, row_indices(kept))
+                    weights = select_rows(source.weights, rows_by_name(kept))
                     for how, tau in taus.items():
                         config = replace(target, tau=tau)
                         smaller = TokenFormer.from_weights(config, weights, torch.float32)

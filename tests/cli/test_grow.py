@@ -175,11 +175,11 @@ def test_zero_keys_have_no_published_word(command: Command, source: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["growth=gram"], "growth.init=gram appends at least 16 tokens"),
-        (["growth.init=gram"], "growth.init=gram goes with growth.tau=recompute"),
+        (["growth=gram"], "It must append at least 16 tokens, the rank of the old keys."),
+        (["growth.init=gram"], "growth.tau must be recompute with growth.init=gram, got 'keep'"),
         (["growth.tau=recompute"], "is not the same function"),
-        (["growth.new_warmup_steps=-1"], "growth.new_warmup_steps must be at least 0"),
-        (["growth.freeze_source=-2"], "growth.freeze_source must be at least -1"),
+        (["growth.new_warmup_steps=-1"], "growth.new_warmup_steps must be at least 0, got -1."),
+        (["growth.freeze_source=-2"], "growth.freeze_source must be at least -1, got -2."),
         (["growth=stak"], "Did you mean 'stack'?"),
     ],
 )

@@ -16,7 +16,7 @@ from tokenizers import models
 from tokengrow.cli.neox_recipe import KEYS_OF_KEPT, neox_recipe
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
-from tokengrow.growth.plan import KEPT
+from tokengrow.growth.plan import INHERITED_FIELDS
 from tokengrow.interop.neox_config import NeoxConfig
 from tokengrow.interop.neox_training import NeoxAdam, NeoxOptimizer, NeoxTraining
 from tokengrow.training.recipe import resolve_train
@@ -130,7 +130,7 @@ class TestKeys:
         inner |= {f"optimizer.{item.name}" for item in fields(NeoxOptimizer)}
         named = set(OTHERWISE) | {"optimizer", "optimizer.params"}
         assert read | inner <= named
-        assert set(KEYS_OF_KEPT) == set(KEPT)
+        assert set(KEYS_OF_KEPT) == set(INHERITED_FIELDS)
 
     @pytest.mark.parametrize("run", ["published", "growth of a size of one's own"])
     @pytest.mark.parametrize("key", OTHERWISE)

@@ -129,7 +129,7 @@ def test_a_stage_that_may_end_before_is_named(command: Command) -> None:
 def test_a_growth_that_cannot_be_is_not_planned(command: Command, source: Path) -> None:
     outcome = command("plan", f"source={source}", "growth=gram", "model.tokens.ffn=20")
     assert outcome.status == 2
-    assert "growth.init=gram appends at least 16 tokens" in outcome.err
+    assert "It must append at least 16 tokens, the rank of the old keys." in outcome.err
 
 
 def test_a_growth_is_shown_before_and_after(command: Command, source: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_growth_to_a_preset_is_refused_where_the_axes_differ(
 ) -> None:
     outcome = command("plan", f"source={source}", "model=150m")
     assert outcome.status == 2
-    assert "growth cannot change it" in outcome.err
+    assert "Growth changes only width, heads, tokens, depth." in outcome.err
 
 
 def test_one_model_needs_no_source(command: Command) -> None:

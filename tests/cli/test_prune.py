@@ -119,9 +119,9 @@ def refused(command: Command, tmp_path: Path) -> Command:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["model.tokens.ffn=20"], "model.tokens.ffn: 16 -> 20: pruning never makes a model larger"),
-        (["model.layers=1"], "model.layers: 2 -> 1: pruning takes away parameter tokens"),
-        ([], "model is the model must be larger than source"),
+        (["model.tokens.ffn=20"], "model.tokens.ffn must be at most 16, got 20. Pruning never"),
+        (["model.layers=1"], "model.layers must stay 2, got 1. Pruning removes only parameter"),
+        ([], "model must be smaller than source, got the same sizes."),
         (["model.tokens.ffn=9", "model.tau.ffn=2"], "model.tau cannot be set here"),
         (["model.tokens.ffn=9", "model.rotary_base=5"], "model.rotary_base cannot be set here"),
         (["model.tokens.ffn=0"], "model.tokens.ffn must be at least 1, not 0"),

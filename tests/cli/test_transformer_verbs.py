@@ -106,10 +106,10 @@ def test_the_stages_of_a_ladder_are_refused_together(command: Command, tmp_path:
 @pytest.mark.parametrize(
     ("verb", "given", "said"),
     [
-        ("grow", "model.layers=4", "model changes the model, and a transformer does not grow"),
-        ("grow", "model.tokens.ffn=4", "model changes the model, and a transformer does not grow"),
+        ("grow", "model.layers=4", "model must keep the sizes of the source, because a tra"),
+        ("grow", "model.tokens.ffn=4", "model must keep the sizes of the source, because a tra"),
         ("grow", "growth=stack", "source is a transformer, and that does not grow"),
-        ("plan", "model.width=64", "model changes the model, and a transformer does not grow"),
+        ("plan", "model.width=64", "model must keep the sizes of the source, because a tra"),
         (
             "prune",
             "model.tokens.ffn=4",

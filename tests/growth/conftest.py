@@ -1,4 +1,4 @@
-"""A random model that is nothing like one at its birth, so that no mistake can hide in zeros."""
+"""Fixtures of growth tests: random models without zeros, so that no mistake can hide in them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +15,7 @@ RandomModel = Callable[..., TokenFormer]
 def _random_model(
     config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 3.0
 ) -> TokenFormer:
+    """Return a model whose logits have about the given standard deviation."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: torch.Tensor, std: float, mean: float = 0.0) -> torch.Tensor:
@@ -37,13 +38,13 @@ def _random_model(
 
 @pytest.fixture(scope="session")
 def random_model() -> RandomModel:
-    """`random_model(config, seed, dtype, spread)`: its logits have about that spread."""
+    """Return `random_model(config, seed, dtype, spread)`, with logits of about that std."""
     return _random_model
 
 
 @pytest.fixture(scope="session")
 def sized() -> Callable[..., ModelConfig]:
-    """`sized(n, **changes)`: two layers of width 16, n parameter tokens (2 n in the FFN)."""
+    """Return `sized(n, **changes)`: two layers of width 16, n parameter tokens (2 n in FFN)."""
 
     def build(n: int, **changes: Any) -> ModelConfig:
         sizes: dict[str, Any] = {

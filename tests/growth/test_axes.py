@@ -1,4 +1,4 @@
-"""Growth along every axis: exact, alive, and with an optimizer that goes on."""
+"""Growth along every axis: exact function, trainable new entries, continued optimizer state."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.depth import origins
-from tokengrow.growth.engine import Grown, apply_growth, grow
+from tokengrow.growth.depth import block_origins
+from tokengrow.growth.engine import GrowthResult, apply_growth, grow
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
@@ -32,7 +32,7 @@ BATCH = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(5))
 
 @st.composite
 def ladders(draw: st.DrawFn) -> list[ModelConfig]:
-    """A source and one to three targets, each larger on some or all axes, of any shape."""
+    """Draw a source and one to three targets, each larger on some or all axes."""
     heads, head_dim, layers = (draw(st.integers(low, 4)) for low in (1, 2, 1))
     width = draw(st.integers(4, 20))
     tokens = [draw(st.integers(2, 10)) for _ in ROLES]
@@ -62,7 +62,7 @@ def ladders(draw: st.DrawFn) -> list[ModelConfig]:
 @pytest.mark.parametrize("dtype", EXACT, ids=["float64", "float32"])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(ladder=ladders(), seed=st.integers(0, 2**32), spread=st.floats(1.0, 4.0))
-def test_every_rung_of_any_ladder_computes_the_same_logits(
+def test_every_rung_of_a_ladder_computes_the_same_logits(
     random_model: RandomModel,
     dtype: torch.dtype,
     ladder: list[ModelConfig],
@@ -74,8 +74,8 @@ def test_every_rung_of_any_ladder_computes_the_same_logits(
     with torch.no_grad():
         logits = source(ids)
         largest = max(1.0, logits.abs().max().item())
-        # A few shapes (width 4, a norm over two scores) amplify rounding as such: float32 is asked
-        # of the models that it computes to within a tenth of the tolerance.
+        # A few shapes (width 4, a norm over two scores) amplify rounding. float32 is tested only on
+        # models that it computes to within a tenth of the tolerance.
         wide = TokenFormer.from_weights(source.config, source.state_dict(), torch.float64)
         assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
         for target in ladder[1:]:
@@ -98,38 +98,40 @@ AXES = {
 def grown_pair(
     request: pytest.FixtureRequest, random_model: RandomModel, sized: Sized
 ) -> tuple[TokenFormer, TokenFormer]:
+    """Source and grown model, for each axis and for all of them."""
     model = random_model(sized(6))
     return model, grow(model, replace(model.config, **request.param))
 
 
 def update(model: TokenFormer, optimizer: torch.optim.Optimizer) -> None:
+    """Train the model for one update on the batch."""
     optimizer.zero_grad()
     F.cross_entropy(model(BATCH[:, :-1]).flatten(0, 1), BATCH[:, 1:].flatten()).backward()
     optimizer.step()
 
 
-def test_every_new_entry_has_moved_after_two_updates(
+def test_every_new_entry_moves_within_two_updates(
     grown_pair: tuple[TokenFormer, TokenFormer],
 ) -> None:
     grown = grown_pair[1].train()
-    born = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
-    # Without decay, so that what moves has a gradient.
+    initial = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
+    # Without weight decay, an entry moves only if it has a gradient.
     optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
     for _ in range(2):
         update(grown, optimizer)
     for name, tensor in grown.state_dict().items():
-        still = tensor == born[name]
-        if name == "embedding.weight":  # a token that is not in the batch moves by the head alone
-            assert not still.all(dim=0).any()
+        unchanged = tensor == initial[name]
+        if name == "embedding.weight":  # a token outside the batch moves only through the head
+            assert not unchanged.all(dim=0).any()
         else:
-            assert not still.any(), name
+            assert not unchanged.any(), name
 
 
-def test_no_two_new_channels_stay_alike(random_model: RandomModel, sized: Sized) -> None:
+def test_new_channels_become_different(random_model: RandomModel, sized: Sized) -> None:
     source = random_model(sized(6))
     grown = grow(source, sized(6, width=23, head_dim=8)).train()
     new = grown.state_dict()["embedding.weight"][:, 16:]
-    assert (new == new[:, :1]).all()  # born as the mean of the others
+    assert (new == new[:, :1]).all()  # initialised to the mean of the others
     optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
     for _ in range(2):
         update(grown, optimizer)
@@ -139,7 +141,7 @@ def test_no_two_new_channels_stay_alike(random_model: RandomModel, sized: Sized)
             assert len(columns.T.unique(dim=0)) == 7, name
 
 
-def test_two_copies_of_one_block_do_not_stay_alike(random_model: RandomModel, sized: Sized) -> None:
+def test_two_copies_of_one_block_become_different(random_model: RandomModel, sized: Sized) -> None:
     grown = grow(random_model(sized(6, layers=1)), sized(6, layers=3)).train()
     optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
     for _ in range(2):
@@ -161,13 +163,13 @@ def test_two_copies_of_one_block_do_not_stay_alike(random_model: RandomModel, si
 def test_new_blocks_are_spread_evenly(
     sized: Sized, layers: int, grown: int, places: list[int]
 ) -> None:
-    found = origins(sized(6, layers=layers), sized(6, layers=grown), "spread")
+    found = block_origins(sized(6, layers=layers), sized(6, layers=grown), "spread")
     assert [block for block, _ in found] == places
-    assert sum(itself for _, itself in found) == layers
-    assert all(itself == (i == places.index(block)) for i, (block, itself) in enumerate(found))
+    assert sum(original for _, original in found) == layers
+    assert all(original == (i == places.index(block)) for i, (block, original) in enumerate(found))
 
 
-def test_a_new_block_is_the_identity_bit_for_bit(random_model: RandomModel, sized: Sized) -> None:
+def test_new_block_is_bitwise_identity(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6), dtype=torch.float32)
     grown = grow(model, sized(6, layers=7))
     ids = BATCH[:, :-1]
@@ -175,15 +177,13 @@ def test_a_new_block_is_the_identity_bit_for_bit(random_model: RandomModel, size
         assert torch.equal(model(ids), grown(ids))
 
 
-def test_new_blocks_go_on_top_where_it_is_asked_for(
-    random_model: RandomModel, sized: Sized
-) -> None:
+def test_new_blocks_are_placed_on_top_on_request(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6), dtype=torch.float32)
     grown = grow(model, sized(6, layers=5), GrowthConfig(new_block_place="top"))
     for layer in (0, 1):
         for name, old in model.blocks[layer].state_dict().items():
             assert torch.equal(grown.blocks[layer].state_dict()[name], old)
-    places = origins(sized(6), sized(6, layers=5), "top")
+    places = block_origins(sized(6), sized(6, layers=5), "top")
     assert places == [(0, True), (1, True), (0, False), (1, False), (0, False)]
     ids = BATCH[:, :-1]
     with torch.no_grad():
@@ -191,11 +191,11 @@ def test_new_blocks_go_on_top_where_it_is_asked_for(
 
 
 class TestStack:
-    """growth=stack: whole copies of blocks, which are another function."""
+    """growth=stack: exact copies of blocks, which change the function."""
 
     CONFIG = GrowthConfig(new_blocks="stack", new_block_place="top", tolerance=float("inf"))
 
-    def test_every_block_is_there_again_in_order(
+    def test_every_block_is_repeated_in_order(
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         model = random_model(sized(6))
@@ -204,26 +204,22 @@ class TestStack:
             for name, old in model.blocks[layer % 2].state_dict().items():
                 assert torch.equal(grown.blocks[layer].state_dict()[name], old)
 
-    def test_the_report_says_how_far_the_function_moved(
-        self, random_model: RandomModel, sized: Sized
-    ) -> None:
+    def test_report_has_the_drift(self, random_model: RandomModel, sized: Sized) -> None:
         plan = plan_growth(sized(6), sized(6, layers=4), config=self.CONFIG)
         report = apply_growth(plan, random_model(sized(6)).to_weights(), {}).report
         assert report["new_blocks"] == "stack"
         assert report["drift"]["max_logit"] > 0.1
 
-    def test_without_the_named_option_it_is_refused(
-        self, random_model: RandomModel, sized: Sized
-    ) -> None:
+    def test_default_tolerance_refuses_it(self, random_model: RandomModel, sized: Sized) -> None:
         config = replace(self.CONFIG, tolerance=None)
         with pytest.raises(DriftError, match="not the same function"):
             grow(random_model(sized(6)), sized(6, layers=4), config)
 
 
-def test_the_published_rotation_of_a_longer_head_would_be_another_function(
+def test_published_rotation_of_a_longer_head_changes_function(
     random_model: RandomModel, sized: Sized
 ) -> None:
-    # Why rotary_channels is kept: 25 % of 16 channels are 4, of 8 they are 2.
+    # rotary_channels is inherited for this reason: 25 % of 16 channels are 4, of 8 they are 2.
     model = random_model(sized(6))
     grown = grow(model, sized(6, head_dim=16))
     assert grown.config.rotary_channels == 2
@@ -234,7 +230,7 @@ def test_the_published_rotation_of_a_longer_head_would_be_another_function(
 
 
 @pytest.mark.parametrize("changes", [{"width": 23}, {"heads": 3}], ids=str)
-def test_half_precision_becomes_float32_where_numbers_are_computed(
+def test_half_precision_becomes_float32_if_rounded(
     random_model: RandomModel, sized: Sized, changes: dict[str, int]
 ) -> None:
     model = random_model(sized(6), dtype=torch.float16)
@@ -245,12 +241,13 @@ def test_half_precision_becomes_float32_where_numbers_are_computed(
 
 
 class TestOptimizer:
-    """What Adam's moments are after a growth, by the gradients right after it."""
+    """Adam's moments after a growth, compared with the gradients directly after it."""
 
     @pytest.fixture(params=["l2_norm_gelu", "gelu_l2_norm"])
     def trained(
         self, request: pytest.FixtureRequest, random_model: RandomModel, sized: Sized
     ) -> tuple[TokenFormer, torch.optim.Optimizer]:
+        """Model and optimizer after five updates."""
         model = random_model(sized(6, activation=request.param)).train()
         optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
         for _ in range(5):
@@ -259,17 +256,19 @@ class TestOptimizer:
 
     def grown_from(
         self, model: TokenFormer, optimizer: torch.optim.Optimizer, **changes: int
-    ) -> Grown:
+    ) -> GrowthResult:
+        """Grow the model and its optimizer state by changes of the config."""
         plan = plan_growth(model.config, replace(model.config, **changes))
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         return apply_growth(plan, weights, optimizer_state(model, optimizer))
 
     def gradients(self, model: TokenFormer) -> dict[str, Tensor]:
+        """Return the gradient of the loss on the batch by parameter name."""
         model.zero_grad()
         F.cross_entropy(model(BATCH[:, :-1]).flatten(0, 1), BATCH[:, 1:].flatten()).backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    def test_of_every_axis_the_state_is_complete_and_loads(
+    def test_state_after_all_axes_is_complete_and_loads(
         self, trained: tuple[TokenFormer, torch.optim.Optimizer]
     ) -> None:
         grown = self.grown_from(*trained, **AXES["all"])
@@ -278,7 +277,9 @@ class TestOptimizer:
         load_optimizer_state(model, optimizer, grown.optimizer)
         assert grown.optimizer.keys() == optimizer_state(model, optimizer).keys()
 
-    def test_width(self, trained: tuple[TokenFormer, torch.optim.Optimizer]) -> None:
+    def test_gradients_after_width_match(
+        self, trained: tuple[TokenFormer, torch.optim.Optimizer]
+    ) -> None:
         model, _ = trained
         grown = self.grown_from(*trained, width=23)
         wider = TokenFormer.from_weights(grown.config, grown.weights)
@@ -298,7 +299,7 @@ class TestOptimizer:
                 found = new[:16] if new.dim() == 1 else new
             torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-9, msg=name)
 
-    def test_the_moments_of_a_scaled_entry_are_divided_by_its_scale(
+    def test_moments_of_scaled_entries_are_divided_by_the_scale(
         self, trained: tuple[TokenFormer, torch.optim.Optimizer]
     ) -> None:
         state, rho = optimizer_state(*trained), (16 / 23) ** 0.5
@@ -309,7 +310,9 @@ class TestOptimizer:
             assert bool((new[16:] == 0).all())
         assert grown["step.final_norm.weight"] == state["step.final_norm.weight"] == 5
 
-    def test_heads(self, trained: tuple[TokenFormer, torch.optim.Optimizer]) -> None:
+    def test_gradients_and_moments_after_heads_match(
+        self, trained: tuple[TokenFormer, torch.optim.Optimizer]
+    ) -> None:
         model, optimizer = trained
         grown = self.grown_from(model, optimizer, heads=3, head_dim=11)
         longer = TokenFormer.from_weights(grown.config, grown.weights)
@@ -325,7 +328,9 @@ class TestOptimizer:
             torch.testing.assert_close(new * by, gradient, rtol=1e-6, atol=1e-9, msg=name)
             torch.testing.assert_close(moment * by, state[f"exp_avg.{name}"])
 
-    def test_depth(self, trained: tuple[TokenFormer, torch.optim.Optimizer]) -> None:
+    def test_gradients_and_moments_after_depth_match(
+        self, trained: tuple[TokenFormer, torch.optim.Optimizer]
+    ) -> None:
         model, optimizer = trained
         grown = self.grown_from(model, optimizer, layers=4)
         deeper = TokenFormer.from_weights(grown.config, grown.weights)
@@ -336,8 +341,8 @@ class TestOptimizer:
             torch.testing.assert_close(after[at], gradient, rtol=1e-6, atol=1e-9, msg=name)
             assert torch.equal(grown.optimizer[f"exp_avg.{at}"], state[f"exp_avg.{name}"])
             assert grown.optimizer[f"step.{at}"] == 5
-        born = [name for name in grown.weights if name.startswith(("blocks.1.", "blocks.3."))]
-        assert born
-        for name in born:  # tensors of their own, which begin with their own bias correction
+        new = [name for name in grown.weights if name.startswith(("blocks.1.", "blocks.3."))]
+        assert new
+        for name in new:  # separate tensors, which start with their own bias correction
             assert grown.optimizer[f"step.{name}"] == 0
             assert not grown.optimizer[f"exp_avg.{name}"].any()

@@ -1,4 +1,4 @@
-"""The Python door to growth: a model in, a larger model out."""
+"""Python API of growth: a model in, a larger model out."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,9 @@ RandomModel = Callable[..., TokenFormer]
 IDS = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(3))
 
 
-def test_three_lines_of_python(random_model: RandomModel, sized: Sized, tmp_path: Path) -> None:
+def test_growth_in_three_lines_of_python(
+    random_model: RandomModel, sized: Sized, tmp_path: Path
+) -> None:
     tokengrow.save_checkpoint(tmp_path / "small", random_model(sized(6), dtype=torch.float32))
     model = tokengrow.load_checkpoint(tmp_path / "small").model
     bigger = tokengrow.grow(model, target=sized(10))
@@ -31,7 +33,7 @@ def test_three_lines_of_python(random_model: RandomModel, sized: Sized, tmp_path
         torch.testing.assert_close(bigger(IDS), model(IDS), rtol=1e-5, atol=1e-5)
 
 
-def test_the_grown_model_has_the_precision_of_its_source_and_is_in_eval_mode(
+def test_grown_model_has_source_precision_and_eval_mode(
     random_model: RandomModel, sized: Sized
 ) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -40,7 +42,7 @@ def test_the_grown_model_has_the_precision_of_its_source_and_is_in_eval_mode(
         assert not bigger.training
 
 
-def test_the_source_is_untouched_by_growing_and_by_training_the_grown_model(
+def test_source_is_not_modified_by_growing_or_training(
     random_model: RandomModel, sized: Sized
 ) -> None:
     model = random_model(sized(6)).train()
@@ -53,7 +55,7 @@ def test_the_source_is_untouched_by_growing_and_by_training_the_grown_model(
     assert all(torch.equal(model.state_dict()[name], old) for name, old in before.items())
 
 
-def test_a_seed_bears_the_same_values_again(random_model: RandomModel, sized: Sized) -> None:
+def test_same_seed_gives_the_same_values(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6))
     first, again, other = (
         grow(model, sized(10), GrowthConfig(seed=seed)).state_dict() for seed in (1, 1, 2)
@@ -64,7 +66,7 @@ def test_a_seed_bears_the_same_values_again(random_model: RandomModel, sized: Si
     assert torch.equal(first[name][:12], other[name][:12])
 
 
-def test_the_global_generator_is_left_alone(random_model: RandomModel, sized: Sized) -> None:
+def test_global_generator_is_not_used(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6))
     before = torch.get_rng_state()
     grow(model, sized(10))
@@ -80,7 +82,7 @@ def test_growing_to_the_same_size_is_a_copy(random_model: RandomModel, sized: Si
         assert copy.state_dict()[name].data_ptr() != tensor.data_ptr()
 
 
-def test_the_report_says_what_happened(random_model: RandomModel, sized: Sized) -> None:
+def test_report_has_steps_settings_and_drift(random_model: RandomModel, sized: Sized) -> None:
     config = GrowthConfig(seed=4, new_value_scale=0.5)
     plan = plan_growth(sized(6), sized(10), config=config)
     report = apply_growth(plan, random_model(sized(6)).state_dict(), {}).report
@@ -93,14 +95,14 @@ def test_the_report_says_what_happened(random_model: RandomModel, sized: Sized) 
     assert json.loads(json.dumps(report))["drift"] == report["drift"]
 
 
-def test_the_probe_may_be_given(random_model: RandomModel, sized: Sized) -> None:
+def test_given_probe_is_used(random_model: RandomModel, sized: Sized) -> None:
     plan, weights = plan_growth(sized(6), sized(10)), random_model(sized(6)).state_dict()
     grown = apply_growth(plan, weights, {}, probe=IDS[:, :6])
     assert grown.report["drift"]["probe_tokens"] == 2 * 5
     assert apply_growth(plan, weights, {}).report["drift"]["probe_tokens"] == 2 * 12
 
 
-def test_damaged_weights_are_found_out(random_model: RandomModel, sized: Sized) -> None:
+def test_damaged_weights_are_refused(random_model: RandomModel, sized: Sized) -> None:
     plan, weights = plan_growth(sized(6), sized(10)), random_model(sized(6)).state_dict()
     grown = apply_growth(plan, weights, {}).weights
     verify_growth(plan, weights, grown)
@@ -109,7 +111,7 @@ def test_damaged_weights_are_found_out(random_model: RandomModel, sized: Sized) 
         verify_growth(plan, weights, broken)
 
 
-def test_a_source_with_nan_is_refused(random_model: RandomModel, sized: Sized) -> None:
+def test_source_with_nan_is_refused(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6))
     with torch.no_grad():
         model.blocks[0].ffn.key_param_tokens[0, 0] = torch.nan
@@ -118,29 +120,29 @@ def test_a_source_with_nan_is_refused(random_model: RandomModel, sized: Sized) -
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
-def test_new_values_of_zero_are_refused(scale: float) -> None:
-    with pytest.raises(UserError, match=r"growth\.new_value_scale must be positive, not"):
+def test_new_value_scale_of_zero_is_refused(scale: float) -> None:
+    with pytest.raises(UserError, match=r"growth\.new_value_scale must be above 0, got"):
         GrowthConfig(new_value_scale=scale)
 
 
 def test_a_negative_tolerance_is_refused() -> None:
-    with pytest.raises(UserError, match=r"growth\.tolerance must not be negative: -1e-05"):
+    with pytest.raises(UserError, match=r"growth\.tolerance must be 0 or more, got -1e-05\."):
         GrowthConfig(tolerance=-1e-5)
 
 
 def test_a_smaller_target_is_refused(random_model: RandomModel, sized: Sized) -> None:
-    with pytest.raises(UserError, match=r"model\.tokens\.query: 6 -> 5"):
+    with pytest.raises(UserError, match=r"model\.tokens\.query must be at least 6, got 5\."):
         grow(random_model(sized(6)), sized(5))
 
 
 class TestPublishedGrowth:
-    """growth=published: what the published code does, which is another function."""
+    """growth=published: the growth of the published code, which changes the function."""
 
     CONFIG = GrowthConfig(
         init="published", tau="recompute", optimizer="fresh", tolerance=float("inf")
     )
 
-    def test_old_tokens_come_first_and_new_ones_are_drawn_as_at_a_birth(
+    def test_new_tokens_are_drawn_as_in_a_new_model(
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         source = random_model(sized(6))
@@ -153,13 +155,13 @@ class TestPublishedGrowth:
                 wanted = 0.02 if name.endswith("key_param_tokens") else 0.25
                 assert new.std().item() == pytest.approx(wanted, rel=0.03)
 
-    def test_tau_is_that_of_a_model_born_at_this_size(
+    def test_tau_is_that_of_a_new_model_of_this_size(
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         grown = grow(random_model(sized(6)), sized(9), self.CONFIG)
         assert grown.config == sized(9)
 
-    def test_the_loss_jumps_and_the_report_says_so(
+    def test_report_has_the_jump_and_the_settings(
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         plan = plan_growth(sized(6), sized(9), config=self.CONFIG)
@@ -169,18 +171,16 @@ class TestPublishedGrowth:
         assert (grown.report["init"], grown.report["tau"]) == ("published", "recompute")
         assert not any(key.startswith("exp_avg") for key in grown.optimizer)
 
-    def test_without_the_named_option_it_is_refused(
-        self, random_model: RandomModel, sized: Sized
-    ) -> None:
+    def test_default_tolerance_refuses_it(self, random_model: RandomModel, sized: Sized) -> None:
         for config in (GrowthConfig(init="published"), GrowthConfig(tau="recompute")):
             with pytest.raises(DriftError):
                 grow(random_model(sized(6)), sized(9), config)
 
-    def test_it_knows_no_other_axis(self, random_model: RandomModel, sized: Sized) -> None:
-        with pytest.raises(UserError, match=r"parameter tokens alone.*not width, depth"):
+    def test_other_axes_are_refused(self, random_model: RandomModel, sized: Sized) -> None:
+        with pytest.raises(UserError, match=r"only parameter tokens.*got width, depth\."):
             grow(random_model(sized(6)), sized(9, width=24, head_dim=8, layers=3), self.CONFIG)
 
-    def test_the_published_code_can_load_the_result(
+    def test_published_code_can_load_the_result(
         self, random_model: RandomModel, sized: Sized, tmp_path: Path
     ) -> None:
         kept = grow(random_model(sized(6, init="published")), sized(9))
@@ -191,6 +191,6 @@ class TestPublishedGrowth:
 
 
 @pytest.mark.parametrize("key", ["init", "tau", "optimizer"])
-def test_a_choice_that_there_is_not_is_named(key: str) -> None:
-    with pytest.raises(UserError, match=rf"growth\.{key} 'x': valid are "):
+def test_invalid_choice_is_named(key: str) -> None:
+    with pytest.raises(UserError, match=rf"growth\.{key} must be one of .*, got 'x'\."):
         GrowthConfig(**{key: "x"})

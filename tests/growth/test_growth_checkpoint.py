@@ -1,4 +1,4 @@
-"""Growth from disk to disk: the same checkpoint as in memory."""
+"""Growth of a checkpoint from disk to disk: same result as in memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,29 +8,32 @@ import torch
 
 from tokengrow.checkpoint.layout import LINEAGE
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
-from tokengrow.growth.checkpoint import grow_checkpoint, grow_on_disk
+from tokengrow.growth.checkpoint import grow_checkpoint, grow_checkpoint_on_disk
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan, plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import Tokens
 
 LARGER = {"layers": 3, "width": 40, "heads": 3, "head_dim": 20}
-"""Than two layers of width 32 and two heads of 16."""
+"""Sizes above those of the source: two layers, width 32, two heads of 16."""
 
 
 def plan_from(source: Checkpoint, config: GrowthConfig | None = None) -> GrowthPlan:
+    """Plan a growth along all axes."""
     tokens = Tokens(query=50, key=50, value=50, output=50, ffn=80)
     target = replace(source.config, **LARGER, tokens=tokens)
     return plan_growth(source.config, target, config=config or GrowthConfig())
 
 
 @pytest.mark.parametrize("growth", [GrowthConfig(), GrowthConfig(init="gram", tau="recompute")])
-def test_from_disk_to_disk_it_is_the_growth_in_memory(
+def test_growth_on_disk_equals_growth_in_memory(
     source: Path, tmp_path: Path, growth: GrowthConfig
 ) -> None:
     plan = plan_from(load_checkpoint(source), growth)
     in_memory = save_checkpoint(tmp_path / "memory", grow_checkpoint(load_checkpoint(source), plan))
-    on_disk = grow_on_disk(load_checkpoint(source, streamed=True), plan, tmp_path / "disk")
+    on_disk = grow_checkpoint_on_disk(
+        load_checkpoint(source, streamed=True), plan, tmp_path / "disk"
+    )
     assert on_disk.folder == tmp_path / "disk"
     one, other = load_checkpoint(in_memory), load_checkpoint(tmp_path / "disk")
     for mine, theirs in ((one.weights, other.weights), (one.optimizer, other.optimizer)):
@@ -40,25 +43,25 @@ def test_from_disk_to_disk_it_is_the_growth_in_memory(
     assert (one.config, one.train_state, one.run) == (other.config, other.train_state, other.run)
 
 
-def test_a_growth_that_drifts_leaves_nothing(source: Path, tmp_path: Path) -> None:
+def test_refused_growth_leaves_no_files(source: Path, tmp_path: Path) -> None:
     streamed = load_checkpoint(source, streamed=True)
     plan = plan_from(streamed, GrowthConfig(tau="recompute"))
     with pytest.raises(DriftError):
-        grow_on_disk(streamed, plan, tmp_path / "new" / "grown")
+        grow_checkpoint_on_disk(streamed, plan, tmp_path / "new" / "grown")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_says_how_far_it_is(source: Path, tmp_path: Path) -> None:
+def test_progress_is_tracked(source: Path, tmp_path: Path) -> None:
     streamed = load_checkpoint(source, streamed=True)
     seen: dict[str, tuple[int, int]] = {}
 
-    def watch(tensors, what, most):  # type: ignore[no-untyped-def]
+    def track(tensors, description, total):  # type: ignore[no-untyped-def]
         tensors = list(tensors)
-        seen[what] = len(tensors), most
+        seen[description] = len(tensors), total
         return tensors
 
-    grow_on_disk(streamed, plan_from(streamed), tmp_path / "grown", watch=watch)
+    grow_checkpoint_on_disk(streamed, plan_from(streamed), tmp_path / "grown", track=track)
     assert seen.keys() == {"weights", "optimizer state"}
     assert seen["weights"] == (33, 33)  # 3 blocks of 10, embedding, norm
-    done, most = seen["optimizer state"]
-    assert done == 33 * 5 - 2 <= most  # the norm's two vectors have no columns
+    done, total = seen["optimizer state"]
+    assert done == 33 * 5 - 2 <= total  # the two vectors of the norm have no columns

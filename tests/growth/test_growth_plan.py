@@ -1,4 +1,4 @@
-"""Plans: what growth can do, what it keeps, and what it refuses."""
+"""Growth plans: steps, inherited fields, and refused targets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from tokengrow.errors import UserError
-from tokengrow.growth.plan import KEPT, plan_growth
+from tokengrow.growth.plan import INHERITED_FIELDS, plan_growth
 from tokengrow.model.config import ModelConfig, Taus, Tokens
 
 Sized = Callable[..., ModelConfig]
 
 
-def test_one_step_leads_from_the_source_to_the_target(sized: Sized) -> None:
+def test_growth_of_tokens_is_one_step(sized: Sized) -> None:
     plan = plan_growth(sized(6), sized(9))
     assert plan.source == sized(6)
     (step,) = plan.steps
@@ -27,7 +27,7 @@ def test_one_step_leads_from_the_source_to_the_target(sized: Sized) -> None:
     }
 
 
-def test_a_single_role_may_grow(sized: Sized) -> None:
+def test_single_role_can_grow(sized: Sized) -> None:
     tokens = Tokens(query=6, key=6, value=6, output=6, ffn=13)
     (step,) = plan_growth(sized(6), sized(6, tokens=tokens)).steps
     assert step.changes == {"tokens.ffn": (12, 13)}
@@ -40,7 +40,7 @@ def test_equal_sizes_need_no_step(sized: Sized) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "kept", "asked"),
+    ("key", "inherited", "requested"),
     [
         ("tau", Taus(query=2.0, key=2.1, value=2.2, output=2.3, ffn=2.4), Taus(query=9.0)),
         ("rotary_channels", 4, 8),
@@ -50,35 +50,36 @@ def test_equal_sizes_need_no_step(sized: Sized) -> None:
         ("init", "published", "balanced"),
     ],
 )
-def test_what_is_not_a_size_stays_that_of_the_source(
-    sized: Sized, key: str, kept: Any, asked: Any
+def test_inherited_fields_are_those_of_the_source(
+    sized: Sized, key: str, inherited: Any, requested: Any
 ) -> None:
-    plan = plan_growth(sized(6, **{key: kept}), sized(9, **{key: asked}))
-    assert getattr(plan.target, key) == kept
+    plan = plan_growth(sized(6, **{key: inherited}), sized(9, **{key: requested}))
+    assert getattr(plan.target, key) == inherited
     assert plan.target.tokens == sized(9).tokens
 
 
-def test_every_kept_key_has_its_test() -> None:
+def test_every_inherited_field_is_tested() -> None:
     tested = {"tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init"}
-    assert set(KEPT) == tested
+    assert set(INHERITED_FIELDS) == tested
 
 
-def test_tau_is_that_of_the_first_model_after_two_growths(sized: Sized) -> None:
+def test_tau_stays_that_of_the_first_model(sized: Sized) -> None:
     second = plan_growth(sized(6), sized(9)).target
     third = plan_growth(second, sized(20)).target
     assert third.tau == Taus.default(sized(6).tokens)
 
 
 @pytest.mark.parametrize("role", ["query", "key", "value", "output", "ffn"])
-def test_a_role_that_shrinks_is_refused_by_name(sized: Sized, role: str) -> None:
+def test_smaller_role_is_refused_by_name(sized: Sized, role: str) -> None:
     sizes = {"query": 9, "key": 9, "value": 9, "output": 9, "ffn": 18}
     target = sized(9, tokens=Tokens(**{**sizes, role: 5}))
     before = 12 if role == "ffn" else 6
-    with pytest.raises(UserError, match=rf"model\.tokens\.{role}: {before} -> 5: .*least {before}"):
+    message = rf"model\.tokens\.{role} must be at least {before}, got 5\..*{role}={before} or more"
+    with pytest.raises(UserError, match=message):
         plan_growth(sized(6), target)
 
 
-def test_every_axis_is_a_step_of_its_own_in_a_fixed_order(sized: Sized) -> None:
+def test_every_axis_is_one_step_in_fixed_order(sized: Sized) -> None:
     target = sized(9, width=24, heads=3, head_dim=10, layers=5)
     plan = plan_growth(sized(6), target)
     assert [step.axis for step in plan.steps] == ["width", "heads", "tokens", "depth"]
@@ -93,7 +94,7 @@ def test_every_axis_is_a_step_of_its_own_in_a_fixed_order(sized: Sized) -> None:
 @pytest.mark.parametrize(
     ("activation", "block_share"), [("l2_norm_gelu", 1.0), ("gelu_l2_norm", 0.5)]
 )
-def test_a_wider_model_adds_less_to_its_variances(
+def test_wider_model_has_smaller_epsilons(
     sized: Sized, activation: str, block_share: float
 ) -> None:
     source = sized(6, activation=activation, norm_eps=2e-5, final_norm_eps=4e-5)
@@ -105,13 +106,16 @@ def test_a_wider_model_adds_less_to_its_variances(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 12, "head_dim": 8}, r"model\.width: 16 -> 12.*growth never makes"),
-        ({"heads": 1, "head_dim": 8}, r"model\.heads: 2 -> 1"),
-        ({"heads": 4}, r"model\.head_dim: 8 -> 4"),
-        ({"layers": 1}, r"model\.layers: 2 -> 1"),
+        (
+            {"width": 12, "head_dim": 8},
+            r"model\.width must be at least 16, got 12\. Growth never",
+        ),
+        ({"heads": 1, "head_dim": 8}, r"model\.heads must be at least 2, got 1\."),
+        ({"heads": 4}, r"model\.head_dim must be at least 8, got 4\."),
+        ({"layers": 1}, r"model\.layers must be at least 2, got 1\."),
     ],
 )
-def test_no_axis_shrinks(sized: Sized, changes: dict[str, Any], message: str) -> None:
+def test_smaller_axis_is_refused(sized: Sized, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_growth(sized(6), sized(9, **changes))
 
@@ -119,12 +123,18 @@ def test_no_axis_shrinks(sized: Sized, changes: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 41}, r"model\.vocab_size: 40 -> 41.*set model\.vocab_size=40"),
-        ({"context_length": 24}, r"model\.context_length: 12 -> 24: growth cannot change it"),
-        ({"activation": "softmax"}, r"model\.activation: l2_norm_gelu -> softmax"),
+        (
+            {"vocab_size": 41},
+            r"model\.vocab_size must stay 40, got 41\..*Set model\.vocab_size=40\.",
+        ),
+        (
+            {"context_length": 24},
+            r"context_length must stay 12, got 24\. Growth changes only width",
+        ),
+        ({"activation": "softmax"}, r"model\.activation must stay l2_norm_gelu, got softmax\."),
     ],
 )
-def test_a_size_that_growth_cannot_change_is_refused_by_name(
+def test_key_that_growth_cannot_change_is_refused(
     sized: Sized, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

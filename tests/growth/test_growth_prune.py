@@ -1,4 +1,4 @@
-"""Pruning: the tokens that contribute least go, and a growth by zero keys is undone."""
+"""Pruning removes the tokens that contribute least, and undoes a growth by zero keys."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -13,13 +13,13 @@ from tokengrow.errors import UserError
 from tokengrow.growth.engine import apply_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import (
-    Pruned,
-    kept_moments,
+    PruningResult,
+    apply_pruning,
     plan_pruning,
-    prune,
-    rank,
     rescaled_tau,
-    row_indices,
+    rows_by_name,
+    select_optimizer_rows,
+    select_tokens,
 )
 from tokengrow.growth.tokens import token_tensors
 from tokengrow.model.activity import Activity, measure_activity
@@ -32,14 +32,15 @@ TEXT, PROBE = torch.randint(40, (2, 4, 13), generator=torch.Generator().manual_s
 FFN = "blocks.0.ffn.{}_param_tokens"
 
 
-def pruned(model: TokenFormer, target: ModelConfig, optimizer: Any = None) -> Pruned:
+def pruned(model: TokenFormer, target: ModelConfig, optimizer: Any = None) -> PruningResult:
+    """Prune a model to the sizes of `target`."""
     plan = plan_pruning(model.config, target)
-    return prune(model.config, plan, model.to_weights(), optimizer or {}, TEXT, PROBE)
+    return apply_pruning(model.config, plan, model.to_weights(), optimizer or {}, TEXT, PROBE)
 
 
 @st.composite
 def sizes(draw: st.DrawFn) -> tuple[Tokens, Tokens]:
-    """Tokens of each role before and after a growth of some or all of them."""
+    """Draw the tokens of each role before and after a growth of some or all roles."""
     before = {role: draw(st.integers(2, 9)) for role in ROLES}
     grown = {role: n + draw(st.integers(0, 7)) for role, n in before.items()}
     grown["ffn"] += before == grown
@@ -55,7 +56,7 @@ def sizes(draw: st.DrawFn) -> tuple[Tokens, Tokens]:
     layers=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
-def test_what_a_growth_by_zero_keys_appended_goes_and_the_source_is_back_bit_for_bit(
+def test_pruning_undoes_a_zero_key_growth_bitwise(
     random_model: RandomModel,
     sized: Sized,
     dtype: torch.dtype,
@@ -75,9 +76,9 @@ def test_what_a_growth_by_zero_keys_appended_goes_and_the_source_is_back_bit_for
     plan = plan_growth(source.config, replace(source.config, tokens=tokens[1]))
     grown = apply_growth(plan, source.to_weights(), moments)
     target = plan_pruning(grown.config, source.config)
-    back = prune(grown.config, target, grown.weights, grown.optimizer, TEXT, PROBE)
-    assert back.config == source.config, "tau too"
-    ages = {key for key in back.optimizer if key not in moments}  # all that is left was there
+    back = apply_pruning(grown.config, target, grown.weights, grown.optimizer, TEXT, PROBE)
+    assert back.config == source.config, "including tau"
+    ages = {key for key in back.optimizer if key not in moments}  # only old tokens are left
     assert all((back.optimizer[key] == 1).all() for key in ages)
     carried = {key: tensor for key, tensor in back.optimizer.items() if key not in ages}
     for found, expected in ((back.weights, source.to_weights()), (carried, moments)):
@@ -87,43 +88,43 @@ def test_what_a_growth_by_zero_keys_appended_goes_and_the_source_is_back_bit_for
 
 
 def activity(contribution: list[float], share: list[float]) -> Activity:
-    columns = (contribution, share, share)  # of the scores themselves pruning knows nothing
+    """Return the activity of one layer; pruning does not use the squared scores."""
+    columns = (contribution, share, share)
     return Activity(*(torch.tensor(each, dtype=torch.float64) for each in columns))
 
 
-def test_the_largest_contributions_of_each_layer_stay_in_their_order(sized: Sized) -> None:
+def test_largest_contributions_are_kept_in_order(sized: Sized) -> None:
     found = {
         (0, "ffn"): activity([1.0, 4.0, 2.0, 3.0], [0.25] * 4),
         (1, "ffn"): activity([7.0, 7.0, 7.0, 7.0], [0.25] * 4),
     }
-    kept = rank(found, sized(1))  # two tokens in the FFN
+    kept = select_tokens(found, sized(1))  # two tokens in the FFN
     assert kept[0, "ffn"].tolist() == [1, 3]
-    assert kept[1, "ffn"].tolist() == [0, 1], "of equals the earlier"
+    assert kept[1, "ffn"].tolist() == [0, 1], "of equal ones, the earlier"
 
 
-def test_tau_squared_loses_the_mean_share_of_what_is_dropped(sized: Sized) -> None:
-    whole = activity([1.0], [1.0])
-    found = {(0, role): whole for role in ROLES[:4]} | {
+def test_tau_squared_shrinks_by_mean_removed_share(sized: Sized) -> None:
+    single = activity([1.0], [1.0])
+    found = {(0, role): single for role in ROLES[:4]} | {
         (0, "ffn"): activity([1.0, 4.0, 2.0, 3.0], [0.1, 0.4, 0.2, 0.3]),
         (1, "ffn"): activity([4.0, 1.0, 3.0, 2.0], [0.3, 0.4, 0.2, 0.1]),
     }
     config = sized(1, tau=Taus(query=1.5, ffn=3.0))
-    tau = rescaled_tau(found, rank(found, config), config)
-    # dropped: 0.1 + 0.2 in the one layer, 0.4 + 0.1 in the other, 0.4 in the mean
+    tau = rescaled_tau(found, select_tokens(found, config), config)
+    # removed: 0.1 + 0.2 in one layer, 0.4 + 0.1 in the other, 0.4 on average
     assert tau.ffn == pytest.approx(3.0 * 0.6**0.5, rel=1e-12)
     assert asdict(tau) | {"ffn": 0} == asdict(config.tau) | {"ffn": 0}
 
 
-def test_a_tau_stays_where_what_is_kept_scores_nothing(sized: Sized) -> None:
+def test_tau_stays_if_kept_tokens_score_zero(sized: Sized) -> None:
     found = {(0, role): activity([0.0, 0.0, 0.0], [0.0, 0.0, 1.0]) for role in ROLES}
     config = sized(1, tokens=Tokens(query=2, key=2, value=2, output=2, ffn=2))
-    assert rescaled_tau(found, rank(found, config), config) == config.tau, "0 would mean: born anew"
+    tau = rescaled_tau(found, select_tokens(found, config), config)
+    assert tau == config.tau, "0 would request sqrt(N)"
 
 
-def test_a_softmax_over_fewer_tokens_weighs_each_as_before(
-    random_model: RandomModel, sized: Sized
-) -> None:
-    # Zero keys weigh 1/6 each, times tau² = 6; of four each weighs 1/4, times tau² = 4.
+def test_softmax_over_fewer_tokens_keeps_weights(random_model: RandomModel, sized: Sized) -> None:
+    # Each of 6 zero keys has weight 1/6, times tau² = 6; each of 4 has 1/4, times tau² = 4.
     model = random_model(sized(6, activation="softmax"))
     for name, parameter in model.named_parameters():
         if name.endswith("key_param_tokens"):
@@ -133,12 +134,12 @@ def test_a_softmax_over_fewer_tokens_weighs_each_as_before(
     assert found.weights["blocks.0.attention.query.key_param_tokens"].shape[0] == 4
 
 
-def test_rows_and_weights_of_kept_tokens_are_those_of_the_source(
-    random_model: RandomModel, sized: Sized
-) -> None:
+def test_kept_rows_are_those_of_the_source(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6))
     before, found = model.to_weights(), pruned(model, sized(4))
-    kept = row_indices(rank(measure_activity(model.config, before, TEXT[:, :-1]), sized(4)))
+    kept = rows_by_name(
+        select_tokens(measure_activity(model.config, before, TEXT[:, :-1]), sized(4))
+    )
     assert found.config.tokens == sized(4).tokens
     for name, tensor in before.items():
         if name in token_tensors(model.config):
@@ -148,7 +149,7 @@ def test_rows_and_weights_of_kept_tokens_are_those_of_the_source(
     assert torch.equal(kept[FFN.format("key")], kept[FFN.format("value")])
 
 
-def test_dropping_what_contributes_most_would_move_the_model_further(
+def test_removing_largest_contributions_drifts_more(
     random_model: RandomModel, sized: Sized
 ) -> None:
     model = random_model(sized(20), dtype=torch.float32)
@@ -158,8 +159,8 @@ def test_dropping_what_contributes_most_would_move_the_model_further(
         layer: replace(each, contribution=-each.contribution)
         for layer, each in measure_activity(model.config, weights, TEXT[:, :-1]).items()
     }
-    worst = rank(low, sized(15))
-    for name, rows in row_indices(worst).items():
+    worst = select_tokens(low, sized(15))
+    for name, rows in rows_by_name(worst).items():
         weights[name] = weights[name][rows]
     config = replace(sized(15), tau=rescaled_tau(low, worst, model.config))
     other = TokenFormer.from_weights(config, weights)
@@ -168,7 +169,7 @@ def test_dropping_what_contributes_most_would_move_the_model_further(
     assert found.report["drift"]["mean_logit"] < 0.5 * moved
 
 
-def test_whatever_a_slot_holds_for_a_row_goes_with_the_row(
+def test_optimizer_rows_are_removed_with_their_tokens(
     random_model: RandomModel, sized: Sized
 ) -> None:
     model = random_model(sized(8))  # 16 channels, and 16 tokens in the FFN
@@ -180,16 +181,14 @@ def test_whatever_a_slot_holds_for_a_row_goes_with_the_row(
         f"column_age.{name}": torch.arange(100, 116),
         "exp_avg.embedding.weight": torch.rand(40, 16),
     }
-    smaller = kept_moments(state, {name: torch.tensor([2, 5])}, weights)
+    smaller = select_optimizer_rows(state, {name: torch.tensor([2, 5])}, weights)
     assert smaller[f"exp_avg.{name}"][:, 0].tolist() == [32.0, 80.0]
     assert smaller[f"row_age.{name}"].tolist() == [2, 5]
-    for whole in (f"step.{name}", f"column_age.{name}", "exp_avg.embedding.weight"):
-        assert torch.equal(smaller[whole], state[whole])
+    for unchanged in (f"step.{name}", f"column_age.{name}", "exp_avg.embedding.weight"):
+        assert torch.equal(smaller[unchanged], state[unchanged])
 
 
-def test_the_report_says_what_was_done_and_on_other_tokens_than_it_ranked_on(
-    random_model: RandomModel, sized: Sized
-) -> None:
+def test_report_has_steps_and_drift_on_the_probe(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6), dtype=torch.float32)
     report = pruned(model, sized(6, tokens=replace(sized(6).tokens, ffn=7))).report
     assert report["operation"] == "prune"
@@ -206,20 +205,23 @@ def test_the_report_says_what_was_done_and_on_other_tokens_than_it_ranked_on(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"tokens": Tokens(query=7, key=6, value=6, output=6, ffn=12)}, "never makes a model lar"),
-        ({"layers": 1}, r"model\.layers: 2 -> 1: pruning takes away parameter tokens"),
-        ({"width": 20}, r"model\.width: 16 -> 20: pruning takes away parameter tokens"),
-        ({}, r"the model must be larger than source.*model\.tokens\.ffn=6"),
+        (
+            {"tokens": Tokens(query=7, key=6, value=6, output=6, ffn=12)},
+            r"query must be at most 6, got 7\. Pru",
+        ),
+        ({"layers": 1}, r"model\.layers must stay 2, got 1\. Pruning removes only parameter"),
+        ({"width": 20}, r"model\.width must stay 16, got 20\. Pruning removes only parameter"),
+        ({}, r"model must be smaller than source.*model\.tokens\.ffn=6\."),
     ],
     ids=str,
 )
-def test_a_target_out_of_reach_is_refused(sized: Sized, changes: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_target_is_refused(sized: Sized, changes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         plan_pruning(sized(6), sized(6, **changes))
 
 
-def test_what_is_not_a_size_is_taken_from_the_source(sized: Sized) -> None:
+def test_inherited_fields_are_those_of_the_source(sized: Sized) -> None:
     source = sized(6, tau=Taus(ffn=9.0), rotary_base=500.0)
     assert plan_pruning(source, sized(4)) == replace(source, tokens=sized(4).tokens)

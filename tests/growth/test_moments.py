@@ -1,4 +1,4 @@
-"""The optimizer through a growth: old entries go on as if nothing had happened."""
+"""Optimizer state through a growth: old entries continue as without it."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import Grown, apply_growth
-from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE, grown_moments
+from tokengrow.growth.engine import GrowthResult, apply_growth
+from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE, grow_optimizer_state
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import token_tensors
 from tokengrow.model.config import ModelConfig
@@ -29,7 +29,7 @@ BATCH = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(5))
 
 
 def update(model: TokenFormer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """One AdamW update on the batch; how far each parameter moved."""
+    """Train for one update on the batch and return the change of each parameter."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer.zero_grad()
     F.cross_entropy(model(BATCH[:, :-1]).flatten(0, 1), BATCH[:, 1:].flatten()).backward()
@@ -39,7 +39,7 @@ def update(model: TokenFormer, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 @pytest.fixture
 def trained(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, torch.optim.Optimizer]:
-    """A float64 model after five updates."""
+    """float64 model and its optimizer after five updates."""
     model = random_model(sized(6)).train()
     optimizer = build_optimizer(model, OPTIM)
     for _ in range(5):
@@ -47,20 +47,24 @@ def trained(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, torch
     return model, optimizer
 
 
-def grown_from(model: TokenFormer, optimizer: torch.optim.Optimizer, to: ModelConfig) -> Grown:
+def grown_from(
+    model: TokenFormer, optimizer: torch.optim.Optimizer, to: ModelConfig
+) -> GrowthResult:
+    """Grow the model and its optimizer state to a larger config."""
     plan = plan_growth(model.config, to)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return apply_growth(plan, weights, optimizer_state(model, optimizer))
 
 
-def resumed(grown: Grown) -> tuple[TokenFormer, torch.optim.Optimizer]:
+def resumed(grown: GrowthResult) -> tuple[TokenFormer, torch.optim.Optimizer]:
+    """Return the grown model with an optimizer that loaded the grown state."""
     model = TokenFormer.from_weights(grown.config, grown.weights).train()
     optimizer = build_optimizer(model, OPTIM)
     load_optimizer_state(model, optimizer, grown.optimizer)
     return model, optimizer
 
 
-def test_the_next_update_of_the_old_entries_is_that_of_the_source(
+def test_next_update_of_old_entries_is_that_of_the_source(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     larger = resumed(grown_from(*trained, sized(10)))
@@ -71,10 +75,10 @@ def test_the_next_update_of_the_old_entries_is_that_of_the_source(
         torch.testing.assert_close(old, step, rtol=1e-6, atol=1e-6 * OPTIM.lr)
 
 
-def test_a_fresh_optimizer_would_move_the_old_entries_elsewhere(
+def test_fresh_optimizer_moves_old_entries_differently(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
-    # What carrying the moments is for.
+    # Moments are carried to avoid this difference.
     grown = grown_from(*trained, sized(10))
     fresh = TokenFormer.from_weights(grown.config, grown.weights).train()
     moved, moved_fresh = update(*trained), update(fresh, build_optimizer(fresh, OPTIM))
@@ -82,7 +86,7 @@ def test_a_fresh_optimizer_would_move_the_old_entries_elsewhere(
     assert difference.item() > 0.1 * OPTIM.lr
 
 
-def test_the_grown_state_is_complete_and_shaped_like_the_parameters(
+def test_grown_state_is_complete_and_shaped_like_parameters(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     grown = grown_from(*trained, sized(10))
@@ -95,7 +99,7 @@ def test_the_grown_state_is_complete_and_shaped_like_the_parameters(
         assert grown.optimizer[f"exp_avg.{name}"].dtype == weights.dtype
 
 
-def test_old_moments_stay_and_new_entries_start_from_zero(
+def test_old_moments_stay_and_new_ones_are_zero(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     source = {name: t.clone() for name, t in optimizer_state(*trained).items()}
@@ -111,7 +115,7 @@ def test_old_moments_stay_and_new_entries_start_from_zero(
         assert (len(grown[key]) > len(old)) == (name in growing)
 
 
-def test_the_state_of_the_source_is_not_modified(
+def test_source_state_is_not_modified(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     state = optimizer_state(*trained)
@@ -119,31 +123,31 @@ def test_the_state_of_the_source_is_not_modified(
     plan = plan_growth(trained[0].config, sized(10))
     weights = {name: tensor.clone() for name, tensor in trained[0].state_dict().items()}
     larger = resumed(apply_growth(plan, weights, state))
-    update(*larger)  # nor by training the grown model
+    update(*larger)  # training the grown model does not modify it either
     assert state.keys() == before.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
 
 
-def test_a_plan_of_no_steps_keeps_the_state(
+def test_plan_without_steps_keeps_the_state(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     state = optimizer_state(*trained)
-    same = dict(grown_moments(plan_growth(sized(6), sized(6)), state))
+    same = dict(grow_optimizer_state(plan_growth(sized(6), sized(6)), state))
     assert same.keys() == state.keys()
     assert all(torch.equal(same[key], state[key]) for key in state)
 
 
-def test_a_source_that_was_never_trained_has_no_moments_to_grow(sized: Sized) -> None:
-    grown = dict(grown_moments(plan_growth(sized(6), sized(10)), {}))
+def test_untrained_source_has_no_moments_to_grow(sized: Sized) -> None:
+    grown = dict(grow_optimizer_state(plan_growth(sized(6), sized(10)), {}))
     assert {key.partition(".")[0] for key in grown} == {ROW_AGE, COLUMN_AGE}
     assert grown[f"{ROW_AGE}.blocks.0.ffn.key_param_tokens"].tolist() == [1] * 12 + [0] * 8
 
 
-def test_a_fresh_optimizer_knows_what_is_old(
+def test_fresh_optimizer_has_the_ages(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     plan = plan_growth(sized(6), sized(10), config=GrowthConfig(optimizer="fresh"))
-    grown = dict(grown_moments(plan, optimizer_state(*trained)))
+    grown = dict(grow_optimizer_state(plan, optimizer_state(*trained)))
     assert {key.partition(".")[0] for key in grown} == {ROW_AGE, COLUMN_AGE}
     assert (
         grown[f"{ROW_AGE}.blocks.1.attention.key.value_param_tokens"].tolist() == [5] * 6 + [0] * 4
@@ -169,7 +173,7 @@ QUERY_KEY, QUERY_VALUE = (
     ],
     ids=lambda value: value.rpartition(".")[0] or "norm" if isinstance(value, str) else None,
 )
-def test_rows_and_columns_tell_how_old_each_entry_is(
+def test_row_and_column_ages_after_each_axis(
     trained: tuple[TokenFormer, torch.optim.Optimizer],
     sized: Sized,
     changes: dict[str, int],
@@ -178,29 +182,29 @@ def test_rows_and_columns_tell_how_old_each_entry_is(
     columns: list[int] | None,
 ) -> None:
     plan = plan_growth(sized(6), sized(6, **{"head_dim": 8, **changes}))
-    grown = dict(grown_moments(plan, optimizer_state(*trained)))
+    grown = dict(grow_optimizer_state(plan, optimizer_state(*trained)))
     assert grown[f"{ROW_AGE}.{name}"].tolist() == rows
     if columns is not None:
         assert grown[f"{COLUMN_AGE}.{name}"].tolist() == columns
 
 
-def test_the_ages_of_two_growths_add_up(
+def test_ages_after_two_growths(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     model, optimizer = resumed(grown_from(*trained, sized(10)))
     for _ in range(3):
         update(model, optimizer)
     plan = plan_growth(sized(10), sized(11, width=17, head_dim=8))
-    grown = dict(grown_moments(plan, optimizer_state(model, optimizer)))
+    grown = dict(grow_optimizer_state(plan, optimizer_state(model, optimizer)))
     assert grown[f"{ROW_AGE}.{QUERY_KEY}"].tolist() == [8] * 6 + [3] * 4 + [0]
     assert grown[f"{COLUMN_AGE}.{QUERY_KEY}"].tolist() == [8] * 16 + [0]
     assert grown[f"step.{QUERY_KEY}"].item() == 8
 
 
-def test_a_new_entry_takes_a_first_step_of_the_whole_rate(
+def test_first_update_of_a_new_entry_has_the_full_rate(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
-    # lr, as in the first update of any entry, and not 0.45 lr as with the tensor's count of 5.
+    # lr, as in the first update of any entry, not 0.45 lr as with the step count 5 of the tensor.
     model, optimizer = resumed(grown_from(*trained, sized(10)))
     optimizer.begin_stage(GrowthConfig(new_warmup_steps=0), done=0)
     moved = update(model, optimizer)["blocks.0.attention.query.key_param_tokens"][6:]

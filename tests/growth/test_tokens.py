@@ -1,4 +1,4 @@
-"""Growth by parameter tokens: exact, an appendix to the old rows, and alive."""
+"""Growth of parameter tokens: exact function, unchanged old rows, trainable new rows."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,24 +11,24 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tokengrow.checkpoint.tensors import StateDict
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.engine import apply_growth, grow
 from tokengrow.growth.plan import plan_growth
-from tokengrow.growth.tokens import append_tokens, token_tensors
+from tokengrow.growth.tokens import grow_tokens, token_tensors
 from tokengrow.growth.verify import DriftError, measure_drift
 from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import INIT_STD, TokenFormer
 
 Sized = Callable[..., ModelConfig]
 RandomModel = Callable[..., TokenFormer]
-State = dict[str, Tensor]
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 @st.composite
 def ladders(draw: st.DrawFn) -> list[ModelConfig]:
-    """A source and two or three ever larger targets, of any shape."""
+    """Draw a source and one to three targets, each at least as large as the one before."""
     heads = draw(st.integers(1, 3))
     head_dim = draw(st.integers(2, 8))
     tokens = [draw(st.integers(2, 12)) for _ in ROLES]
@@ -64,8 +64,8 @@ def test_every_rung_of_a_ladder_computes_the_same_logits(
     with torch.no_grad():
         logits = source(ids)
         largest = max(1.0, logits.abs().max().item())
-        # A few shapes (width 2, a norm over two scores) amplify rounding as such: float32 is asked
-        # of the models that it computes to within a tenth of the tolerance.
+        # A few shapes (width 2, a norm over two scores) amplify rounding. float32 is tested only on
+        # models that it computes to within a tenth of the tolerance.
         wide = TokenFormer.from_weights(source.config, source.state_dict(), torch.float64)
         assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
         for target in ladder[1:]:
@@ -75,18 +75,19 @@ def test_every_rung_of_a_ladder_computes_the_same_logits(
             assert (model(ids) - logits).abs().max().item() < EXACT[dtype] * largest
 
 
-def appended(source: State, grown: State, name: str) -> Tensor:
-    """The rows of a grown tensor that are new."""
+def appended(source: StateDict, grown: StateDict, name: str) -> Tensor:
+    """Return the new rows of a grown tensor."""
     return grown[name][len(source[name]) :]
 
 
 @pytest.fixture
 def grown_pair(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, TokenFormer]:
+    """Source with 6 tokens per role and grown model with 10."""
     model = random_model(sized(6))
     return model, grow(model, sized(10))
 
 
-def test_old_rows_stay_bit_for_bit(grown_pair: tuple[TokenFormer, TokenFormer]) -> None:
+def test_old_rows_are_bitwise_unchanged(grown_pair: tuple[TokenFormer, TokenFormer]) -> None:
     source, grown = (model.state_dict() for model in grown_pair)
     assert source.keys() == grown.keys()
     for name, old in source.items():
@@ -105,7 +106,7 @@ def test_new_keys_are_zero_and_new_values_are_not(
         assert bool((new == 0).all() if "key_param" in name else (new != 0).all())
 
 
-def test_the_source_is_not_modified(random_model: RandomModel, sized: Sized) -> None:
+def test_source_is_not_modified(random_model: RandomModel, sized: Sized) -> None:
     weights = random_model(sized(6)).state_dict()
     before = {name: tensor.clone() for name, tensor in weights.items()}
     plan = plan_growth(sized(6), sized(10))
@@ -115,7 +116,7 @@ def test_the_source_is_not_modified(random_model: RandomModel, sized: Sized) -> 
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
-def test_new_values_have_the_spread_of_the_old_ones_times_the_scale(
+def test_std_of_new_values_is_scaled_from_old_ones(
     random_model: RandomModel, sized: Sized, scale: float
 ) -> None:
     model = random_model(sized(6))  # its values have a standard deviation of 0.5
@@ -129,8 +130,8 @@ def test_new_values_have_the_spread_of_the_old_ones_times_the_scale(
             assert abs(new.mean().item()) < 0.03 * wanted
 
 
-def test_new_values_beside_old_ones_that_are_zero_have_the_initial_spread(sized: Sized) -> None:
-    model = TokenFormer(sized(6, init="balanced"))  # output and FFN values are born 0
+def test_new_values_next_to_zeros_have_the_initial_std(sized: Sized) -> None:
+    model = TokenFormer(sized(6, init="balanced"))  # output and FFN values start at 0
     grown = grow(model, sized(606, init="balanced"))
     for name, role in token_tensors(model.config).items():
         if "value_param" in name and role in ("output", "ffn"):
@@ -138,14 +139,16 @@ def test_new_values_beside_old_ones_that_are_zero_have_the_initial_spread(sized:
             assert new.std().item() == pytest.approx(INIT_STD, rel=0.03)
 
 
-def test_two_growths_in_a_row_bear_no_twins(random_model: RandomModel, sized: Sized) -> None:
+def test_two_growths_in_a_row_draw_different_values(
+    random_model: RandomModel, sized: Sized
+) -> None:
     models = [random_model(sized(6))]
-    for n in (10, 14, 18):  # always four new tokens (eight in the FFN): room for the same draws
+    for n in (10, 14, 18):  # always four new tokens (eight in the FFN)
         models.append(grow(models[-1], sized(n)))
     last = models[-1].state_dict()
     for name in token_tensors(models[0].config):
         if "value_param" in name:
-            # Twins would be parallel, not equal: their standard deviations differ a little.
+            # Same draws would be parallel, not equal: their standard deviations differ a little.
             rows = F.normalize(last[name], dim=1)
             assert (rows @ rows.T).fill_diagonal_(0).max().item() < 0.999, name
 
@@ -159,11 +162,11 @@ def test_new_values_of_different_layers_and_roles_differ(
     assert len(rows.unique(dim=0)) == len(rows)
 
 
-def assert_alive(model: TokenFormer, grown: TokenFormer) -> None:
-    """Within two updates every new token of `grown` has moved, and no two of them are alike."""
+def assert_trainable(model: TokenFormer, grown: TokenFormer) -> None:
+    """Assert that every new token moves within two updates, and that all of them differ."""
     grown.train()
-    born = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
-    # Without decay, so that what moves has a gradient.
+    initial = {name: tensor.clone() for name, tensor in grown.state_dict().items()}
+    # Without weight decay, an entry moves only if it has a gradient.
     optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
     ids = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(0))
     for _ in range(2):
@@ -172,20 +175,20 @@ def assert_alive(model: TokenFormer, grown: TokenFormer) -> None:
         optimizer.step()
     for name in token_tensors(model.config):
         new = appended(model.state_dict(), grown.state_dict(), name)
-        moved = new - appended(model.state_dict(), born, name)
+        moved = new - appended(model.state_dict(), initial, name)
         assert (moved.norm(dim=1) > 0).all(), name
         assert len(new.unique(dim=0)) == len(new), name
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
-def test_new_tokens_are_alive_after_two_updates(
+def test_new_tokens_move_within_two_updates(
     random_model: RandomModel, sized: Sized, activation: str
 ) -> None:
     model = random_model(sized(6, activation=activation))
-    assert_alive(model, grow(model, sized(10, activation=activation)))
+    assert_trainable(model, grow(model, sized(10, activation=activation)))
 
 
-def test_the_first_update_moves_keys_and_the_second_values(
+def test_first_update_moves_keys_second_moves_values(
     grown_pair: tuple[TokenFormer, TokenFormer],
 ) -> None:
     source, grown = grown_pair
@@ -200,14 +203,14 @@ def test_the_first_update_moves_keys_and_the_second_values(
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
-def test_a_recomputed_tau_is_another_function(
+def test_recomputed_tau_changes_the_function(
     random_model: RandomModel, sized: Sized, activation: str
 ) -> None:
-    # Why tau is kept: the same weights under tau = sqrt(N'), as both published code bases do it.
+    # tau is kept for this reason. Both published code bases use tau = sqrt(N') after a growth.
     source, target = sized(6, activation=activation), sized(12, activation=activation)
     assert target.tau != source.tau
     model = random_model(source)
-    weights = append_tokens(model.state_dict(), source, target, GrowthConfig(), seed=0)
+    weights = grow_tokens(model.state_dict(), source, target, GrowthConfig(), seed=0)
     kept = TokenFormer.from_weights(plan_growth(source, target).target, weights)
     recomputed = TokenFormer.from_weights(target, weights)
     probe = torch.randint(40, (2, 13), generator=torch.Generator().manual_seed(0))
@@ -215,21 +218,21 @@ def test_a_recomputed_tau_is_another_function(
     assert measure_drift(model, recomputed, probe).max_logit > 0.1
 
 
-def test_softmax_is_refused_for_its_drift(random_model: RandomModel, sized: Sized) -> None:
-    # A zero key takes the weight exp(0) from the others.
+def test_softmax_is_refused_because_of_its_drift(random_model: RandomModel, sized: Sized) -> None:
+    # A zero key gets the weight exp(0), which the others lose.
     model = random_model(sized(6, activation="softmax"))
     with pytest.raises(DriftError, match="not the same function"):
         grow(model, sized(10, activation="softmax"))
 
 
-def test_softmax_grows_where_the_drift_is_accepted(random_model: RandomModel, sized: Sized) -> None:
+def test_softmax_grows_with_a_larger_tolerance(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6, activation="softmax"))
     grown = grow(model, sized(10, activation="softmax"), GrowthConfig(tolerance=100.0))
     assert grown.config.tokens.query == 10
 
 
 class TestGram:
-    """growth=gram: exact under tau = sqrt(N), so that the published code can load the result."""
+    """growth=gram: exact with tau = sqrt(N), so the published code can load the result."""
 
     CONFIG = GrowthConfig(init="gram", tau="recompute")
 
@@ -241,7 +244,7 @@ class TestGram:
         width=st.integers(4, 9),
         seed=st.integers(0, 2**32),
     )
-    def test_the_same_logits_under_the_published_tau(
+    def test_logits_are_the_same_with_the_published_tau(
         self,
         random_model: RandomModel,
         dtype: torch.dtype,
@@ -270,28 +273,29 @@ class TestGram:
             assert grown.config.tau == Taus.default(grown.config.tokens)
             assert (grown(ids) - logits).abs().max().item() < 10 * EXACT[dtype] * largest
 
-    def test_new_tokens_are_alive_after_two_updates(
+    def test_new_tokens_move_within_two_updates(
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         model = random_model(sized(6))
-        assert_alive(model, grow(model, sized(22), self.CONFIG))
+        assert_trainable(model, grow(model, sized(22), self.CONFIG))
 
-    def test_too_few_new_tokens_are_refused_by_role(self, sized: Sized) -> None:
-        # The ffn's 12 keys of 16 channels have rank 12.
+    def test_too_few_new_tokens_are_refused(self, sized: Sized) -> None:
+        # The 12 keys of the FFN, with 16 channels, have rank 12.
         target = replace(sized(6), tokens=replace(sized(6).tokens, ffn=22))
-        said = r"at least 12 tokens.*tokens\.ffn: 12 -> 22 appends 10"
-        with pytest.raises(UserError, match=said):
+        message = r"tokens\.ffn must be 12, or at least 24, .* got 22\..*at least 12 tokens"
+        with pytest.raises(UserError, match=message):
             plan_growth(sized(6), target, config=self.CONFIG)
 
-    def test_a_tau_that_is_large_already_leaves_no_room(self, sized: Sized) -> None:
+    def test_tau_above_the_target_is_refused(self, sized: Sized) -> None:
         source = replace(sized(6), tau=replace(sized(6).tau, query=5.0))
-        with pytest.raises(UserError, match=r"tau\.query is 5 already.*gives 4\.69.*more than 25"):
+        message = r"query must be above 25 .*got 22, because tau\.query .* is 5, and sqrt.* 4\.69\."
+        with pytest.raises(UserError, match=message):
             plan_growth(source, sized(22), config=self.CONFIG)
 
-    def test_the_tau_of_a_role_that_does_not_grow_stays(
+    def test_tau_of_a_role_without_growth_stays(
         self, random_model: RandomModel, sized: Sized
     ) -> None:
-        # As an earlier growth by zero keys has left it.
+        # An earlier growth by zero keys kept the tau of the ffn.
         kept = grow(
             random_model(sized(6)), replace(sized(6), tokens=replace(sized(6).tokens, ffn=20))
         )
@@ -300,15 +304,15 @@ class TestGram:
         assert grown.config.tau.ffn == 12**0.5
         assert grown.config.tau.query == 22**0.5
 
-    def test_it_is_refused_where_it_would_not_be_exact(self, sized: Sized) -> None:
+    def test_inexact_combinations_are_refused(self, sized: Sized) -> None:
         gelu = [sized(n, activation="gelu_l2_norm") for n in (6, 22)]
-        with pytest.raises(UserError, match=r"l2_norm_gelu alone, not for gelu_l2_norm"):
+        with pytest.raises(UserError, match=r"activation must be l2_norm_gelu .*gelu_l2_norm\."):
             plan_growth(*gelu, config=self.CONFIG)
-        with pytest.raises(UserError, match=r"goes with growth\.tau=recompute, not keep"):
+        with pytest.raises(UserError, match=r"growth\.tau must be recompute .*got 'keep'"):
             GrowthConfig(init="gram")
 
 
-def test_token_tensors_are_all_but_the_embedding_and_the_final_norm(sized: Sized) -> None:
+def test_token_tensors_exclude_embedding_and_final_norm(sized: Sized) -> None:
     model = TokenFormer(sized(6))
     others = {"embedding.weight", "final_norm.weight", "final_norm.bias"}
     named = token_tensors(model.config)
@@ -318,7 +322,7 @@ def test_token_tensors_are_all_but_the_embedding_and_the_final_norm(sized: Sized
         assert model.state_dict()[name].shape == (n, d_in if "key_param" in name else d_out)
 
 
-def test_rungs_of_a_ladder_get_ever_larger(random_model: RandomModel, sized: Sized) -> None:
+def test_parameters_increase_along_a_ladder(random_model: RandomModel, sized: Sized) -> None:
     counts = [random_model(sized(6)).config.num_parameters()]
     model = random_model(sized(6))
     for n in (7, 9):

@@ -17,7 +17,7 @@ from rich.status import Status
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.planning.profiling import measured_speed
+from tokengrow.planning.profiling import measure_throughput
 from tokengrow.training.config import TrainConfig
 
 Runs = Callable[..., TrainConfig]
@@ -32,7 +32,7 @@ def test_every_stage_has_a_speed_on_a_device_with_a_name(
     tiny_run: Runs, tmp_path: Path, precision: str
 ) -> None:
     fabric = FabricConfig(accelerator="cpu", precision=precision)
-    speed = measured_speed(tiny_run(tmp_path, fabric=fabric), quiet())
+    speed = measure_throughput(tiny_run(tmp_path, fabric=fabric), quiet())
     assert list(speed.flops_per_second) == ["n8", "n12", "n16"]
     assert speed.device.startswith("CPU (")
 
@@ -43,14 +43,14 @@ def test_an_update_is_its_micro_batches_and_one_step_of_adamw(
     ticks = count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))  # all takes a second
     run = tiny_run(tmp_path, rungs=(8,), batch_size=64, micro_batch_size=16)
-    (found,) = measured_speed(run, quiet()).flops_per_second.values()
+    (found,) = measure_throughput(run, quiet()).flops_per_second.values()
     # 64 sequences of 32 tokens: four micro-batches of a second each, and a second of AdamW.
     assert found == 64 * 32 * run.stages[0].model.flops_per_token() / (4 + 1)
 
 
 def shown(run: TrainConfig) -> str:
     terminal = Console(file=io.StringIO(), force_terminal=True, record=True, width=80)
-    measured_speed(run, terminal)
+    measure_throughput(run, terminal)
     return terminal.export_text()
 
 
@@ -62,7 +62,7 @@ def test_stages_of_one_size_are_measured_once(tiny_run: Runs, tmp_path: Path) ->
     run = tiny_run(tmp_path, rungs=(8,))
     (stage,) = run.stages
     twice = replace(run, stages=(stage, replace(stage, name="again")))
-    assert set(measured_speed(twice, quiet()).flops_per_second) == {"n8", "again"}
+    assert set(measure_throughput(twice, quiet()).flops_per_second) == {"n8", "again"}
     said = shown(twice)
     assert "stage n8" in said and "stage again" not in said
 
@@ -75,7 +75,7 @@ def test_a_model_is_gone_before_the_next_is_measured(tiny_run: Runs, tmp_path: P
             alive.append(sum(type(found) is TokenFormer for found in gc.get_objects()))
             return super().status(*arguments, **options)
 
-    measured_speed(tiny_run(tmp_path, rungs=(8, 12, 16)), Watching(quiet=True))
+    measure_throughput(tiny_run(tmp_path, rungs=(8, 12, 16)), Watching(quiet=True))
     assert alive == [alive[0]] * 3
 
 
@@ -83,14 +83,14 @@ def test_what_does_not_fit_into_memory_is_one_sentence(tiny_run: Runs, tmp_path:
     micro = 2**41  # 2.2 trillion sequences: 580 terabytes of ids
     run = tiny_run(tmp_path, rungs=(8,), batch_size=micro, micro_batch_size=micro)
     with pytest.raises(UserError, match=rf"^stage n8 does not fit .* micro_batch_size={micro}: "):
-        measured_speed(run, quiet())
+        measure_throughput(run, quiet())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_named_and_its_memory_may_end(tiny_run: Runs, tmp_path: Path) -> None:
     run = tiny_run(tmp_path, rungs=(8,), fabric=FabricConfig(accelerator="cuda"))
-    assert measured_speed(run, quiet()).device == torch.cuda.get_device_name()
+    assert measure_throughput(run, quiet()).device == torch.cuda.get_device_name()
     micro = 2**41
     with pytest.raises(UserError, match=f"micro_batch_size={micro}"):
-        measured_speed(replace(run, batch_size=micro, micro_batch_size=micro), quiet())
+        measure_throughput(replace(run, batch_size=micro, micro_batch_size=micro), quiet())

@@ -173,7 +173,11 @@ def test_a_source_larger_than_the_first_stage_is_refused(
     run: TrainConfig, tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     config = tiny_run(tmp_path / "run", rungs=(8,), source=run.out)  # the run ended with n12
-    refused(config, store, "model.tokens.query: 12 -> 8: growth never makes a model smaller")
+    refused(
+        config,
+        store,
+        "model.tokens.query must be at least 12, got 8. Growth never makes a ",
+    )
 
 
 def test_a_source_without_a_tokenizer_is_taken_at_its_word(

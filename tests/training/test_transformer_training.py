@@ -121,20 +121,20 @@ def grows_not(source: Any, target: Any, said: str) -> None:
 
 def test_it_may_stay_what_it_is(tiny_transformer: Sized) -> None:
     plan = plan_growth(tiny_transformer(), tiny_transformer())
-    assert plan.steps == () and plan.settled == tiny_transformer()
+    assert plan.steps == () and plan.final_target == tiny_transformer()
 
 
 def test_no_other_size_is_planned(tiny_transformer: Sized) -> None:
-    said = "model changes the model, and a transformer does not grow: leave it as it is, or train"
+    said = "model must keep the sizes of the source, because a transformer does not grow. Remove "
     grows_not(tiny_transformer(), tiny_transformer(layers=4), said)
 
 
 def test_neither_becomes_the_other(
     tiny_transformer: Sized, tiny_model: Callable[..., ModelConfig]
 ) -> None:
-    said = "model.architecture: tokenformer -> transformer: growth cannot change it; train"
+    said = "model.architecture must stay tokenformer, got transformer. Growth cannot change it."
     grows_not(tiny_model(), tiny_transformer(), said)
-    said = "model.architecture: transformer -> tokenformer: growth cannot change it; train"
+    said = "model.architecture must stay transformer, got tokenformer. Growth cannot change it."
     grows_not(tiny_transformer(), tiny_model(), said)
 
 
@@ -144,14 +144,14 @@ def test_a_ladder_of_two_sizes_is_refused(
     run = transformer_run(tmp_path / "run")
     (only,) = run.stages
     deeper = StageConfig(name="deeper", steps=4, model=tiny_transformer(layers=4), optim=only.optim)
-    with pytest.raises(UserError, match=r"stages\.deeper\.model changes the model, and a trans"):
+    with pytest.raises(UserError, match=r"stages\.deeper\.model must keep the sizes of the source"):
         replace(run, stages=(only, deeper))
 
 
 def test_a_checkpoint_of_the_other_is_no_source(
     transformer_run: Runs, source: Path, store: TokenStore, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="tokenformer -> transformer: growth cannot change it"):
+    with pytest.raises(UserError, match=r"stay tokenformer, got transformer\. Growth cannot"):
         fit(transformer_run(tmp_path / "run", source=str(source)), store)
     assert not (tmp_path / "run").exists()
 

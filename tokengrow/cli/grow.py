@@ -18,7 +18,7 @@ from tokengrow.console.format import table
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store
 from tokengrow.errors import UserError
-from tokengrow.growth.checkpoint import Stream, grow_on_disk
+from tokengrow.growth.checkpoint import TensorStream, grow_checkpoint_on_disk
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.verify import TOLERANCE
@@ -59,10 +59,10 @@ def main(config: DictConfig) -> None:
     probe = _probe(arguments.store, source.config.context_length)
     with Progress(console=console, transient=True) as progress:
 
-        def watch(tensors: Stream, description: str, total: int) -> Stream:
+        def watch(tensors: TensorStream, description: str, total: int) -> TensorStream:
             return progress.track(tensors, total=total, description=description)
 
-        grown = grow_on_disk(source, plan, out / step_folder(source.step), probe, watch)
+        grown = grow_checkpoint_on_disk(source, plan, out / step_folder(source.step), probe, watch)
     show(console, plan, grown, tokens="validation" if arguments.store else "random")
 
 

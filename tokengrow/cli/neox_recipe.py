@@ -11,7 +11,7 @@ import yaml
 from tokengrow.data.megatron_source import MegatronConfig
 from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
 from tokengrow.errors import UserError
-from tokengrow.growth.plan import KEPT
+from tokengrow.growth.plan import INHERITED_FIELDS
 from tokengrow.interop.neox_config import (
     PUBLISHED_INIT,
     NeoxConfig,
@@ -231,7 +231,7 @@ def _model(
     sizes = model.model(PADDED_VOCABULARY).to_dict()
     derived = {"vocab_size", "head_dim", "tau"}
     if training.pretrain_partial_init:
-        derived |= set(KEPT)  # a growth keeps the source's
+        derived |= set(INHERITED_FIELDS)  # a growth keeps the source's
     return section | {key: value for key, value in sizes.items() if key not in derived}
 
 
@@ -269,7 +269,7 @@ def _inexact(
     if not model.starts_as_published:
         found |= dict.fromkeys(PUBLISHED_INIT, "weights start by init: balanced")
     if training.pretrain_partial_init:
-        kept = (key for name in KEPT for key in KEYS_OF_KEPT[name])
+        kept = (key for name in INHERITED_FIELDS for key in KEYS_OF_KEPT[name])
         found |= dict.fromkeys(kept, "a growth keeps the source's")
     if training.lr_decay_style == "constant":
         found["lr_decay_style"] = "constant: the warm-up is one update ahead"

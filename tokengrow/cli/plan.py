@@ -18,7 +18,7 @@ from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.parsing import MISSING_VALUE, drop_nulls, parse_dataclass
 from tokengrow.planning.cost import Budget, growth_budget, model_budget, run_budget
-from tokengrow.planning.profiling import measured_speed
+from tokengrow.planning.profiling import measure_throughput
 from tokengrow.training.model_section import resolve_growth, resolve_model
 from tokengrow.training.recipe import Values, resolve_train
 
@@ -102,7 +102,7 @@ def _run(values: Values, flops_per_second: str | None) -> Budget:
     if flops_per_second is None:
         return run_budget(run, source)
     if flops_per_second == MEASURED:
-        speed = measured_speed(run, Console(stderr=True))
+        speed = measure_throughput(run, Console(stderr=True))
         return run_budget(run, source, speed.flops_per_second, speed.device)
     given = dict.fromkeys((stage.name for stage in run.stages), float(flops_per_second))
     return run_budget(run, source, given)

@@ -16,7 +16,7 @@ from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.open_tokens import open_checkpoint_tokens
 from tokengrow.errors import UserError
 from tokengrow.growth.checkpoint import prune_checkpoint
-from tokengrow.growth.plan import KEPT
+from tokengrow.growth.plan import INHERITED_FIELDS
 from tokengrow.growth.prune import plan_pruning
 from tokengrow.model.architectures import KEY, as_tokenformer
 from tokengrow.model.config import ModelConfig
@@ -71,7 +71,7 @@ def resolve_pruning(changes: dict[str, Any], source: ModelConfig) -> ModelConfig
     Raises:
         UserError: a key is set that pruning never changes, or the target cannot be reached.
     """
-    for key in (*KEPT, KEY):
+    for key in (*INHERITED_FIELDS, KEY):
         if key in drop_nulls(changes):
             raise UserError(
                 f"model.{key} must be null, because pruning keeps the value of source. Remove it."

@@ -1,1 +1,4 @@
-"""The growth room: how a model becomes a bigger one. Pure functions on CPU state dicts."""
+"""Growth of a model: plans, operators per axis, optimizer state, verification and pruning.
+
+All functions are pure and work on state dicts on the CPU.
+"""

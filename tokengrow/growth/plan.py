@@ -1,6 +1,6 @@
-"""What a growth will do, as data: source, target and the ordered steps between them.
+"""Growth plans as data: source, target and the ordered steps between them.
 
-A new axis is a line in `AXES`, an operator in `tokengrow.growth.engine.OPERATORS` and one in
+A new axis needs a line in `AXES`, an operator in `tokengrow.growth.engine.OPERATORS` and one in
 `tokengrow.growth.moments.MOMENT_OPERATORS`.
 """
 
@@ -19,27 +19,28 @@ AXES: dict[str, tuple[str, ...]] = {
     "tokens": ("tokens",),
     "depth": ("layers",),
 }
-"""Growth axis to the config fields that it changes, in the order in which axes are grown."""
+"""Growth axis to the config fields that it changes, in the order of growth."""
 
-KEPT = ("tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init")
-"""Part of the function, or of its history, and not of its size: the grown model keeps the source's,
-whatever is requested (but for the epsilons of a wider one, which shrink with the variance that they
-are added to, and a tau that `growth.tau` does not keep)."""
+INHERITED_FIELDS = ("tau", "rotary_channels", "rotary_base", "norm_eps", "final_norm_eps", "init")
+"""Fields of a model config that describe the function or its history, not its size.
 
+The grown model has those of the source, whatever is requested. There are two exceptions. The
+epsilons of a wider model shrink with the variance that they are added to. tau changes if
+`growth.tau` is not `keep`."""
 
-DEFAULT = GrowthConfig()
+DEFAULT_GROWTH = GrowthConfig()
 
 
 @dataclass(frozen=True)
-class Step:
-    """The growth along one axis."""
+class GrowthStep:
+    """Growth along one axis."""
 
     axis: str
-    """A key of `AXES`."""
+    """Key of `AXES`."""
     source: ModelConfig
-    """The model before this step."""
+    """Model before this step."""
     target: ModelConfig
-    """The model after this step."""
+    """Model after this step."""
 
     @property
     def changes(self) -> dict[str, tuple[int | float, int | float]]:
@@ -52,126 +53,128 @@ class GrowthPlan:
     """Source config, target config, and the ordered steps between them."""
 
     source: ModelConfig
-    """The model at hand."""
+    """Model before the growth."""
     target: ModelConfig
-    """The model right after the growth."""
-    steps: tuple[Step, ...]
-    """From one to the other."""
-    settled: ModelConfig
-    """The target once training has moved tau to where it ends: another one if tau is annealed."""
+    """Model directly after the growth."""
+    steps: tuple[GrowthStep, ...]
+    """Steps from `source` to `target`."""
+    final_target: ModelConfig
+    """Model after the annealing of tau in training; equals `target` if tau is not annealed."""
     config: GrowthConfig
-    """How new parameters are born, and how exact the growth must be."""
+    """Initialisation of new parameters and drift tolerance."""
 
 
 def plan_growth(
     source: LanguageModelConfig,
     requested: LanguageModelConfig,
-    where: str = "model",
-    config: GrowthConfig = DEFAULT,
+    section: str = "model",
+    config: GrowthConfig = DEFAULT_GROWTH,
 ) -> GrowthPlan:
-    """The steps from one size to another.
+    """Plan the steps from one size to another.
 
     Args:
-        source: the model at hand.
-        requested: the sizes wanted. What is not a size (`KEPT`) is taken from the source: a tau
+        source: config of the model before the growth.
+        requested: requested sizes. `INHERITED_FIELDS` are taken from the source, because a tau
             recomputed from the new number of tokens would rescale every score.
-        where: the section that asked for it, in error messages.
-        config: what new parameters are, and what becomes of tau.
+        section: name of the section that requests the sizes, for error messages.
+        config: initialisation of new parameters, and rule for tau.
 
     Returns:
-        The plan; its target is the requested sizes with the source's `KEPT` fields.
+        The plan; its target has the requested sizes and the `INHERITED_FIELDS` of the source.
 
     Raises:
-        UserError: a target that is smaller somewhere, or differs in a key that growth cannot
-            change, or that `config` has no growth for; any other than the source, of what does not
-            grow.
+        UserError: the target is smaller in a size, or differs in a key that growth cannot change,
+            or `config` does not support the growth. An architecture that does not grow allows no
+            target other than the source.
     """
     if not isinstance(source, ModelConfig) or not isinstance(requested, ModelConfig):
-        return _plan_to_stay(source, requested, where, config)
-    grows = {name for names in AXES.values() for name in names}
-    for key, (before, after) in source.differences(requested).items():
-        field = key.partition(".")[0]
-        if field in KEPT:
-            continue
-        if field not in grows:
-            raise UserError(
-                f"{where}.{key}: {before} -> {after}: growth cannot change it (it grows "
-                f"{', '.join(AXES)}); set {where}.{key}={before}"
-            )
-        if after < before:
-            back = ", or take tokens away with `tokengrow prune`" if field == "tokens" else ""
-            raise UserError(
-                f"{where}.{key}: {before} -> {after}: growth never makes a model smaller; "
-                f"set it to at least {before}{back}"
-            )
-    steps: list[Step] = []
+        return _plan_without_growth(source, requested, section, config)
+    _check_target(source, requested, section)
+    steps: list[GrowthStep] = []
     before = source
     for axis, names in AXES.items():
         changes: dict[str, Any] = {name: getattr(requested, name) for name in names}
         if axis == "width":
             changes |= rescaled_eps(before, requested.width)
-        if axis == "tokens" and config.tau == "recompute" and before.tokens != requested.tokens:
-            changes["tau"] = _recomputed(before, requested)
+        if axis == "tokens" and config.tau == "recompute":
+            # A tau of 0 requests sqrt(N). Only roles that grow get it, the others stay exact.
+            grown = [r for r, n in before.tokens.items() if getattr(requested.tokens, r) > n]
+            changes["tau"] = replace(before.tau, **dict.fromkeys(grown, 0.0))
         after = replace(before, **changes)
         if after != before:
-            steps.append(Step(axis, before, after))
+            steps.append(GrowthStep(axis, before, after))
         before = after
     _check_init(steps, config)
-    settled = replace(before, tau=Taus()) if config.tau == "anneal" else before
-    return GrowthPlan(source, before, tuple(steps), settled, config)
+    final_target = replace(before, tau=Taus()) if config.tau == "anneal" else before
+    return GrowthPlan(source, before, tuple(steps), final_target, config)
 
 
-def moving_tau(
-    source: LanguageModelConfig, settled: LanguageModelConfig, config: GrowthConfig
+def anneal_start_tau(
+    source: LanguageModelConfig, target: LanguageModelConfig, config: GrowthConfig
 ) -> Taus | None:
-    """The tau from which a stage anneals it to that of its own model; None: it stays.
+    """Return the tau from which a stage anneals to that of its own model; None: no annealing.
 
     Args:
-        source: the model that the stage starts with.
-        settled: the model of the stage.
-        config: whether tau is annealed.
+        source: model that the stage starts from.
+        target: model of the stage.
+        config: rule for tau.
     """
-    if config.tau != "anneal" or source == settled or not isinstance(source, ModelConfig):
+    if config.tau != "anneal" or source == target or not isinstance(source, ModelConfig):
         return None
     return source.tau
 
 
-def _plan_to_stay(
-    source: LanguageModelConfig, requested: LanguageModelConfig, where: str, config: GrowthConfig
-) -> GrowthPlan:
-    """The plan without steps of a model that does not grow, if it is to stay what it is."""
-    if source.architecture != requested.architecture:
-        raise UserError(
-            f"{where}.architecture: {source.architecture} -> {requested.architecture}: growth "
-            f"cannot change it; train a {requested.architecture} from scratch, as a run of its own"
-        )
-    if source != requested:
-        raise UserError(does_not_grow(source, where))
-    same = cast(ModelConfig, source)  # of a plan without steps nobody asks for more than its size
-    return GrowthPlan(same, same, (), same, config)
-
-
-def does_not_grow(source: LanguageModelConfig, where: str) -> str:
-    """The sentence about a section that asks for another size of what does not grow."""
-    return (
-        f"{where} changes the model, and a {source.architecture} does not grow: leave it as it is, "
-        "or train the other size from scratch, as a run of its own"
+def no_growth_error(source: LanguageModelConfig, section: str) -> UserError:
+    """Return the error of a section that changes the size of an architecture without growth."""
+    return UserError(
+        f"{section} must keep the sizes of the source, because a {source.architecture} does not "
+        "grow. Remove the change, or train the other size from scratch in a run of its own."
     )
 
 
-def _recomputed(source: ModelConfig, requested: ModelConfig) -> Taus:
-    """sqrt(N) of each role that grows; the others have no reason to be another function."""
-    grows = [role for role, n in source.tokens.items() if getattr(requested.tokens, role) > n]
-    return replace(source.tau, **dict.fromkeys(grows, 0.0))
+def _plan_without_growth(
+    source: LanguageModelConfig, requested: LanguageModelConfig, section: str, config: GrowthConfig
+) -> GrowthPlan:
+    """Return a plan without steps, or raise `UserError` if anything is to change."""
+    if source.architecture != requested.architecture:
+        raise UserError(
+            f"{section}.architecture must stay {source.architecture}, got "
+            f"{requested.architecture}. Growth cannot change it. Train a "
+            f"{requested.architecture} from scratch in a run of its own."
+        )
+    if source != requested:
+        raise no_growth_error(source, section)
+    same = cast(ModelConfig, source)  # a plan without steps is only read for its sizes
+    return GrowthPlan(same, same, (), same, config)
 
 
-def _check_init(steps: list[Step], config: GrowthConfig) -> None:
-    """Refuses axes and sizes that the wanted kind of new parameters cannot grow to."""
+def _check_target(source: ModelConfig, requested: ModelConfig, section: str) -> None:
+    """Raise `UserError` if a requested size is smaller, or if growth cannot change a key."""
+    grows = {name for names in AXES.values() for name in names}
+    for key, (before, after) in source.differences(requested).items():
+        field = key.partition(".")[0]
+        if field in INHERITED_FIELDS:
+            continue
+        if field not in grows:
+            raise UserError(
+                f"{section}.{key} must stay {before}, got {after}. Growth changes only "
+                f"{', '.join(AXES)}. Set {section}.{key}={before}."
+            )
+        if after < before:
+            prune = ", or remove tokens with `tokengrow prune`" if field == "tokens" else ""
+            raise UserError(
+                f"{section}.{key} must be at least {before}, got {after}. Growth never makes a "
+                f"model smaller. Set {section}.{key}={before} or more{prune}."
+            )
+
+
+def _check_init(steps: list[GrowthStep], config: GrowthConfig) -> None:
+    """Raise `UserError` if `growth.init` does not support the axes and sizes of the steps."""
     others = [step.axis for step in steps if step.axis != "tokens"]
     if config.init == "published" and others:
         raise UserError(
-            f"growth.init=published grows parameter tokens alone, as the published code does, "
-            f"and not {', '.join(others)}: take growth=zero_key"
+            "growth.init=published must grow only parameter tokens, as the published code does, "
+            f"got {', '.join(others)}. Use growth=zero_key."
         )
     if config.init == "gram":
         for step in steps:

@@ -1,4 +1,4 @@
-"""What the operators of every axis need: named tensors, and new entries like the old ones."""
+"""Names of the tensors of a model, and random new entries for them."""
 
 import hashlib
 import re
@@ -9,44 +9,59 @@ from torch import Tensor
 from tokengrow.model.config import ROLES
 from tokengrow.model.tokenformer import INIT_STD
 
-State = dict[str, Tensor]
+WRITERS = ("output", "ffn")
+"""Roles whose values are added to the residual stream."""
 
 _PATTENTION = re.compile(r"blocks\.(\d+)\.(?:attention\.)?([a-z]+)\.(key|value)_param_tokens")
 
 
 def pattention_name(layer: int, role: str, part: str) -> str:
-    """Name of a Pattention layer's `key` or `value` parameter tokens."""
-    home = "ffn" if role == "ffn" else f"attention.{role}"
-    return f"blocks.{layer}.{home}.{part}_param_tokens"
+    """Return the name of the `key` or `value` parameter tokens of a Pattention layer."""
+    parent = "ffn" if role == "ffn" else f"attention.{role}"
+    return f"blocks.{layer}.{parent}.{part}_param_tokens"
 
 
 def role_and_part(name: str) -> tuple[str, str]:
-    """The role of a tensor of parameter tokens, and whether it is `key` or `value`; two empty
-    strings for any other tensor."""
+    """Return the role of a parameter-token tensor, and `key` or `value`.
+
+    For any other tensor, both strings are empty.
+    """
     match = _PATTENTION.fullmatch(name)
     return (match[2], match[3]) if match else ("", "")
 
 
+def writes_to_residual(name: str) -> bool:
+    """Return whether a block adds the values in this tensor to the residual stream."""
+    role, part = role_and_part(name)
+    return role in WRITERS and part == "value"
+
+
 def block_names(layer: int) -> list[str]:
-    """Names of every tensor of a block."""
+    """Return the names of all tensors of a block."""
     return [pattention_name(layer, role, part) for role in ROLES for part in ("key", "value")]
 
 
-def rms(values: Tensor) -> float:
-    """Root mean square of all entries."""
-    return float(values.double().square().mean().sqrt())
-
-
 def generator_for(seed: int, name: str) -> torch.Generator:
-    """A stream of random numbers for one tensor, whatever was drawn for others before."""
+    """Return a random generator for one tensor, independent of draws for other tensors."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
-def drawn_like(
+def normal_like(
     old: Tensor, shape: tuple[int, ...], scale: float, generator: torch.Generator
 ) -> Tensor:
-    """Normal numbers of `scale` times the root mean square of `old`, in its dtype."""
-    std = scale * rms(old) or INIT_STD  # entries that never moved have no scale of their own
+    """Draw normal numbers with `scale` times the root mean square of `old`.
+
+    Args:
+        old: reference for dtype and size. If all its entries are 0, the standard deviation is
+            `INIT_STD`.
+        shape: shape of the result.
+        scale: standard deviation divided by the root mean square of `old`.
+        generator: source of the random numbers.
+
+    Returns:
+        Tensor of the given shape, in the dtype of `old`.
+    """
+    rms = float(old.double().square().mean().sqrt())
     new = torch.empty(shape, dtype=torch.float64)
-    return new.normal_(0.0, std, generator=generator).to(old.dtype)
+    return new.normal_(0.0, scale * rms or INIT_STD, generator=generator).to(old.dtype)

@@ -1,4 +1,4 @@
-"""Is the grown model the same function? Measured, never assumed.
+"""Measurement of the drift between a grown model and its source.
 
 Shapes: `B` batch, `T` sequence, `V` vocabulary.
 """
@@ -14,64 +14,69 @@ from tokengrow.errors import UserError
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 
-FLOAT64_PARAMETERS = 50_000_000
-"""Models up to this size are compared in float64, larger ones in float32; never in bfloat16, whose
-own noise would hide the drift."""
+MAX_FLOAT64_PARAMETERS = 50_000_000
+"""Maximum size of a model that is compared in float64.
 
-POSITIONS = 256
-"""Tokens compared at a time: a row of 50,304 logits in float64 is 0.4 MB."""
+Larger ones are compared in float32, never in bfloat16, whose rounding would hide the drift."""
+
+CHUNK_POSITIONS = 256
+"""Tokens compared at a time: a row of 50,304 logits in float64 takes 0.4 MB."""
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-"""Largest |delta logit| over max(1, largest |logit|) that counts as the same function."""
+"""Maximum |delta logit| over max(1, largest |logit|) that counts as the same function."""
 
 
 class DriftError(UserError):
-    """A growth that moved the function further than the tolerance."""
+    """Growth whose drift exceeds the tolerance."""
 
 
 def probe_dtype(config: ModelConfig) -> torch.dtype:
-    """The precision in which a model of this size is compared."""
-    return torch.float64 if config.num_parameters() <= FLOAT64_PARAMETERS else torch.float32
+    """Return the precision in which a model of this size is compared."""
+    is_small = config.num_parameters() <= MAX_FLOAT64_PARAMETERS
+    return torch.float64 if is_small else torch.float32
 
 
-def exactness(weights: torch.dtype, compared: torch.dtype, rounds: bool) -> float:
-    """The largest relative drift that counts as the same function.
+def default_tolerance(weights: torch.dtype, compared: torch.dtype, rounded: bool) -> float:
+    """Return the maximum relative drift that counts as the same function.
 
     Args:
-        weights: dtype in which the grown weights are kept.
-        compared: dtype in which they are compared.
-        rounds: whether the growth computes new numbers from old ones, which are then rounded to
-            `weights`, or only places old numbers beside zeros.
+        weights: dtype in which the grown weights are stored.
+        compared: dtype in which the models are compared.
+        rounded: whether the growth computes new numbers from old ones and rounds them to
+            `weights`, instead of only placing old numbers next to zeros.
     """
-    narrow = min((weights, compared), key=lambda dtype: dtype.itemsize) if rounds else compared
+    narrow = min((weights, compared), key=lambda dtype: dtype.itemsize) if rounded else compared
     return TOLERANCE[narrow]
 
 
 def random_probe(config: ModelConfig, generator: torch.Generator) -> Tensor:
-    """[2, T + 1] random token ids, for want of real ones; T is at most 128."""
+    """Draw random token ids [2, T + 1], with T at most 128."""
     length = min(config.context_length, 128) + 1
     return torch.randint(config.vocab_size, (2, length), generator=generator)
 
 
 @torch.inference_mode()
-def logits_of(
+def compute_logits(
     config: ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, ids: Tensor
 ) -> Tensor:
-    """Logits [B, T, V] of a model that lives no longer than this, without a copy of weights that
-    have the dtype already."""
+    """Return the logits [B, T, V] of a model that exists only during this call.
+
+    Weights that have the dtype already are not copied.
+    """
     with torch.device("meta"):
         model = TokenFormer(config)
     model.load_state_dict({name: weights[name].to(dtype) for name in weights}, assign=True)
-    return model.eval()(ids)
+    logits: Tensor = model.eval()(ids)
+    return logits
 
 
 @torch.inference_mode()
 def measure_drift(source: TokenFormer, grown: TokenFormer, probe: Tensor) -> Drift:
-    """Runs both models on the same tokens.
+    """Run both models on the same tokens and compare their logits.
 
     Args:
-        source: on the CPU, in the precision to compare in.
-        grown: likewise.
+        source: model on the CPU, in the precision of the comparison.
+        grown: model on the CPU, in the precision of the comparison.
         probe: [B, T + 1] int64 token ids.
     """
     inputs = probe[:, :-1]
@@ -80,21 +85,21 @@ def measure_drift(source: TokenFormer, grown: TokenFormer, probe: Tensor) -> Dri
 
 @torch.inference_mode()
 def compare_logits(before: Tensor, after: Tensor, targets: Tensor) -> Drift:
-    """How far logits have moved.
+    """Measure the change of logits.
 
-    Sums and differences are taken in float64, some positions at a time: at a long context and a
-    large vocabulary such copies would outgrow the models.
+    Sums and differences are computed in float64, for `CHUNK_POSITIONS` positions at a time. With a
+    long context and a large vocabulary, full copies would need more memory than the models.
 
     Args:
-        before: [B, T, V] of the source.
-        after: [B, T, V] of the grown model.
-        targets: [B, T] int64 ids that were to be predicted.
+        before: [B, T, V] logits of the source.
+        after: [B, T, V] logits of the grown model.
+        targets: [B, T] int64 ids of the next tokens.
     """
     largest, moved = torch.zeros(2, dtype=torch.float64)
     sums = torch.zeros(4, dtype=torch.float64)  # |delta logit|, KL, loss before, loss after
     for old, new, ids in zip(
-        *(tensor.flatten(0, 1).split(POSITIONS) for tensor in (before, after)),
-        targets.flatten().split(POSITIONS),
+        *(torch.split(tensor.flatten(0, 1), CHUNK_POSITIONS) for tensor in (before, after)),
+        torch.split(targets.flatten(), CHUNK_POSITIONS),
         strict=True,
     ):
         old, new = old.double(), new.double()
@@ -118,14 +123,20 @@ def compare_logits(before: Tensor, after: Tensor, targets: Tensor) -> Drift:
 
 
 def check_drift(drift: Drift, limit: float) -> None:
-    """Refuses a relative drift past the limit.
+    """Raise an error if the relative drift exceeds the limit.
 
     Raises:
-        DriftError: also for a drift that is not a number.
+        DriftError: the drift exceeds the limit, or is not a number.
     """
-    if not drift.relative <= limit:
-        raise DriftError(
-            f"the grown model is not the same function: its logits moved by {drift.max_logit:.3g} "
-            f"({drift.relative:.3g} of their size, growth.tolerance is {limit:.3g}), "
-            f"loss {drift.loss_source:.6f} -> {drift.loss_grown:.6f}; nothing was written"
-        )
+    if drift.relative <= limit:
+        return
+    if drift.relative > limit:
+        remedy = "Use growth=zero_key, or accept the change with growth.tolerance=inf."
+    else:
+        remedy = "Check the weights of the source for NaN and infinity."
+    raise DriftError(
+        f"The grown model is not the same function. Its logits moved by {drift.max_logit:.3g}, "
+        f"which is {drift.relative:.3g} of their size; growth.tolerance is {limit:.3g}. Its loss "
+        f"moved from {drift.loss_source:.6f} to {drift.loss_grown:.6f}. Nothing was written. "
+        f"{remedy}"
+    )

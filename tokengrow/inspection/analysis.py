@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.growth.generations import Generations, generations
-from tokengrow.growth.moments import COUNT, ROW_AGE
+from tokengrow.growth.generations import GenerationCounts, count_generations
+from tokengrow.growth.moments import ROW_AGE, STEP
 from tokengrow.growth.tensors import pattention_name, role_and_part
 from tokengrow.model.activity import Activity, Layer, measure_activity
 from tokengrow.model.config import ROLES, ModelConfig
@@ -189,9 +189,9 @@ def inspect_checkpoint(
     Raises:
         UserError: the lineage does not belong to this model.
     """
-    config, counts = checkpoint.config, Generations()
+    config, counts = checkpoint.config, GenerationCounts()
     if isinstance(config, ModelConfig):  # other models have no parameter tokens
-        counts = generations(config, checkpoint.lineage)
+        counts = count_generations(config, checkpoint.lineage)
     token_tensors = {
         pattention_name(*layer, part): counts[layer]
         for layer in counts
@@ -263,7 +263,7 @@ def _role_parameters(role: str, shapes: Mapping[str, Sequence[int]]) -> RolePara
     return RoleParameters(role, None, d_in, d_out, parameters)
 
 
-def _summarise_generations(checkpoint: Checkpoint, counts: Generations) -> list[Generation]:
+def _summarise_generations(checkpoint: Checkpoint, counts: GenerationCounts) -> list[Generation]:
     """Return the initial tokens and those of every entry of the lineage that still exist."""
     if not counts:
         return []
@@ -278,15 +278,17 @@ def _summarise_generations(checkpoint: Checkpoint, counts: Generations) -> list[
     ]
 
 
-def _updates(optimizer: Mapping[str, Tensor], counts: Generations, generation: int) -> int | None:
+def _updates(
+    optimizer: Mapping[str, Tensor], counts: GenerationCounts, generation: int
+) -> int | None:
     """Return the updates of the first token of a generation, or None if they are not recorded."""
     for (number, role), own in counts.items():
         if own[generation]:
             name = pattention_name(number, role, "key")
             if f"{ROW_AGE}.{name}" in optimizer:
                 return int(optimizer[f"{ROW_AGE}.{name}"][sum(own[:generation])])
-            if f"{COUNT}.{name}" in optimizer:
-                return int(optimizer[f"{COUNT}.{name}"])
+            if f"{STEP}.{name}" in optimizer:
+                return int(optimizer[f"{STEP}.{name}"])
             return None
     return None
 

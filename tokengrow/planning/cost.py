@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokengrow.growth.plan import AXES, GrowthPlan, Step, plan_growth
+from tokengrow.growth.plan import AXES, GrowthPlan, GrowthStep, plan_growth
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.planning.memory import Memory, checkpoint_bytes, training_memory
 from tokengrow.training.config import StageConfig, TrainConfig
@@ -28,7 +28,7 @@ class Appended:
     """The same keys in the grown model."""
 
     @classmethod
-    def of(cls, step: Step) -> "Appended":
+    def of(cls, step: GrowthStep) -> "Appended":
         """The sizes along the axis of one step of a growth plan."""
         before, after = step.source.to_dict(), step.target.to_dict()
         keys = AXES[step.axis]

@@ -36,7 +36,7 @@ class Speed:
     """Stage name to FLOP/s of its training."""
 
 
-def measured_speed(run: TrainConfig, console: Console) -> Speed:
+def measure_throughput(run: TrainConfig, console: Console) -> Speed:
     """Trains each stage's model for a few steps, as the run would on this machine.
 
     Args:

@@ -4,7 +4,13 @@ from typing import Any
 
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.plan import DEFAULT, KEPT, GrowthPlan, does_not_grow, plan_growth
+from tokengrow.growth.plan import (
+    DEFAULT_GROWTH,
+    INHERITED_FIELDS,
+    GrowthPlan,
+    no_growth_error,
+    plan_growth,
+)
 from tokengrow.model.architectures import KEY, read_config
 from tokengrow.model.config import LanguageModelConfig, ModelConfig
 from tokengrow.parsing import drop_nulls, merge_mappings
@@ -45,7 +51,7 @@ def resolve_growth(
     changes: dict[str, Any],
     source: LanguageModelConfig,
     where: str = "model",
-    config: GrowthConfig = DEFAULT,
+    config: GrowthConfig = DEFAULT_GROWTH,
 ) -> GrowthPlan:
     """Return the plan of the growth from `source` to the sizes in a `model` section.
 
@@ -62,8 +68,8 @@ def resolve_growth(
     same_architecture = given.get(KEY, source.architecture) == source.architecture
     changed = any(current.get(key) != value for key, value in given.items())
     if not source.grows and same_architecture and changed:
-        raise UserError(does_not_grow(source, where))
-    for key in KEPT:
+        raise no_growth_error(source, where)
+    for key in INHERITED_FIELDS:
         if key in given:
             raise UserError(
                 f"{where}.{key} must be null, got {given[key]!r}, because a growth keeps the "

@@ -163,7 +163,7 @@ def _resolve_stages(
         if previous is None:
             target = resolve_model(changes, where=where_model)
         else:
-            target = resolve_growth(changes, previous, where_model, growth).settled
+            target = resolve_growth(changes, previous, where_model, growth).final_target
         if is_last := len(resolved) == len(sections) - 1:
             section = _with_remaining_flops(section, remaining, where)
         steps = _stage_steps(section, target, recipe.batch_size, where)

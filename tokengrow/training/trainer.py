@@ -39,7 +39,7 @@ from tokengrow.distributed.launch import GUIDE
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.distributed.peer_failure import monitor_peers
 from tokengrow.errors import Stopped, UserError
-from tokengrow.growth.plan import moving_tau
+from tokengrow.growth.plan import anneal_start_tau
 from tokengrow.metrics.run_log import LoggerConfig, RunLog
 from tokengrow.metrics.throughput import Throughput
 from tokengrow.optim.config import optimizer_state
@@ -318,7 +318,7 @@ class Trainer:
         if previous is not None and len(start.lineage) > len(previous.lineage):
             rung.drift = start.lineage[-1].drift.max_logit
             self._report_growth(previous, rung)
-        if tau := moving_tau(start.config, config.model, self.config.growth):
+        if tau := anneal_start_tau(start.config, config.model, self.config.growth):
             rung.tau_start = asdict(tau)
         self.stage = setup_stage(self.config, self.fabric, config, start, state, updates_done=0)
         state.enter(index, rung)
