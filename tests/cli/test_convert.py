@@ -1,4 +1,4 @@
-"""`tokengrow convert`: published weights in and out, whole and exact."""
+"""`tokengrow convert`: published weights are read and written completely and exactly."""
 
 import shutil
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def official() -> dict[str, Tensor]:
 
 @pytest.fixture
 def download(official: dict[str, Tensor]) -> Path:
-    """Model A as one downloads it: `hub/pytorch_model.bin`, and nothing that says its sizes."""
+    """Download of model A: `hub/pytorch_model.bin` without a config."""
     folder = Path("hub")
     folder.mkdir()
     torch.save(official, folder / "pytorch_model.bin")
@@ -47,7 +47,7 @@ def download(official: dict[str, Tensor]) -> Path:
 
 @pytest.fixture
 def convert(command: Command) -> Callable[..., str]:
-    """`convert(*arguments)`: succeeds; gives what it said, whatever the width of the lines."""
+    """`convert(*arguments)` succeeds and returns its output without line breaks."""
 
     def call(*arguments: str) -> str:
         outcome = command("convert", *arguments)
@@ -59,8 +59,7 @@ def convert(command: Command) -> Callable[..., str]:
 
 @pytest.fixture
 def refused(command: Command) -> Callable[..., str]:
-    """`refused(*arguments)`: one sentence, exit status 2 and nothing written; gives the
-    sentence."""
+    """`refused(*arguments)` exits with status 2, writes no file and returns its one-line error."""
 
     def call(*arguments: str) -> str:
         before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
@@ -76,8 +75,7 @@ def refused(command: Command) -> Callable[..., str]:
 
 @pytest.fixture
 def preset(monkeypatch: pytest.MonkeyPatch) -> Preset:
-    """`preset(rows)`: makes `a.bin`, zeros of the size preset=small, one with little to write, with
-    so many rows."""
+    """`preset(rows)` writes `a.bin`: zeros of a tiny preset=small with `rows` vocabulary rows."""
     monkeypatch.setitem(PRESETS, "small", (1, 8, 1, 4, 8, 16))
 
     def save(rows: int) -> ModelConfig:
@@ -98,6 +96,8 @@ def files(folder: Path | str) -> dict[str, bytes]:
     }
 
 
+NO_SOURCE = "source is missing. Give weights or a GPT-NeoX YAML (source=PATH)."
+TWO_SIZES = "config and preset must not both be set, because both define the sizes. Remove one."
 FROM_A = (f"config={OFFICIAL}", "to=tokengrow", "out=ours")
 
 
@@ -116,7 +116,7 @@ class TestWeightsIn:
             logits = found.model(published_figures["input_ids"])
         assert (logits - published_figures["logits"]).abs().max() < 5e-6
 
-    def test_the_checkpoint_has_no_past(self, convert: Command, download: Path) -> None:
+    def test_the_checkpoint_has_no_history(self, convert: Command, download: Path) -> None:
         convert(f"source={download}", *FROM_A)
         found = load_checkpoint("ours")
         assert found.folder == Path("ours/step_00000000")
@@ -134,22 +134,22 @@ class TestWeightsIn:
         assert torch.equal(found["embedding.weight"], official[EMBEDDING])
         assert len(found) == len(official)
 
-    def test_the_yaml_and_the_tokenizer_of_the_folder_are_taken(
+    def test_the_yaml_and_the_tokenizer_of_the_folder_are_used(
         self, convert: Command, download: Path, store: TokenStore
     ) -> None:
         shutil.copy(OFFICIAL, "hub/150M.yml")
         shutil.copy(store.folder / "tokenizer.json", download)
-        said = convert("source=hub", "to=tokengrow", "out=ours")
-        assert "sizes of hub/150M.yml" in said
-        assert "documents end with <|endoftext|>" in said
+        output = convert("source=hub", "to=tokengrow", "out=ours")
+        assert "sizes of hub/150M.yml" in output
+        assert "documents end with <|endoftext|>" in output
         found = load_checkpoint("ours")
         assert found.tokenizer == store.tokenizer().to_json()
         assert found.end_of_text == "<|endoftext|>"
 
     def test_a_preset_gives_the_sizes(self, convert: Command, preset: Preset) -> None:
         sizes = preset(50304)
-        said = convert("source=a.bin", "preset=small", "to=tokengrow", "out=ours")
-        assert "sizes of preset=small" in said and "13 of float16" in said
+        output = convert("source=a.bin", "preset=small", "to=tokengrow", "out=ours")
+        assert "sizes of preset=small" in output and "13 of float16" in output
         assert load_checkpoint("ours").config == sizes
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -163,20 +163,20 @@ class TestWeightsIn:
         assert found["embedding.weight"].dtype == dtype
         assert found["final_norm.weight"].dtype == torch.float32
 
-    def test_it_says_what_it_read_and_wrote_and_what_comes_next(
+    def test_the_output_lists_input_result_and_next_command(
         self, convert: Command, download: Path, store: TokenStore
     ) -> None:
-        said = convert(f"source={download}", *FROM_A)
-        assert "hub/pytorch_model.bin: published weights" in said
-        assert "33 of float32, 164,992 parameters" in said
-        assert "tokenizer none; add one with tokenizer.file=FILE" in said
-        assert "ours/step_00000000" in said
+        output = convert(f"source={download}", *FROM_A)
+        assert "hub/pytorch_model.bin: published weights" in output
+        assert "33 of float32, 164,992 parameters" in output
+        assert "tokenizer none; add one with tokenizer.file=FILE" in output
+        assert "ours/step_00000000" in output
         file = f"tokenizer.file={store.folder / 'tokenizer.json'}"
         assert "tokengrow generate source=o2" in convert(
             f"source={download}", *FROM_A[:2], "out=o2", file
         )
 
-    def test_the_result_generates_grows_and_trains_on(
+    def test_the_result_can_generate_grow_and_train(
         self, convert: Command, command: Command, download: Path, store: TokenStore
     ) -> None:
         convert("source=hub", *FROM_A, f"tokenizer.file={store.folder / 'tokenizer.json'}")
@@ -205,7 +205,7 @@ class TestRoundTrip:
         assert written.keys() == official.keys()
         assert all(torch.equal(written[name], official[name]) for name in official)
 
-    def test_every_format_leads_to_every_other(
+    def test_every_format_converts_to_every_other(
         self, convert: Command, download: Path, store: TokenStore
     ) -> None:
         shutil.copy(store.folder / "tokenizer.json", download)
@@ -227,7 +227,7 @@ class TestRoundTrip:
         for out in ("t1", "t2", "t3"):
             assert files(out) == expected
 
-    def test_a_run_gives_its_newest_checkpoint_with_all_its_past(
+    def test_a_run_converts_its_newest_checkpoint_with_its_history(
         self, convert: Command, source: Path
     ) -> None:
         convert(f"source={source.parent}", "to=tokengrow", "out=copy")
@@ -240,26 +240,26 @@ class TestRoundTrip:
         Path("t.json").write_text(file.read_text().replace("<|endoftext|>", "<|end|>"))
         end = "tokenizer.end_of_text='<|end|>'"
         convert("source=hub", *FROM_A, "tokenizer.file=t.json", end)
-        said = convert("source=ours", "to=neox", "out=neox")
-        assert "<|end|> (not stored there" in said
+        output = convert("source=ours", "to=neox", "out=neox")
+        assert "<|end|> (not stored there" in output
         assert "tokenizer.end_of_text" in refused("source=neox", "to=tokengrow", "out=again")
         convert("source=neox", "to=tokengrow", "out=again", end)
         assert files("again") == files("ours")
 
 
 class TestRefusal:
-    def test_a_tau_that_growth_has_kept_has_no_published_word(
+    def test_a_tau_kept_by_growth_cannot_be_published(
         self, refused: Command, tiny_model: Callable[..., ModelConfig]
     ) -> None:
         model = replace(tiny_model(8), tau=Taus(ffn=3.0))
         save_checkpoint("kept", Checkpoint(model, {}))
         Path("empty").mkdir()
-        said = refused("source=kept", "to=neox", "out=empty")
-        assert said == refused("source=kept", "to=neox", "out=deep/neox")
-        assert "model.tau.ffn (3.0): it computes sqrt(16)" in said
-        assert "to=hf" in said
+        message = refused("source=kept", "to=neox", "out=empty")
+        assert message == refused("source=kept", "to=neox", "out=deep/neox")
+        assert "model.tau.ffn (3.0): it computes sqrt(16)" in message
+        assert "to=hf" in message
 
-    def test_a_tokenizer_that_cannot_be_exported_leaves_nothing_behind(
+    def test_a_tokenizer_that_cannot_be_exported_writes_nothing(
         self, refused: Command, published_model: TokenFormer
     ) -> None:
         made = replace(Checkpoint.of(published_model), tokenizer="{}", end_of_text="<|end|>")
@@ -271,8 +271,8 @@ class TestRefusal:
         self, refused: Command, official: dict[str, Tensor], to: str
     ) -> None:
         torch.save(official | {EMBEDDING: official[EMBEDDING].to(torch.float8_e4m3fn)}, "a.bin")
-        said = refused("source=a.bin", f"config={OFFICIAL}", f"to={to}", "out=ours")
-        assert f"{EMBEDDING} (float8_e4m3fn)" in said
+        message = refused("source=a.bin", f"config={OFFICIAL}", f"to={to}", "out=ours")
+        assert f"{EMBEDDING} (float8_e4m3fn)" in message
 
     def test_every_tensor_that_does_not_fit_is_named(
         self, refused: Command, official: dict[str, Tensor]
@@ -280,10 +280,12 @@ class TestRefusal:
         official["sequential.9.x"] = official.pop("sequential.6.norm.bias")
         official["sequential.2.mlp.key_param_tokens"] = torch.ones(160, 65)
         torch.save(official, "a.bin")
-        said = refused("source=a.bin", *FROM_A)
-        assert "sequential.6.norm.bias [64] is missing" in said
-        assert "sequential.9.x [64] is not part of the model" in said
-        assert "sequential.2.mlp.key_param_tokens must have shape [160, 64], got [160, 65]" in said
+        message = refused("source=a.bin", *FROM_A)
+        assert "sequential.6.norm.bias [64] is missing" in message
+        assert "sequential.9.x [64] is not part of the model" in message
+        assert (
+            "sequential.2.mlp.key_param_tokens must have shape [160, 64], got [160, 65]" in message
+        )
 
     def test_a_pickle_that_would_run_a_program_runs_nothing(
         self, refused: Command, official: dict[str, Tensor]
@@ -306,47 +308,51 @@ class TestRefusal:
         Path("a.bin").write_bytes(content[: len(content) // 2])
         assert "cut short" in refused("source=a.bin", *FROM_A)
 
-    def test_integers_are_no_weights(self, refused: Command, official: dict[str, Tensor]) -> None:
+    def test_integer_weights_are_refused(
+        self, refused: Command, official: dict[str, Tensor]
+    ) -> None:
         torch.save({**official, EMBEDDING: official[EMBEDDING].long()}, "a.bin")
         assert f"{EMBEDDING} (int64)" in refused("source=a.bin", *FROM_A)
 
-    def test_weights_without_sizes_ask_for_them(self, refused: Command, download: Path) -> None:
-        said = refused("source=hub", "to=tokengrow", "out=ours")
-        assert "Give config=YAML or preset=NAME" in said
+    def test_weights_without_sizes_are_refused(self, refused: Command, download: Path) -> None:
+        message = refused("source=hub", "to=tokengrow", "out=ours")
+        assert "Give config=YAML or preset=NAME" in message
 
-    def test_json_in_the_folder_is_not_taken_for_the_sizes(
+    def test_json_in_the_folder_is_not_read_as_the_config(
         self, refused: Command, download: Path
     ) -> None:
         shutil.copy(OFFICIAL, "hub/config.json")
-        said = refused("source=hub", "to=tokengrow", "out=ours")
-        assert "Give config=YAML or preset=NAME" in said
+        message = refused("source=hub", "to=tokengrow", "out=ours")
+        assert "Give config=YAML or preset=NAME" in message
 
     def test_weights_of_a_published_size_are_recognised(
         self, refused: Command, preset: Preset
     ) -> None:
         preset(50304)
-        said = refused("source=a.bin", "to=tokengrow", "out=ours")
-        assert "its tensors are those of preset=small" in said
-        said = refused("source=a.bin", "preset=150m", "to=tokengrow", "out=ours")
-        assert "the size of preset=small" in said
+        message = refused("source=a.bin", "to=tokengrow", "out=ours")
+        assert "its tensors are those of preset=small" in message
+        message = refused("source=a.bin", "preset=150m", "to=tokengrow", "out=ours")
+        assert "the size of preset=small" in message
 
     def test_a_preset_has_the_published_vocabulary(self, refused: Command, preset: Preset) -> None:
         preset(50277)
-        said = refused("source=a.bin", "preset=small", "to=tokengrow", "out=ours")
-        assert f"{EMBEDDING} is [50277, 8], not [50304, 8]" in said
+        message = refused("source=a.bin", "preset=small", "to=tokengrow", "out=ours")
+        assert f"{EMBEDDING} must have shape [50304, 8], got [50277, 8]" in message
 
     def test_several_yamls_in_the_folder_are_named(self, refused: Command, download: Path) -> None:
         shutil.copy(OFFICIAL, "hub/a.yml")
         shutil.copy(OFFICIAL, "hub/b.yaml")
-        said = refused("source=hub", "to=tokengrow", "out=ours")
-        assert "a.yml or b.yaml" in said
+        message = refused("source=hub", "to=tokengrow", "out=ours")
+        assert "a.yml or b.yaml" in message
 
     def test_a_tokenizer_larger_than_the_model_is_refused(
         self, refused: Command, official: dict[str, Tensor], store: TokenStore
     ) -> None:
         torch.save(official | {EMBEDDING: official[EMBEDDING][:500].clone()}, "a.bin")
-        said = refused("source=a.bin", *FROM_A, f"tokenizer.file={store.folder / 'tokenizer.json'}")
-        assert "must have at most 500 entries, the rows of the model, got 512" in said
+        message = refused(
+            "source=a.bin", *FROM_A, f"tokenizer.file={store.folder / 'tokenizer.json'}"
+        )
+        assert "must have at most 500 entries, the rows of the model, got 512" in message
 
     def test_a_tokenizer_that_cannot_be_read_is_refused(
         self, refused: Command, download: Path
@@ -355,46 +361,77 @@ class TestRefusal:
         assert "hub/tokenizer.json" in refused("source=hub", *FROM_A)
 
     @pytest.mark.parametrize("to", ["tokengrow", "neox", "hf"])
-    def test_an_out_that_exists_is_left_alone(
+    def test_an_existing_out_is_not_overwritten(
         self, refused: Command, download: Path, to: str
     ) -> None:
         Path("mine").mkdir()
         Path("mine/note.txt").write_text("mine")
-        said = refused("source=hub", f"config={OFFICIAL}", f"to={to}", "out=mine")
-        assert "out=mine exists. Choose another out=" in said
+        message = refused("source=hub", f"config={OFFICIAL}", f"to={to}", "out=mine")
+        assert "out=mine exists. Choose another out=" in message
 
     @pytest.mark.parametrize("to", ["tokengrow", "neox", "hf"])
-    def test_an_empty_out_is_no_obstacle(self, convert: Command, download: Path, to: str) -> None:
+    def test_an_empty_out_is_accepted(self, convert: Command, download: Path, to: str) -> None:
         Path("empty").mkdir()
         convert("source=hub", f"config={OFFICIAL}", f"to={to}", "out=empty")
         assert any(Path("empty").iterdir())
 
     @pytest.mark.parametrize(
-        ("arguments", "said"),
+        ("arguments", "message"),
         [
-            (["source=hub", f"config={OFFICIAL}", "out=o"], "to is missing"),
-            (["source=hub", f"config={OFFICIAL}", "out=o", "to=gguf"], "tokengrow, hf, neox"),
-            (["source=hub", "preset=150", "to=hf", "out=o"], "Did you mean '150m'?"),
-            (["source=hub", "preset=150m", "config=a.yml", "to=hf", "out=o"], "one of them"),
-            (["source=hub", "config=nowhere.yml", "to=hf", "out=o"], "nowhere.yml does not exist"),
-            (["source=nowhere", "preset=150m", "to=hf", "out=o"], "nowhere does not exist"),
-            (["source=hub", "preset=150m", "gpus=8", "to=hf", "out=o"], "gpus"),
-            (["source=hub", "preset=150m", "to=hf"], "out is missing"),
-            (["to=hf", "out=o"], "source is missing"),
-            (["preset=150m", "out=o", "to=hf"], "source is missing"),
-            (["config=a.yml", "preset=150m", "out=o"], "one of them"),
-            (["source=a.yml", "to=hf", "out=o"], "to=hf needs weights"),
-            (["source=a.json", "to=hf", "out=o"], "to=hf needs weights"),
-            (["source=a.yml", "preset=150m", "out=o"], "leave out config and preset"),
-            (["source=a.yml", "gpus=0", "out=o"], "gpus must be at least 1"),
-            (["source=a.yml", "out=o", "sauce=3"], "sauce"),
+            (
+                ["source=hub", f"config={OFFICIAL}", "out=o"],
+                "to is missing. Give one of tokengrow, hf, neox.",
+            ),
+            (
+                ["source=hub", f"config={OFFICIAL}", "out=o", "to=gguf"],
+                "to must be one of tokengrow, hf, neox, got 'gguf'.",
+            ),
+            (
+                ["source=hub", "preset=150", "to=hf", "out=o"],
+                "Unknown preset '150'. Did you mean '150m'?",
+            ),
+            (["source=hub", "preset=150m", "config=a.yml", "to=hf", "out=o"], TWO_SIZES),
+            (
+                ["source=hub", "config=nowhere.yml", "to=hf", "out=o"],
+                "nowhere.yml does not exist",
+            ),
+            (
+                ["source=nowhere", "preset=150m", "to=hf", "out=o"],
+                "nowhere does not exist. Give the path of a weights file, or download or export "
+                "it again.",
+            ),
+            (
+                ["source=hub", "preset=150m", "gpus=8", "to=hf", "out=o"],
+                "gpus must be null for weights; it applies only to a GPT-NeoX config. Remove it.",
+            ),
+            (
+                ["source=hub", "preset=150m", "to=hf"],
+                "out is missing and has no default. Set out=VALUE.",
+            ),
+            (["to=hf", "out=o"], NO_SOURCE),
+            (["preset=150m", "out=o", "to=hf"], NO_SOURCE),
+            (["config=a.yml", "preset=150m", "out=o"], TWO_SIZES),
+            (
+                ["source=a.yml", "to=hf", "out=o"],
+                "to=hf needs weights, but a.yml is a config. Remove to.",
+            ),
+            (
+                ["source=a.json", "to=hf", "out=o"],
+                "to=hf needs weights, but a.json is a config. Remove to.",
+            ),
+            (
+                ["source=a.yml", "preset=150m", "out=o"],
+                "source=a.yml is a GPT-NeoX config. Remove config and preset.",
+            ),
+            (["source=a.yml", "gpus=0", "out=o"], "gpus must be at least 1, got 0."),
+            (["source=a.yml", "out=o", "sauce=3"], "Unknown key sauce. Did you mean 'source'?"),
         ],
     )
-    def test_arguments_that_do_not_go_together_are_named(
-        self, refused: Command, download: Path, arguments: list[str], said: str
+    def test_conflicting_arguments_are_refused(
+        self, refused: Command, download: Path, arguments: list[str], message: str
     ) -> None:
-        assert said in refused(*arguments)
+        assert refused(*arguments).startswith(message)
 
     def test_a_checkpoint_has_its_own_sizes(self, refused: Command, source: Path) -> None:
-        said = refused(f"source={source}", "preset=150m", "to=hf", "out=o")
-        assert "has its own config" in said
+        message = refused(f"source={source}", "preset=150m", "to=hf", "out=o")
+        assert "has its own config. Remove config and preset." in message

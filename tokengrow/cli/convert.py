@@ -96,6 +96,8 @@ class ConvertArguments:
             raise UserError(
                 "gpus must be null for weights; it applies only to a GPT-NeoX config. Remove it."
             )
+        elif self.to is None:
+            raise UserError(f"to is missing. Give one of {', '.join(FORMATS)}.")
         elif self.to not in FORMATS:
             raise UserError(f"to must be one of {', '.join(FORMATS)}, got {self.to!r}.")
 
