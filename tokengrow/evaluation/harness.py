@@ -176,7 +176,7 @@ class TokengrowLM(TemplateLM):
         """Return the log-likelihood of each continuation in its context."""
         compute = super().loglikelihood
         responses = self._run_uncached(
-            "loglikelihood", requests, lambda rest: compute(rest, disable_tqdm=True)
+            "loglikelihood", requests, lambda uncached: compute(uncached, disable_tqdm=True)
         )
         return [(log_likelihood, greedy) for log_likelihood, greedy in responses]
 
@@ -195,8 +195,8 @@ class TokengrowLM(TemplateLM):
     ) -> list[float]:
         """Return the log-likelihood of each text as a document, with rolling windows."""
 
-        def compute(rest: list[Instance]) -> list[float]:
-            arguments = [instance.args for instance in rest]
+        def compute(uncached: list[Instance]) -> list[float]:
+            arguments = [instance.args for instance in uncached]
             windows = [
                 self._windows([self.prefix_token_id], self.tok_encode(text))
                 for (text,) in arguments
@@ -212,8 +212,8 @@ class TokengrowLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the text that the model generates after each context, up to a stop string."""
 
-        def compute(rest: list[Instance]) -> list[str]:
-            return self._generate([instance.args for instance in rest])
+        def compute(uncached: list[Instance]) -> list[str]:
+            return self._generate([instance.args for instance in uncached])
 
         return list(self._run_uncached("generate_until", requests, compute))
 
@@ -228,11 +228,11 @@ class TokengrowLM(TemplateLM):
         """Return the responses in the order of the requests; compute those not in the cache."""
         cached = [self._responses.get(kind, instance.args) for instance in requests]
         pairs = zip(requests, cached, strict=True)
-        rest = [request for request, response in pairs if response is None]
+        uncached = [request for request, response in pairs if response is None]
         share = f" (rank 0 of {self.world_size})" if self.world_size > 1 else ""
-        counts = len(requests) - len(rest), len(requests)
+        counts = len(requests) - len(uncached), len(requests)
         with counted(self._console, f"{PROGRESS_LABELS[kind]}{share}", *counts) as self._advance:
-            computed = iter(compute(rest) if rest else [])
+            computed = iter(compute(uncached) if uncached else [])
         return (next(computed) if response is None else response for response in cached)
 
     def _store(self, kind: str, arguments: tuple[Any, ...], response: Any) -> None:
@@ -262,7 +262,7 @@ class TokengrowLM(TemplateLM):
             requests: windows of each request.
             on_response: called with the index and the response of each finished request.
         """
-        windows = [(number, window) for number, own in enumerate(requests) for window in own]
+        windows = [(n, window) for n, request in enumerate(requests) for window in request]
         scores: dict[int, list[WindowScore]] = defaultdict(list)
         responses: dict[int, LogLikelihood] = {}
 
@@ -277,8 +277,8 @@ class TokengrowLM(TemplateLM):
             if len(scores[number]) == len(requests[number]):
                 finish(number)
 
-        for number, own in enumerate(requests):
-            if not own:
+        for number, request in enumerate(requests):
+            if not request:
                 finish(number)
         self._scorer.score([window for _, window in windows], on_score)
         return [responses[number] for number in range(len(requests))]
@@ -295,9 +295,9 @@ class TokengrowLM(TemplateLM):
             settings.append(_GenerationSettings.from_gen_kwargs(request[1], self.max_length, seed))
             repeats[repr(request)] += 1
         prompts = []
-        for (context, _), own in zip(requests, settings, strict=True):
-            max_tokens = self.max_length - own.sampling.max_tokens
-            prompts.append((self.tok_encode(context) or [self.prefix_token_id])[-max_tokens:])
+        for (context, _), setting in zip(requests, settings, strict=True):
+            max_context = self.max_length - setting.sampling.max_tokens
+            prompts.append((self.tok_encode(context) or [self.prefix_token_id])[-max_context:])
         groups: dict[_GenerationSettings, list[int]] = defaultdict(list)
         for index in sorted(range(len(prompts)), key=lambda index: -len(prompts[index])):
             groups[settings[index]].append(index)
@@ -341,15 +341,15 @@ class _GenerationSettings:
             UserError: the request needs more tokens than the model reads, or sets an argument that
                 is not supported.
         """
-        rest = dict(normalize_gen_kwargs(dict(gen_kwargs)))
-        until, max_tokens = rest.pop("until", []), rest.pop("max_gen_toks")
-        temperature = float(rest.pop("temperature", 1.0))
-        temperature = temperature if rest.pop("do_sample") else 0.0
-        filters = {key: rest.pop(key) for key in ("top_k", "top_p") if key in rest}
-        if rest:
+        remaining = dict(normalize_gen_kwargs(dict(gen_kwargs)))
+        until, max_tokens = remaining.pop("until", []), remaining.pop("max_gen_toks")
+        temperature = float(remaining.pop("temperature", 1.0))
+        temperature = temperature if remaining.pop("do_sample") else 0.0
+        filters = {key: remaining.pop(key) for key in ("top_k", "top_p") if key in remaining}
+        if remaining:
             raise UserError(
-                f"The task sets {', '.join(rest)}, which generation does not support. Leave the "
-                "task out of tasks."
+                f"The task sets {', '.join(remaining)}, which generation does not support. "
+                "Leave the task out of tasks."
             )
         if max_tokens >= context_length:
             raise UserError(

@@ -196,22 +196,22 @@ def measure_perplexity(
         )
     run = _Measurement(tokenizer, context_length, stride or context_length)
     cache = responses or ResponseCache()
-    with doing(console or Console(quiet=True), "perplexity: reading the text") as show:
+    with doing(console or Console(quiet=True), "perplexity: reading the text") as write:
 
         def on_score(windows: Sequence[Window], index: int, score: WindowScore) -> None:
             window = windows[index]
             cache.add(REQUEST_KIND, (window.context, window.continuation), score.log_likelihood)
             run.add(window, score.log_likelihood, from_cache=False)
-            run.show_share(show)
+            run.show_share(write)
 
         chunks = _chunks(run.windows(documents), TOKENS_PER_CHUNK * world_size())
         for chunk in chunks:
             new = run.add_cached(chunk[rank() :: world_size()], cache)
-            run.show_share(show)
+            run.show_share(write)
             run.start_clock()  # after the lookups: cached windows take no time
             scorer.score(new, partial(on_score, new))
         result = run.result()
-        run.show(show, result.loss, result.tokens)
+        run.show(write, result.loss, result.tokens)
     return result
 
 

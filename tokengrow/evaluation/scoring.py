@@ -169,8 +169,8 @@ class Scorer:
         lengths = [len(continuation) for _, continuation in targets]
         log_probabilities, greedy = self._target_scores(hidden_states, _target_positions(batch))
         return [
-            (index, WindowScore(tuple(own.tolist()), own.double().sum().item(), bool(best.all())))
-            for (index, _), own, best in zip(
+            (index, WindowScore(tuple(logs.tolist()), logs.double().sum().item(), bool(best.all())))
+            for (index, _), logs, best in zip(
                 targets,
                 torch.split(log_probabilities, lengths),
                 torch.split(greedy, lengths),
@@ -195,8 +195,8 @@ class Scorer:
                 logits = self.model.logits(hidden_states[rows, columns])  # [M, V]
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 greedy.append(logits.argmax(dim=-1) == targets)
-                own = logits.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0]
-                log_probabilities.append(own)
+                of_targets = logits.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0]
+                log_probabilities.append(of_targets)
         return torch.cat(log_probabilities).cpu(), torch.cat(greedy).cpu()
 
     def _batch_rows(self, length: int) -> int:

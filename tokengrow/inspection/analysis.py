@@ -220,12 +220,14 @@ def inspect_checkpoint(
             LayerSummary(
                 layer=number,
                 role=role,
-                tokens=list(own),
+                tokens=list(layer_counts),
                 key_norm=norms[pattention_name(number, role, "key")],
                 value_norm=norms[pattention_name(number, role, "value")],
-                activity=summarise_activity(activity[number, role], own) if activity else None,
+                activity=summarise_activity(activity[number, role], layer_counts)
+                if activity
+                else None,
             )
-            for (number, role), own in counts.items()
+            for (number, role), layer_counts in counts.items()
         ],
         text_tokens=ids.numel() if activity and ids is not None else 0,
         activity=activity,
@@ -271,7 +273,7 @@ def _summarise_generations(checkpoint: Checkpoint, counts: GenerationCounts) -> 
         Generation(
             number=number,
             axes=checkpoint.lineage[number - 1].axes if number else [],
-            tokens=sum(own[number] for own in counts.values()),
+            tokens=sum(layer_counts[number] for layer_counts in counts.values()),
             updates=_updates(checkpoint.optimizer, counts, number),
         )
         for number in range(len(checkpoint.lineage) + 1)
@@ -282,11 +284,11 @@ def _updates(
     optimizer: Mapping[str, Tensor], counts: GenerationCounts, generation: int
 ) -> int | None:
     """Return the updates of the first token of a generation, or None if they are not recorded."""
-    for (number, role), own in counts.items():
-        if own[generation]:
+    for (number, role), layer_counts in counts.items():
+        if layer_counts[generation]:
             name = pattention_name(number, role, "key")
             if f"{ROW_AGE}.{name}" in optimizer:
-                return int(optimizer[f"{ROW_AGE}.{name}"][sum(own[:generation])])
+                return int(optimizer[f"{ROW_AGE}.{name}"][sum(layer_counts[:generation])])
             if f"{STEP}.{name}" in optimizer:
                 return int(optimizer[f"{STEP}.{name}"])
             return None
