@@ -13,7 +13,7 @@ import yaml
 from published_yaml import OFFICIAL, published
 from tokenizers import models
 
-from tokengrow.cli.neox_recipe import KEYS_OF_KEPT, neox_recipe
+from tokengrow.cli.neox_recipe import INHERITED_KEYS, neox_recipe
 from tokengrow.data.store import TokenStore
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import INHERITED_FIELDS
@@ -115,12 +115,12 @@ class TestKeys:
         out = command("convert", f"source={path}", "gpus=8", "out=mine").out
         rows = dict(re.findall(r"^ ([\w.]+)  +(\S.*?) *$", out, re.MULTILINE))
         assert rows["fp16"] == "bf16-mixed, no loss scaling"
-        assert rows["zero_optimization"] == rows["optimizer.comm"] == "DeepSpeed / ZeRO"
-        assert rows["optimizer.params.max_grad_norm"] == "DeepSpeed / ZeRO"
+        assert rows["zero_optimization"] == rows["optimizer.comm"] == "DeepSpeed / ZeRO: not used"
+        assert rows["optimizer.params.max_grad_norm"] == "DeepSpeed / ZeRO: not used"
         assert rows["rope_fusion"] == "fused kernels: no effect"
-        assert rows["use_wandb"] == "logging service: see logger="
-        assert rows["my.own_key"] == "unknown to tokengrow"
-        assert rows["max_position_embeddings"] == "learned positions: there are none"
+        assert rows["use_wandb"] == "logging service: use logger="
+        assert rows["my.own_key"] == "unknown key"
+        assert rows["max_position_embeddings"] == "learned positions: not available"
         carried = {"num_layers", "norm", "train_iters", "vocab_file", "data_path", "optimizer"}
         assert not carried & set(rows)
 
@@ -130,7 +130,7 @@ class TestKeys:
         inner |= {f"optimizer.{item.name}" for item in fields(NeoxOptimizer)}
         named = set(OTHERWISE) | {"optimizer", "optimizer.params"}
         assert read | inner <= named
-        assert set(KEYS_OF_KEPT) == set(INHERITED_FIELDS)
+        assert set(INHERITED_KEYS) == set(INHERITED_FIELDS)
 
     @pytest.mark.parametrize("run", ["published", "growth of a size of one's own"])
     @pytest.mark.parametrize("key", OTHERWISE)
@@ -155,7 +155,7 @@ class TestKeys:
         except UserError as error:
             assert key in str(error)
             return
-        assert after.text != before.text or key in after.left
+        assert after.text != before.text or key in after.inexact
 
     @pytest.mark.parametrize(
         ("changes", "key"),
@@ -171,8 +171,8 @@ class TestKeys:
     def test_a_key_with_a_value_that_cannot_be_carried_is_listed(
         self, written: Written, changes: dict[str, Any], key: str
     ) -> None:
-        assert key not in neox_recipe(written("a.yml", **PILE), 8).left
-        assert key in neox_recipe(written("a.yml", **PILE | changes), 8).left
+        assert key not in neox_recipe(written("a.yml", **PILE), 8).inexact
+        assert key in neox_recipe(written("a.yml", **PILE | changes), 8).inexact
 
     def test_a_growth_lists_what_it_keeps_and_the_yaml_gives(self, written: Written) -> None:
         given = {
@@ -184,12 +184,11 @@ class TestKeys:
             "output_layer_init_method": "wang_init",
         }
         path = written("a.yml", **given, pretrain_partial_init="./small")
-        left = neox_recipe(path, 2).left
-        assert {key for key, why in left.items() if why == "a growth keeps the source's"} == set(
-            given
-        )
+        inexact = neox_recipe(path, 2).inexact
+        kept = "a growth keeps the value of the source"
+        assert {key for key, why in inexact.items() if why == kept} == set(given)
         path = written("a.yml", rotary_pct=None, pretrain_partial_init="./small")
-        assert "rotary_pct" not in neox_recipe(path, 2).left
+        assert "rotary_pct" not in neox_recipe(path, 2).inexact
 
     @pytest.mark.parametrize(
         ("changes", "key", "value"),
@@ -236,7 +235,10 @@ class TestKeys:
         convert_yaml(
             f"source={written('a.yml', **PILE | {'keep_last_n_checkpoints': None})}", "gpus=8"
         )
-        assert "  # all: the YAML names none\n" in Path("mine/recipes/a.yaml").read_text()
+        assert (
+            "  # all: the YAML has no keep_last_n_checkpoints\n"
+            in Path("mine/recipes/a.yaml").read_text()
+        )
         assert resolve_train(from_mine("recipes=a")).keep_checkpoints == 1_000_000
 
     def test_without_the_gpus_a_share_of_the_batch_is_the_users_to_give(
@@ -253,13 +255,16 @@ class TestVocabulary:
         self, convert_yaml: Command, written: Written
     ) -> None:
         said = convert_yaml(f"source={written('a.yml', **PILE)}", "gpus=8")
-        why = "assumed: the GPT-NeoX tokenizer's 50277, padded; ./tokenizer.json is not there"
-        assert f"vocabulary 50304, {why}: give tokenizer.file=FILE to have it counted" in said
+        why = (
+            "assumed: 50277 entries of the GPT-NeoX tokenizer, padded to a multiple of 128; "
+            "./tokenizer.json does not exist"
+        )
+        assert f"vocabulary 50304, {why}; set tokenizer.file=FILE to count it" in said
         text = Path("mine/recipes/a.yaml").read_text()
         assert "override /model: 150m" in text
         assert re.search(rf"\nmodel:\n  vocab_size: 50304 +# {re.escape(why)}\n", text)
         bare = neox_recipe(written("a.yml", **PILE | {"vocab-file": None}), 8)
-        assert "padded; the YAML names no vocab_file" in bare.text
+        assert "padded to a multiple of 128; the YAML has no vocab_file" in bare.text
 
     def test_a_tokenizer_of_another_size_gives_the_model_its_rows(
         self, convert_yaml: Command, written: Written, from_mine: Composed, store: TokenStore
@@ -268,7 +273,7 @@ class TestVocabulary:
         path = written("a.yml", **PILE | {"vocab-file": str(file)})
         assert "assumed" not in convert_yaml(f"source={path}", "gpus=8")
         text = Path("mine/recipes/a.yaml").read_text()
-        assert "override /model: 150m" in text and f"# {file} has 512, padded" in text
+        assert "override /model: 150m" in text and f"# 512 entries of {file}, padded" in text
         (stage,) = resolve_train(from_mine("recipes=a")).stages
         assert (stage.model.vocab_size, stage.model.width) == (512, 768)
 
@@ -288,13 +293,16 @@ class TestVocabulary:
         tokenizer_of(50277)
         recipe = neox_recipe(written("a.yml", **PILE), 8)
         assert "model" not in yaml.safe_load(recipe.text)
-        assert recipe.assumed is None
+        assert recipe.assumed_vocabulary is None
 
     def test_a_size_of_ones_own_says_it(self, written: Written) -> None:
         tokenizer_of(50277)
         changes = {"tokenizer-type": "HFTokenizer", "vocab_file": "tokenizer.json"}
         text = neox_recipe(written("a.yml", **changes), 8).text
-        assert re.search(r"vocab_size: 50304 +# tokenizer\.json has 50277, padded\n", text)
+        assert re.search(
+            r"vocab_size: 50304 +# 50277 entries of tokenizer\.json, padded to a multiple of 128\n",
+            text,
+        )
 
     def test_a_file_in_place_of_another_kind_of_tokenizer_is_counted(
         self, written: Written

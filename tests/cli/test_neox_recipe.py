@@ -178,7 +178,10 @@ class TestRefusal:
             ({"optimizer": {"type": "Lion", "params": {"lr": 1}}}, "optimizer.type is 'Lion'"),
             ({"optimizer": {"type": "Adam", "params": {}}}, "optimizer.params.lr is missing"),
             ({"optimizer": None}, "optimizer is missing"),
-            ({"train_data_paths": ["a", "b"]}, "train_data_paths: tokengrow takes one data_path"),
+            (
+                {"train_data_paths": ["a", "b"]},
+                "train_data_paths must be null. Give one data_path instead.",
+            ),
             ({"data_path": ["a", "b"]}, "data_path"),
             ({"data_impl": "cached"}, "data_impl is 'cached'"),
             ({"train_batch_size": 100}, "train_batch_size is 100, and 2 x 1 on each of gpus=8"),

@@ -289,15 +289,15 @@ def show_recipe(console: Console, out: Path, recipe: NeoxRecipe) -> None:
     """Print the keys that were not converted exactly, the assumptions, and the train command."""
     rows = table("Keys not converted exactly", "GPT-NeoX key", ())
     rows.add_column("reason")
-    for key, reason in recipe.left.items():
+    for key, reason in recipe.inexact.items():
         rows.add_row(key, reason)
     console.print(rows)
     given = "".join(f" {key}=..." for key in recipe.missing)
     command = f"tokengrow train --config-dir {quote(str(out))} recipes={recipe.name}{given}"
     path = out / "recipes" / f"{recipe.name}.yaml"
     lines = {"recipe": str(path)}
-    if recipe.assumed:
-        lines["vocabulary"] = f"{recipe.assumed}; set tokenizer.file=FILE to count it"
+    if recipe.assumed_vocabulary:
+        lines["vocabulary"] = f"{recipe.assumed_vocabulary}; set tokenizer.file=FILE to count it"
     _print(console, lines | {"next": command})
 
 
