@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | lint | install. Needs Python 3.11 or later, git and make.
+# Targets: install, quickstart, test, test-slow, lint, format, clean. Requirements: Python 3.11 or later, git, make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "tokengrow needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+		{ echo "tokengrow needs Python 3.11 or later. Run make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@

@@ -324,5 +324,5 @@ class TestVocabulary:
 
     def test_a_file_that_is_no_tokenizer_is_refused(self, written: Written) -> None:
         Path("tokenizer.json").write_text("{}")
-        with pytest.raises(UserError, match=r"cannot read \./tokenizer\.json"):
+        with pytest.raises(UserError, match=r"got \./tokenizer\.json, which cannot be read"):
             neox_recipe(written("a.yml", **PILE), 8)
