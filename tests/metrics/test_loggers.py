@@ -86,7 +86,7 @@ def test_csv_has_a_row_for_every_logged_update_and_validation(logged: Logged) ->
     assert float(trained[4]["tokens"]) == 4 * 4 * 32
     assert float(trained[4]["train/grad_norm"]) > 0
     validated = [float(row["validation/loss"]) for row in rows(logged, 0) if row["validation/loss"]]
-    history = [row["loss"] for row in logged.result.state.validation]
+    history = [row.loss for row in logged.result.state.validation]
     assert validated == pytest.approx(history[: len(validated)])
 
 

@@ -157,8 +157,8 @@ def test_a_read_only_folder_is_refused_in_one_sentence(climb: Any, tmp_path: Pat
     mount = f"mount --bind {out} {out}; mount -o remount,bind,ro {out}"
     done = mounted(mount, climb.arguments(out))
     assert done.stderr == (
-        f"tokengrow train: out={out} cannot be written (Read-only file system): choose another "
-        "out=\n"
+        f"tokengrow train: out={out} is not writable (Read-only file system). Choose another "
+        "out=.\n"
     )
     assert done.returncode == 2
     assert contents(out) == before
@@ -182,8 +182,8 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(
     assert Watched().run(climb.arguments(out), tmp_path / "log", "step", 8, then=joined) == 0
     assert statuses == [2]
     assert (tmp_path / "second").read_text() == (
-        f"tokengrow train: out={out} is being trained by another process: wait for it, or choose "
-        "another out=\n"
+        f"tokengrow train: out={out} is in use: another process trains this run. Wait for it, or "
+        "choose another out=.\n"
     )
     assert climb.ended_as_whole(out)
 
@@ -202,11 +202,11 @@ def flipped(file: Path) -> None:
 
 
 DAMAGES = {
-    "a checkpoint's weights are truncated": (truncated, WEIGHTS, "bytes, "),
-    "a byte of a checkpoint's weights is flipped": (flipped, WEIGHTS, "is damaged (its SHA-256"),
-    "a byte of a checkpoint's moments is flipped": (flipped, OPTIMIZER, "is damaged (its SHA-256"),
+    "a checkpoint's weights are truncated": (truncated, WEIGHTS, "bytes, got "),
+    "a byte of a checkpoint's weights is flipped": (flipped, WEIGHTS, "is damaged: its SHA-256"),
+    "a byte of a checkpoint's moments is flipped": (flipped, OPTIMIZER, "is damaged: its SHA-256"),
     "a checkpoint's moments are missing": (Path.unlink, OPTIMIZER, "is missing"),
-    "a checkpoint's train_state.json is truncated": (truncated, TRAIN_STATE, "bytes, "),
+    "a checkpoint's train_state.json is truncated": (truncated, TRAIN_STATE, "bytes, got "),
     "a checkpoint's COMPLETE is truncated": (truncated, COMPLETE, "is damaged"),
     "a checkpoint's COMPLETE is missing": (Path.unlink, COMPLETE, None),
 }
@@ -245,10 +245,10 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_goes_on(
     damaged = contents(folder)
     assert Watched().run(climb.arguments(out), tmp_path / "log") == 0
     lines = (tmp_path / "log").read_text().splitlines()
-    assert f"set aside: {folder}.damaged" in lines
+    assert f"damaged checkpoint renamed: {folder}.damaged" in lines
     if said is not None:
         (named,) = (line for line in lines if line.startswith(f"{folder / name} "))
-        assert said in named and "falling back to an older one" in named
+        assert said in named and named.endswith("Trying the previous one.")
     assert contents(folder.with_name(f"{folder.name}.damaged")) == damaged
     assert climb.ended_as_whole(out)
 

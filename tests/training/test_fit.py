@@ -92,7 +92,7 @@ def test_the_lineage_names_what_each_size_was_grown_from(climbed: FitResult) -> 
 
 
 def test_a_run_leaves_a_validation_history(climbed: FitResult) -> None:
-    history = [(row["stage"], row["step"]) for row in climbed.state.validation]
+    history = [(row.stage, row.step) for row in climbed.state.validation]
     assert history == [(0, 0), (0, 3), (0, 6), (1, 6), (1, 9), (1, 12), (2, 12), (2, 15), (2, 18)]
 
 
@@ -102,7 +102,7 @@ def test_micro_batches_change_the_losses_by_rounding_alone(
     losses = []
     for micro in (8, 2):
         run = tiny_run(tmp_path / str(micro), rungs=(8, 12), batch_size=8, micro_batch_size=micro)
-        losses.append([row["loss"] for row in fit(run, store).state.validation])
+        losses.append([row.loss for row in fit(run, store).state.validation])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
@@ -349,8 +349,8 @@ def test_a_gpu_that_is_too_small_ends_the_run_in_one_sentence(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(stage, "_update", full)
-    with pytest.raises(UserError, match=r"stage n8 does not fit .* micro_batch_size=4: lower"):
+    monkeypatch.setattr(Trainer, "train_step", full)
+    with pytest.raises(UserError, match=r"stage n8 does not fit .* micro_batch_size=4. Lower"):
         fit(tiny_run(tmp_path / "run", rungs=(8,)), store)
 
 
@@ -359,7 +359,7 @@ def test_somebody_elses_config_is_not_overwritten(
 ) -> None:
     theirs = tmp_path / "config.yaml"
     theirs.write_text("database: prod\n")
-    with pytest.raises(UserError, match="holds something that is not a run"):
+    with pytest.raises(UserError, match="holds files that are not a run"):
         fit(tiny_run(tmp_path), store)
     assert theirs.read_text() == "database: prod\n"
 
@@ -370,7 +370,7 @@ def test_a_second_run_in_one_folder_is_refused(
     run = tiny_run(tmp_path / "run", rungs=(8,))
     (tmp_path / "run").mkdir()
     with directory_lock(tmp_path / "run"):
-        with pytest.raises(UserError, match="is being trained by another process"):
+        with pytest.raises(UserError, match="is in use: another process trains this run"):
             fit(run, store)
         assert list((tmp_path / "run").iterdir()) == []
     assert fit(run, store).state.step == 6

@@ -91,7 +91,7 @@ def test_the_command_finishes_its_step_saves_leaves_with_75_and_goes_on(
         f"same command resumes from {folder}"
     )
     assert watched.run(climb.arguments(out), log) == 0
-    assert "goes on from stage small, step" in log.read_text()
+    assert "resumes in stage small at step" in log.read_text()
     assert climb.ended_as_whole(out)
 
 

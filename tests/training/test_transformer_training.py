@@ -28,7 +28,7 @@ Sized = Callable[..., TransformerConfig]
 
 
 def losses(config: TrainConfig, store: TokenStore) -> list[float]:
-    return [row["loss"] for row in fit(config, store).state.validation]
+    return [row.loss for row in fit(config, store).state.validation]
 
 
 def test_the_loss_falls(transformer_run: Runs, store: TokenStore, tmp_path: Path) -> None:
