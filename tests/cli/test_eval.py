@@ -136,7 +136,7 @@ def test_after_a_kill_the_rest_is_asked(
     batches.clear()
     resumed = command(*words, f"out={tmp_path / 'killed'}")
     assert len(batches) == 9 - 4
-    assert "answers: 9, 4 of them known from before" in resumed.err
+    assert "answers: 9, 4 already done" in resumed.err
     whole = command(*words, f"out={tmp_path / 'whole'}")
     assert results(resumed)["scores"] == results(whole)["scores"]
 

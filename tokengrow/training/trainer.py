@@ -211,7 +211,7 @@ class Trainer:
                 if ended or step % config.log_every == 0:
                     self._log_step(progress, loss, grad_norm, lr, throughput.read())
                 if ended or step % config.validation_every == 0:
-                    progress.validated(step, self.validate())
+                    progress.update_validation(step, self.validate())
                     ended = ended or self._ends_at_plateau()
                     throughput.restart()
                 if not ended and step % config.checkpoint_every == 0:
