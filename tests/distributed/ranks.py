@@ -31,7 +31,7 @@ SLURM_JOB = {
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command did."""
+    """Exit status and output of a command."""
 
     status: int
     said: str
