@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-# Without a GPU, Triton's kernels run in its interpreter. Triton reads the variable when a kernel is defined.
+# Without a GPU, Triton kernels run in the interpreter, if this is set before their definition.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
