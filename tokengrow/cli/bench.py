@@ -78,7 +78,7 @@ class BenchArguments:
             raise UserError("models and batches must both be set, or neither. Set the other one.")
         if self.batches and self.models and len(self.batches) != len(self.models):
             raise UserError(
-                f"batches must have {len(self.models)} entries, one per model, got "
+                f"batches must have one entry per model ({len(self.models)}), got "
                 f"{len(self.batches)}."
             )
         if self.peers and self.suite != "step":
