@@ -93,9 +93,9 @@ def test_a_job_that_fails_is_told_and_the_others_are_trained(
     assert (failed["status"], failed["loss"], failed["error"]) == (
         "failed",
         "",
-        "optim.lr cannot be -1.0: it must be above 0",
+        "optim.lr must be above 0, got -1.0.",
     )
-    assert "job 0 failed: optim.lr cannot be -1.0: it must be above 0" in outcome.out
+    assert "job 0 failed: optim.lr must be above 0, got -1.0." in outcome.out
     assert not (tmp_path / "sweep" / failed["folder"]).exists()
 
 

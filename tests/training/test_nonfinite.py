@@ -118,7 +118,7 @@ def taught(norms: list[float], fused: bool | None, device: str, ages: bool) -> d
     if ages:
         rows, columns = torch.tensor([9] * 3 + [0] * 2), torch.tensor([9] * 4 + [0] * 2)
         optimizer.set_ages({weight: Ages(rows, columns)})
-    optimizer.begin_stage(GrowthConfig(new_warmup_steps=4), done=0)
+    optimizer.begin_stage(GrowthConfig(new_warmup_steps=4), updates_done=0)
     for gradient, norm in zip(gradients, norms, strict=True):
         weight.grad = gradient * norm
         flag = torch.tensor(float(not math.isfinite(norm)), device=device)
