@@ -1,15 +1,15 @@
-"""Shared fixtures: a corpus, its token store, tiny ladders, commands, the published model A."""
+"""What the rooms share: a corpus, its token store, tiny ladders, ways to call a verb, model A."""
 
 import gc
 import os
 
-# One thread: on models this small, several threads mostly wait for each other.
-# Set before the first import of torch, and for the programs that tests start.
+# One thread: on models this small, and beside other jobs, more of them only wait for each other.
+# Before the first import of torch, and for the programs that tests start as well.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-# Without a GPU, Triton kernels run in the interpreter, if this is set before their definition.
+# Without a GPU, Triton's kernels run in its interpreter. It asks when a kernel is defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -42,7 +42,7 @@ from tokengrow.paths import data_root
 from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.trainer import fit
 
-# A run collects garbage before each stage; modules imported so far are excluded.
+# A run collects garbage before each stage; what has been imported by now is none.
 gc.freeze()
 
 TRAIN_MODULES = ("argparse", "ast", "calendar", "copy", "glob", "heapq", "shlex", "textwrap")
@@ -193,7 +193,7 @@ model:
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Callable[[Path, str], None]:
     """`tiny_recipe(folder, more)`: writes recipes/climb.yaml there, for `--config-dir folder
-    recipes=climb`; `more` gives its stages and other keys."""
+    recipes=climb`; `more` gives its stages and what else it says."""
 
     def write(folder: Path, more: str) -> None:
         (folder / "recipes").mkdir(parents=True)
@@ -204,7 +204,7 @@ def tiny_recipe() -> Callable[[Path, str], None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Exit status and output of a command."""
+    """What a command did."""
 
     status: int
     out: str
@@ -279,7 +279,7 @@ def our_name_fixture() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def published_config() -> ModelConfig:
-    """Config of the published model A; see tests/golden/A_tiny_init/config.json."""
+    """Of the published model A; see tests/golden/A_tiny_init/config.json."""
     return ModelConfig(
         vocab_size=512,
         context_length=32,
@@ -293,14 +293,14 @@ def published_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def published_weights() -> dict[str, Tensor]:
-    """Weights of the published model A, by tokengrow's names."""
+    """Of the published model A, by our names."""
     official = load_file(GOLDEN / "A_tiny_init" / "model.safetensors")
     return {our_name(name): tensor for name, tensor in official.items()}
 
 
 @pytest.fixture(scope="session")
 def published_figures() -> dict[str, Tensor]:
-    """Results of model A; `grad.*` by tokengrow's names, the rest as in the file."""
+    """What model A computes; `grad.*` by our names, all else as in the file."""
     figures = load_file(GOLDEN / "A_tiny_init" / "l2_norm_gelu.safetensors")
     return {
         f"grad.{our_name(name.removeprefix('grad.'))}" if name.startswith("grad.") else name: value
@@ -310,7 +310,7 @@ def published_figures() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def published_decoding() -> dict[str, Tensor]:
-    """Results of model A with its KV cache."""
+    """What model A computes with its KV cache."""
     return load_file(GOLDEN / "D_decode_l2_norm_gelu.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes of directories."""
+"""Folders that are there whole or not at all."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def filled(folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty working directory; every path below is relative to it."""
+    """A folder to stand in; every path below is relative to it."""
     monkeypatch.chdir(tmp_path)
 
 

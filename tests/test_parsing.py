@@ -88,7 +88,7 @@ def test_an_unknown_key_is_refused_with_its_nearest_neighbour() -> None:
         outer(inner={"wdth": 3})
 
 
-def test_dissimilar_unknown_key_lists_all_valid_keys() -> None:
+def test_an_unknown_key_like_no_other_is_refused_with_all_that_are_valid() -> None:
     with pytest.raises(
         UserError, match=r"Unknown key outer\.inner\.zzz\. Valid values: width, rate"
     ):

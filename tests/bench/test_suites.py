@@ -33,7 +33,7 @@ def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROUNDS": 2, "RUNS": 2, "MICRO_BATCHES": 2, "CONTEXT": 64}.items():
         monkeypatch.setattr(data, name, value)
     peers = {
-        "formula": ("naive", False),
+        "formula": ("reference", False),
         "tokengrow": ("auto", False),
         "Transformer": (None, False),
     }
@@ -76,13 +76,13 @@ def test_a_step_is_a_share_of_what_the_device_can_do(
 def test_a_step_that_computes_something_else_gets_no_time(
     factor: float, tiny_model: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = op.pattentions
+    right = op.grouped_pattention
 
     def wrong(x: Tensor, layers: Any, activation: str, kernel: str = "auto") -> list[Tensor]:
-        outs = right(x, layers, activation, "naive")
-        return outs if kernel == "naive" else [out * factor for out in outs]
+        outs = right(x, layers, activation, "reference")
+        return outs if kernel == "reference" else [out * factor for out in outs]
 
-    monkeypatch.setattr(op, "pattentions", wrong)
+    monkeypatch.setattr(op, "grouped_pattention", wrong)
     with pytest.raises(UserError, match=r"tiny, tokengrow: its first loss .*: no time is given"):
         model = tiny_model(init="published")
         list(step.measure([("tiny", model, 2)], FABRIC, ["formula", "tokengrow"]))

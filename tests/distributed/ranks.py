@@ -31,7 +31,7 @@ SLURM_JOB = {
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit status and output of a command."""
+    """What a command did."""
 
     status: int
     said: str

@@ -47,7 +47,7 @@ def losses(store: TokenStore, out: Path, devices: int, *changes: str) -> list[fl
 def alone(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses on one GPU, in float32 by plain formulas."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    exact = ("fabric.precision=32", "kernel=naive", "compile=false")
+    exact = ("fabric.precision=32", "kernel=reference", "compile=false")
     return losses(store, out, 1, "fabric=single", *exact)
 
 
@@ -55,7 +55,7 @@ def alone(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> list[f
 def test_in_float32_the_losses_are_those_of_one_gpu(
     store: TokenStore, tmp_path: Path, alone: list[float], strategy: str
 ) -> None:
-    exact = ("fabric.precision=32", "kernel=naive", "compile=false")
+    exact = ("fabric.precision=32", "kernel=reference", "compile=false")
     found = losses(store, tmp_path / "run", 2, f"fabric={strategy}", *exact)
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=0)
 

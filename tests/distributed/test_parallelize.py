@@ -24,7 +24,7 @@ def model(tiny_model: Callable[..., ModelConfig]) -> Iterator[TokenFormer]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("kernel", ["naive", "compiled", "triton"])
+@pytest.mark.parametrize("kernel", ["reference", "compiled", "triton"])
 def test_loss_and_gradients_stay(model: TokenFormer, kernel: str) -> None:
     if kernel == "triton" and torch.cuda.is_available():
         pytest.skip("on a GPU: test_gpu.py")
@@ -79,7 +79,7 @@ def operators(model: TokenFormer) -> Counter[str]:
 def test_the_backward_pass_computes_anew_what_it_is_told(
     model: TokenFormer, what: str, products: int, attention: int
 ) -> None:
-    model.set_kernel("naive")
+    model.set_kernel("reference")
     before = operators(model)
     checkpoint_blocks(model.blocks, what)
     after = operators(model)
@@ -102,7 +102,7 @@ def test_loss_and_gradients_stay_when_they_are_computed_anew(
         loss = model(ids[:, :-1], targets=ids[:, 1:])
         return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
-    model.set_kernel("naive")
+    model.set_kernel("reference")
     wanted, names = learn(), list(model.state_dict())
     checkpoint_blocks(model.blocks, what, fastest_attention)
     if compiled:
@@ -122,7 +122,7 @@ def test_recomputed_blocks_run_in_the_context_in_which_they_ran(model: TokenForm
         entered.append("in")
         yield
 
-    model.set_kernel("naive")
+    model.set_kernel("reference")
     checkpoint_blocks(model.blocks, "block", around)
     operators(model)
     assert len(entered) == 2 * len(model.blocks), "forward, and again behind it"

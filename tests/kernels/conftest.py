@@ -1,4 +1,4 @@
-"""What tests of kernels share: where they run, and memory in which nothing is zero by chance."""
+"""Fixtures of kernel tests: device, exact float32 products, and memory poisoned with NaN."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,13 +12,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def device() -> str:
-    """The GPU if there is one, else the CPU with Triton's interpreter."""
+    """The GPU if there is one, otherwise the CPU with Triton's interpreter."""
     return DEVICE
 
 
 @pytest.fixture(autouse=True)
 def exact_float32() -> Iterator[None]:
-    """Products of float32 numbers are not rounded to TF32."""
+    """Products of float32 numbers without rounding to TF32."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     yield
@@ -27,14 +27,14 @@ def exact_float32() -> Iterator[None]:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fresh memory holds NaN: what a kernel does not write is seen."""
+    """New memory filled with NaN, which reveals elements that a kernel does not write."""
 
-    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def made(*arguments: Any, **options: Any) -> Tensor:
-            tensor = make(*arguments, **options)
+    def poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def allocate_nan(*arguments: Any, **options: Any) -> Tensor:
+            tensor = allocate(*arguments, **options)
             return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
 
-        return made
+        return allocate_nan
 
     monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))

@@ -1,8 +1,8 @@
-"""One of two processes, under torchrun: a model by the Triton kernels, its gradients averaged.
+"""Process of a data-parallel test: gradients of a model with Triton kernels, averaged.
 
     torchrun --nproc-per-node 2 parallel_worker.py ddp|fsdp2
 
-Ends with an error unless the gradients are those of one process with both halves of the batch.
+Exits with an error unless the gradients equal those of one process with both halves of the batch.
 """
 
 import sys
@@ -28,11 +28,12 @@ CONFIG = ModelConfig(
 )
 
 
-def build() -> TokenFormer:
+def build_model() -> TokenFormer:
     model = TokenFormer(CONFIG)
     model.init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for block in model.blocks:  # else a balanced model has no gradients behind its values of 0
+        # Balanced initialisation sets these values to 0, which stops all gradients before them.
+        for block in model.blocks:
             block.ffn.value_param_tokens.fill_(0.1)
             block.attention.output.value_param_tokens.fill_(0.1)
     model.set_kernel("triton")
@@ -41,22 +42,22 @@ def build() -> TokenFormer:
 
 def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     model(ids[:, :-1], targets=ids[:, 1:]).backward()
-    found = {}
+    by_name = {}
     for name, parameter in model.named_parameters():
         grad = parameter.grad
         assert grad is not None, name
-        found[name.removeprefix("module.")] = (
+        by_name[name.removeprefix("module.")] = (
             grad.full_tensor() if isinstance(grad, DTensor) else grad
         )
-    return found
+    return by_name
 
 
 def main() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     ids = torch.randint(64, (4, 9), generator=torch.Generator().manual_seed(1))
-    wanted = gradients(build(), ids)
-    model: nn.Module = build()
+    expected = gradients(build_model(), ids)
+    model: nn.Module = build_model()
     if sys.argv[1] == "ddp":
         model = DistributedDataParallel(model)
     else:
@@ -64,11 +65,12 @@ def main() -> None:
         for block in model.blocks:  # type: ignore[union-attr]
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    found = gradients(model, ids[2 * rank : 2 * rank + 2])
-    assert set(found) == set(wanted)
-    for name, grad in found.items():
-        torch.testing.assert_close(grad, wanted[name], rtol=1e-5, atol=1e-7, msg=name)
-    del model  # a reducer that outlives its group may wait for a thread that waits for Python
+    actual = gradients(model, ids[2 * rank : 2 * rank + 2])
+    assert set(actual) == set(expected)
+    for name, grad in actual.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+    # A reducer that outlives its process group can wait for a thread that waits for the GIL.
+    del model
     dist.destroy_process_group()
 
 

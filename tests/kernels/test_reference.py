@@ -1,4 +1,4 @@
-"""Pattention in plain PyTorch: against the published figures, and at its edges."""
+"""Tests of Pattention in plain PyTorch: published figures and edge cases."""
 
 from pathlib import Path
 
@@ -22,22 +22,22 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 @pytest.mark.parametrize("precision", PRECISION)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("file", FIGURES, ids=lambda file: file.stem)
-def test_output_and_every_gradient_are_the_published_ones(
+def test_output_and_gradients_equal_the_published_ones(
     file: Path, activation: str, precision: str
 ) -> None:
     figures, dtype = load_file(file), PRECISION[precision]
     x, key, value = (figures[name].to(dtype).requires_grad_() for name in ("x", "key", "value"))
     out = pattention(x, key, value, activation, tau=len(key) ** 0.5)
     (out * figures["R"]).sum().backward()
-    found = {"out": out, "grad_x": x.grad, "grad_key": key.grad, "grad_value": value.grad}
-    for name, tensor in found.items():
+    actual = {"out": out, "grad_x": x.grad, "grad_key": key.grad, "grad_value": value.grad}
+    for name, tensor in actual.items():
         reference = figures[f"{activation}.{precision}.{name}"]
         assert tensor is not None and tensor.dtype == dtype
         bound = TOLERANCE[dtype] * max(1.0, reference.abs().max().item())
         assert (tensor - reference).abs().max().item() <= bound, name
 
 
-def test_all_three_published_shapes_are_there() -> None:
+def test_all_three_published_shapes_are_tested() -> None:
     assert [file.stem.removeprefix("C_pattention_") for file in FIGURES] == [
         "1x16x8x24",
         "33x64x96x64_init",
@@ -46,7 +46,7 @@ def test_all_three_published_shapes_are_there() -> None:
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
-def test_a_zero_row_of_scores_gives_zeros(activation: str) -> None:
+def test_zero_row_of_scores_gives_zeros(activation: str) -> None:
     x = randn(3, 4)
     x[1] = 0.0
     out = pattention(x, randn(5, 4, seed=1), randn(5, 6, seed=2), activation, tau=5**0.5)
@@ -55,7 +55,7 @@ def test_a_zero_row_of_scores_gives_zeros(activation: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
-def test_a_zero_row_of_scores_passes_a_zero_gradient_on(activation: str) -> None:
+def test_zero_row_of_scores_gives_a_zero_gradient(activation: str) -> None:
     x, key, value = randn(3, 4), randn(5, 4, seed=1), randn(5, 6, seed=2)
     x[1] = 0.0
     leaves = [tensor.requires_grad_() for tensor in (x, key, value)]
@@ -64,7 +64,7 @@ def test_a_zero_row_of_scores_passes_a_zero_gradient_on(activation: str) -> None
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
-def test_a_zero_row_of_scores_leaves_the_other_gradients_alone(activation: str) -> None:
+def test_zero_row_does_not_change_other_gradients(activation: str) -> None:
     x, key, value = randn(3, 4), randn(5, 4, seed=1), randn(5, 6, seed=2)
     x[1] = 0.0
 
@@ -83,8 +83,8 @@ def test_softmax_does_not_overflow() -> None:
     assert pattention(x, key, value, "softmax", tau=2**0.5).item() == pytest.approx(6.0)
 
 
-def test_softmax_of_equal_scores_adds_the_values_up() -> None:
-    # Two keys of score 0 weigh 1/2 each, times tau squared = 2: the sum of the values.
+def test_softmax_of_equal_scores_sums_the_values() -> None:
+    # Two keys of score 0 have weight 1/2 each, times tau² = 2: the sum of the values.
     out = pattention(
         torch.ones(1, 1), torch.zeros(2, 1), torch.tensor([[3.0], [5]]), "softmax", 2**0.5
     )
@@ -99,7 +99,7 @@ def test_l2_norm_gelu_by_hand() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e4])
-def test_l2_norm_gelu_ignores_the_scale_of_its_input(scale: float) -> None:
+def test_l2_norm_gelu_is_scale_invariant(scale: float) -> None:
     x, key, value = (randn(*s, dtype=torch.float64) for s in ((7, 8), (5, 8), (5, 6)))
     out = pattention(x, key, value, "l2_norm_gelu", tau=2.0)
     torch.testing.assert_close(
@@ -108,7 +108,7 @@ def test_l2_norm_gelu_ignores_the_scale_of_its_input(scale: float) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_bfloat16_stays_bfloat16_and_near_float32(activation: str) -> None:
+def test_bfloat16_output_is_close_to_float32(activation: str) -> None:
     tensors = [t.bfloat16() for t in (randn(9, 32), randn(24, 32, seed=1), randn(24, 16, seed=2))]
     out = pattention(*tensors, activation, tau=24**0.5)
     exact = pattention(*(t.float() for t in tensors), activation, tau=24**0.5)
@@ -118,26 +118,26 @@ def test_bfloat16_stays_bfloat16_and_near_float32(activation: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ["l2_norm_gelu", "gelu_l2_norm"])
-def test_the_norm_of_bfloat16_scores_is_taken_in_float32(activation: str) -> None:
+def test_norm_of_bfloat16_scores_is_in_float32(activation: str) -> None:
     # 4096 scores of 1: a bfloat16 sum of squares stops growing at 256.
     ones = torch.ones(1, 1, dtype=torch.bfloat16)
     key, value = (torch.ones(4096, 1, dtype=torch.bfloat16) for _ in range(2))
     out = pattention(ones, key, value, activation, tau=64.0)
-    # Each score becomes 1 / 64 * 64 = 1; l2_norm_gelu sends it through gelu, gelu(1) = 0.8413.
-    wanted = 4096 * (0.8413447 if activation == "l2_norm_gelu" else 1.0)
-    assert out.item() == pytest.approx(wanted, rel=2**-7)
+    # Each score becomes 1 / 64 * 64 = 1; l2_norm_gelu applies gelu to it, and gelu(1) = 0.8413.
+    expected = 4096 * (0.8413447 if activation == "l2_norm_gelu" else 1.0)
+    assert out.item() == pytest.approx(expected, rel=2**-7)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_one_parameter_token_and_one_input_token_are_enough(activation: str) -> None:
+def test_one_parameter_token_and_one_input_token(activation: str) -> None:
     # The only score, 3, has norm 3: weight f = gelu(1), 1 or softmax(3) = 1.
     out = pattention(torch.tensor([[3.0]]), torch.ones(1, 1), torch.ones(1, 1), activation, 1.0)
-    wanted = {"l2_norm_gelu": 0.8413447, "gelu_l2_norm": 1.0, "softmax": 1.0}
-    assert out.tolist() == [[pytest.approx(wanted[activation], rel=1e-6)]]
+    expected = {"l2_norm_gelu": 0.8413447, "gelu_l2_norm": 1.0, "softmax": 1.0}
+    assert out.tolist() == [[pytest.approx(expected[activation], rel=1e-6)]]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_leading_dimensions_are_rows(activation: str) -> None:
+def test_leading_dimensions_are_flattened(activation: str) -> None:
     x, key, value = randn(2, 3, 4, 8), randn(5, 8, seed=1), randn(5, 6, seed=2)
     out = pattention(x, key, value, activation, tau=2.0)
     rows = pattention(x.reshape(24, 8), key, value, activation, tau=2.0)
@@ -147,19 +147,22 @@ def test_leading_dimensions_are_rows(activation: str) -> None:
 @pytest.mark.parametrize(
     ("x", "key", "value", "message"),
     [
-        ((2, 4), (3, 4), (5, 6), r"same N: \[3, 4\], \[5, 6\]"),
-        ((2, 4), (3, 7), (3, 6), "differ in D: 4, 7"),
+        ((2, 4), (3, 4), (5, 6), r"must have the same N, got \[3, 4\] and \[5, 6\]\."),
+        ((2, 4), (3, 7), (3, 6), r"must have the same D, got 4 and 7\."),
         ((2, 4), (4,), (3, 6), "same N"),
         ((2, 4), (3, 4), (3,), "same N"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(
+def test_mismatched_shapes_are_refused(
     x: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         pattention(torch.ones(x), torch.ones(key), torch.ones(value), "l2_norm_gelu", 1.0)
 
 
-def test_an_unknown_activation_is_refused_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match="'relu': valid are l2_norm_gelu, gelu_l2_norm, softmax"):
+def test_unknown_activation_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(
+        ValueError,
+        match="activation must be one of l2_norm_gelu, gelu_l2_norm, softmax, got 'relu'",
+    ):
         pattention(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1), "relu", 1.0)

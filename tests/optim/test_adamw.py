@@ -1,4 +1,4 @@
-"""AdamW with ages: new entries as in a fresh optimizer, old ones as in the old optimizer."""
+"""AdamW by the age of each entry: new ones as in a fresh optimizer, old ones as in the old one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,12 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.optim.adamw import AgedAdamW, Ages
-from tokengrow.optim.config import OptimConfig, build_optimizer
-from tokengrow.optim.state import collect_optimizer_state, load_optimizer_state
+from tokengrow.optim.config import (
+    OptimConfig,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+)
 
 LR, DECAY = 1e-2, 0.1
 OLD, NEW = (slice(0, 3), slice(0, 4)), 5  # 3 x 4 old entries of 5 x 6; rows and columns are new
@@ -21,19 +25,16 @@ BETAS = [(0.9, 0.95), (0.9, 0.999)]
 
 
 def gradients(seed: int, count: int) -> list[Tensor]:
-    """Draw gradients of a 5 x 6 parameter."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(5, 6, dtype=torch.float64, generator=generator) for _ in range(count)]
 
 
 def adamw(parameter: nn.Parameter, kind: type = torch.optim.AdamW, **settings: Any) -> Any:
-    """Build an optimizer of one parameter."""
     group = {"params": [parameter], "weight_decay": DECAY}
     return kind([group], lr=LR, **settings)
 
 
 def run(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: list[Tensor]) -> None:
-    """Take one update with each gradient."""
     for gradient in steps:
         parameter.grad = gradient.clone()
         optimizer.step()
@@ -42,15 +43,12 @@ def run(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: list[T
 def aged(
     betas: tuple[float, float], past: list[Tensor], growth: GrowthConfig = NO_WARMUP
 ) -> tuple[nn.Parameter, AgedAdamW, torch.optim.AdamW]:
-    """Build a 5 x 6 parameter of which only the 3 x 4 corner had updates.
-
-    Returns:
-        The parameter, its optimizer, and the optimizer of the corner before the growth.
-    """
+    """A 5 x 6 parameter whose 3 x 4 corner has had updates, the rest none; beside it the optimizer
+    of the corner, as it was."""
     start = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     corner = nn.Parameter(start[OLD].clone())
-    corner_optimizer = adamw(corner, betas=betas)
-    run(corner_optimizer, corner, [gradient[OLD] for gradient in past])
+    of_corner = adamw(corner, betas=betas)
+    run(of_corner, corner, [gradient[OLD] for gradient in past])
     parameter = nn.Parameter(start)
     optimizer = adamw(parameter, AgedAdamW, betas=betas)
     with torch.no_grad():
@@ -60,60 +58,62 @@ def aged(
         state["step"] = torch.tensor(float(len(past)))
         for slot in ("exp_avg", "exp_avg_sq"):
             state[slot] = torch.zeros_like(parameter)
-            state[slot][OLD] = corner_optimizer.state[corner][slot]
+            state[slot][OLD] = of_corner.state[corner][slot]
     rows = torch.tensor([len(past)] * 3 + [0] * 2)
     columns = torch.tensor([len(past)] * 4 + [0] * 2)
     optimizer.set_ages({parameter: Ages(rows, columns)})
-    optimizer.begin_stage(growth, updates_done=0)
-    return parameter, optimizer, corner_optimizer
+    optimizer.begin_stage(growth, done=0)
+    return parameter, optimizer, of_corner
 
 
 @pytest.mark.parametrize("betas", BETAS)
-def test_entries_move_as_in_separate_optimizers(
+def test_old_entries_go_on_and_new_ones_begin_as_in_optimizers_of_their_own(
     betas: tuple[float, float],
 ) -> None:
-    parameter, optimizer, corner_optimizer = aged(betas, gradients(1, 30))
-    corner = corner_optimizer.param_groups[0]["params"][0]
+    parameter, optimizer, of_corner = aged(betas, gradients(1, 30))
+    corner = of_corner.param_groups[0]["params"][0]
     fresh = nn.Parameter(parameter.detach().clone())
-    fresh_optimizer = adamw(fresh, betas=betas)
+    of_fresh = adamw(fresh, betas=betas)
     ahead = gradients(2, 12)
     run(optimizer, parameter, ahead)
-    run(corner_optimizer, corner, [gradient[OLD] for gradient in ahead])
-    run(fresh_optimizer, fresh, ahead)
+    run(of_corner, corner, [gradient[OLD] for gradient in ahead])
+    run(of_fresh, fresh, ahead)
     expected = fresh.detach().clone()
     expected[OLD] = corner.detach()
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_parameters_move_as_in_optimizers_of_their_own() -> None:
-    # Update factors are computed once for equal ages, so there are three parameters of two ages.
+def test_parameters_side_by_side_move_as_each_would_alone() -> None:
+    # What follows from ages is worked out once for those alike, so here are three of two kinds.
     pasts = [gradients(1, 30), gradients(1, 30), gradients(1, 7)]
-    separate = [aged((0.9, 0.95), past) for past in pasts]
-    joint = [aged((0.9, 0.95), past) for past in pasts]
+    alone = [aged((0.9, 0.95), past) for past in pasts]
+    beside = [aged((0.9, 0.95), past) for past in pasts]
     together = AgedAdamW(
-        [{"params": [parameter for parameter, _, _ in joint], "weight_decay": DECAY}],
+        [{"params": [parameter for parameter, _, _ in beside], "weight_decay": DECAY}],
         lr=LR,
         betas=(0.9, 0.95),
     )
-    for parameter, optimizer, _ in joint:
+    for parameter, optimizer, _ in beside:
         together.state[parameter] = optimizer.state[parameter]
-    together.set_ages({parameter: optimizer.ages()[parameter] for parameter, optimizer, _ in joint})
-    together.begin_stage(NO_WARMUP, updates_done=0)
+    together.set_ages(
+        {parameter: optimizer.ages()[parameter] for parameter, optimizer, _ in beside}
+    )
+    together.begin_stage(NO_WARMUP, done=0)
     for gradient in gradients(2, 12):
-        for parameter, optimizer, _ in separate:
+        for parameter, optimizer, _ in alone:
             run(optimizer, parameter, [gradient])
-        for parameter, _, _ in joint:
+        for parameter, _, _ in beside:
             parameter.grad = gradient.clone()
         together.step()
-    for (expected, _, _), (found, _, _) in zip(separate, joint, strict=True):
+    for (expected, _, _), (found, _, _) in zip(alone, beside, strict=True):
         assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("betas", BETAS)
-def test_without_ages_first_update_of_new_entry_is_scaled(
+def test_with_one_count_for_all_the_first_update_of_a_new_entry_would_be_another(
     betas: tuple[float, float],
 ) -> None:
-    # Ages avoid this: (1 - b1) / sqrt(1 - b2) of the rate, 0.45 and 3.2, instead of 1.
+    # What ages are for: (1 - b1) / sqrt(1 - b2) of the rate, 0.45 and 3.2, in place of 1.
     parameter, optimizer, _ = aged(betas, gradients(1, 3000))
     optimizer.set_ages({})
     before = parameter.detach().clone()
@@ -122,7 +122,7 @@ def test_without_ages_first_update_of_new_entry_is_scaled(
     assert moved == pytest.approx((1 - betas[0]) / (1 - betas[1]) ** 0.5, rel=0.05)
 
 
-def test_without_ages_it_equals_torch_adamw() -> None:
+def test_without_ages_it_is_torchs() -> None:
     start = gradients(3, 1)[0]
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     run(adamw(ours, AgedAdamW), ours, gradients(4, 5))
@@ -130,36 +130,36 @@ def test_without_ages_it_equals_torch_adamw() -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_with_old_entries_it_equals_torch_adamw() -> None:
-    # 0.95 ** 325 is below the rounding error of float32.
+def test_once_new_entries_are_old_it_is_torchs_again() -> None:
+    # 0.95 ** 325 is less than what float32 can tell from 0.
     parameter, optimizer, _ = aged((0.9, 0.95), gradients(1, 30))
     run(optimizer, parameter, gradients(2, 325))
     theirs = nn.Parameter(parameter.detach().clone())
-    their_optimizer = adamw(theirs, betas=(0.9, 0.95))
-    their_optimizer.state[theirs] = {k: v.clone() for k, v in optimizer.state[parameter].items()}
+    of_theirs = adamw(theirs, betas=(0.9, 0.95))
+    of_theirs.state[theirs] = {k: v.clone() for k, v in optimizer.state[parameter].items()}
     run(optimizer, parameter, gradients(3, 1))
-    run(their_optimizer, theirs, gradients(3, 1))
+    run(of_theirs, theirs, gradients(3, 1))
     assert torch.equal(parameter, theirs)
 
 
-def test_learning_rate_of_new_entries_warms_up() -> None:
+def test_the_rate_of_new_entries_warms_up_by_itself() -> None:
     growth = GrowthConfig(new_lr_scale=0.5, new_warmup_steps=4)
-    parameter, optimizer, corner_optimizer = aged((0.9, 0.95), gradients(1, 30), growth)
-    corner = corner_optimizer.param_groups[0]["params"][0]
+    parameter, optimizer, of_corner = aged((0.9, 0.95), gradients(1, 30), growth)
+    corner = of_corner.param_groups[0]["params"][0]
     fresh = nn.Parameter(parameter.detach().clone())
-    fresh_optimizer = adamw(fresh, betas=(0.9, 0.95))
+    of_fresh = adamw(fresh, betas=(0.9, 0.95))
     for update, gradient in enumerate(gradients(2, 6)):
-        fresh_optimizer.param_groups[0]["lr"] = LR * 0.5 * [0.25, 0.5, 0.75, 1.0, 1.0, 1.0][update]
-        run(fresh_optimizer, fresh, [gradient])
+        of_fresh.param_groups[0]["lr"] = LR * 0.5 * [0.25, 0.5, 0.75, 1.0, 1.0, 1.0][update]
+        run(of_fresh, fresh, [gradient])
         run(optimizer, parameter, [gradient])
-        run(corner_optimizer, corner, [gradient[OLD]])
+        run(of_corner, corner, [gradient[OLD]])
     expected = fresh.detach().clone()
     expected[OLD] = corner.detach()
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("freeze", [4, -1])
-def test_frozen_entries_and_moments_are_bitwise_unchanged(freeze: int) -> None:
+def test_frozen_entries_and_their_moments_keep_every_bit(freeze: int) -> None:
     growth = GrowthConfig(new_warmup_steps=0, freeze_source=freeze)
     parameter, optimizer, _ = aged((0.9, 0.95), gradients(1, 30), growth)
     tensors = [parameter, *(optimizer.state[parameter][slot] for slot in ("exp_avg", "exp_avg_sq"))]
@@ -172,42 +172,42 @@ def test_frozen_entries_and_moments_are_bitwise_unchanged(freeze: int) -> None:
         assert moved.all()
 
 
-def test_frozen_entries_continue_as_before_the_freeze() -> None:
+def test_what_was_frozen_goes_on_as_if_nothing_had_been() -> None:
     growth = GrowthConfig(new_warmup_steps=0, freeze_source=4)
-    parameter, optimizer, corner_optimizer = aged((0.9, 0.95), gradients(1, 5), growth)
-    corner = corner_optimizer.param_groups[0]["params"][0]
+    parameter, optimizer, of_corner = aged((0.9, 0.95), gradients(1, 5), growth)
+    corner = of_corner.param_groups[0]["params"][0]
     run(optimizer, parameter, gradients(2, 4))
     ahead = gradients(3, 3)
     run(optimizer, parameter, ahead)
-    run(corner_optimizer, corner, [gradient[OLD] for gradient in ahead])
+    run(of_corner, corner, [gradient[OLD] for gradient in ahead])
     torch.testing.assert_close(parameter[OLD].detach(), corner.detach(), rtol=1e-12, atol=1e-14)
 
 
-def test_gradients_of_frozen_entries_are_zeroed() -> None:
+def test_gradients_of_frozen_entries_are_dropped_before_clipping() -> None:
     growth = GrowthConfig(freeze_source=1)
     parameter, optimizer, _ = aged((0.9, 0.95), gradients(1, 5), growth)
     parameter.grad = torch.ones(5, 6, dtype=torch.float64)
-    optimizer.zero_frozen_gradients()
+    optimizer.drop_frozen_gradients()
     assert parameter.grad.sum() == 30 - 12
     assert (parameter.grad[OLD] == 0).all()
     optimizer.step()
     parameter.grad = torch.ones(5, 6, dtype=torch.float64)
-    optimizer.zero_frozen_gradients()
+    optimizer.drop_frozen_gradients()
     assert parameter.grad.sum() == 30
 
 
-def test_nothing_is_frozen_in_a_stage_without_growth() -> None:
+def test_nothing_is_frozen_in_a_stage_that_did_not_begin_with_a_growth() -> None:
     growth = GrowthConfig(freeze_source=-1)
     parameter, optimizer, _ = aged((0.9, 0.95), gradients(1, 5))
-    run(optimizer, parameter, gradients(2, 3))  # stage of the growth
+    run(optimizer, parameter, gradients(2, 3))  # the stage of the growth
     optimizer.set_ages(optimizer.ages())
-    optimizer.begin_stage(growth, updates_done=0)
+    optimizer.begin_stage(growth, done=0)
     before = parameter.detach().clone()
     run(optimizer, parameter, gradients(3, 1))
     assert (parameter != before).all()
 
 
-def test_closure_is_called_once_with_gradients() -> None:
+def test_a_closure_is_called_once_and_with_gradients() -> None:
     parameter, optimizer, _ = aged((0.9, 0.95), gradients(1, 5))
     calls = []
 
@@ -225,7 +225,7 @@ def test_closure_is_called_once_with_gradients() -> None:
 
 
 @pytest.mark.parametrize("freeze", [0, 5])
-def test_ages_survive_a_checkpoint_within_a_warmup(
+def test_ages_survive_a_checkpoint_in_the_middle_of_a_warm_up(
     tiny_model: Callable[..., ModelConfig], freeze: int
 ) -> None:
     growth = GrowthConfig(new_warmup_steps=6, new_lr_scale=2.0, freeze_source=freeze)
@@ -237,25 +237,24 @@ def test_ages_survive_a_checkpoint_within_a_warmup(
     rows = torch.tensor([3.0] * 10 + [0.0] * 6)
     ages[key] = Ages(rows, torch.full([32], 3.0))
     optimizer.set_ages(ages)
-    optimizer.begin_stage(growth, updates_done=0)
+    optimizer.begin_stage(growth, done=0)
     train(model, optimizer, 4)
 
     again = TokenFormer.from_weights(model.config, model.to_weights()).train()
     resumed = build_optimizer(again, OptimConfig())
-    load_optimizer_state(again, resumed, collect_optimizer_state(model, optimizer))
-    resumed.begin_stage(growth, updates_done=4)
+    load_optimizer_state(again, resumed, optimizer_state(model, optimizer))
+    resumed.begin_stage(growth, done=4)
     train(model, optimizer, 4)
     train(again, resumed, 4)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-    one, other = collect_optimizer_state(model, optimizer), collect_optimizer_state(again, resumed)
+    one, other = optimizer_state(model, optimizer), optimizer_state(again, resumed)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert one["row_age.blocks.0.ffn.key_param_tokens"].tolist() == [11.0] * 10 + [8.0] * 6
 
 
 def train(model: TokenFormer, optimizer: torch.optim.Optimizer, updates: int) -> None:
-    """Train a model for some updates on fixed ids."""
     ids = torch.arange(64).view(2, 32)
     for _ in range(updates):
         optimizer.zero_grad()
@@ -263,49 +262,36 @@ def train(model: TokenFormer, optimizer: torch.optim.Optimizer, updates: int) ->
         optimizer.step()
 
 
-def test_entries_after_a_long_freeze() -> None:
-    # More than the updates (325 at 0.95) after which a bias correction has no effect.
+def test_new_entries_go_on_as_in_an_optimizer_of_their_own_after_a_long_freeze() -> None:
+    # Past the updates (325 at 0.95) after which nothing new is left for a bias correction to tell.
     growth = GrowthConfig(new_warmup_steps=0, freeze_source=330)
     parameter, optimizer, _ = aged((0.9, 0.95), [], growth)
     optimizer.set_ages({parameter: Ages(torch.tensor([1] * 3 + [0] * 2), torch.tensor([1] * 6))})
-    optimizer.begin_stage(growth, updates_done=0)
+    optimizer.begin_stage(growth, done=0)
     fresh = nn.Parameter(parameter.detach().clone())
-    fresh_optimizer = adamw(fresh, betas=(0.9, 0.95))
-    frozen, unfrozen = gradients(2, 330), gradients(3, 5)
-    run(optimizer, parameter, frozen + unfrozen)
-    run(fresh_optimizer, fresh, frozen + unfrozen)
+    of_fresh = adamw(fresh, betas=(0.9, 0.95))
+    frozen, thawed = gradients(2, 330), gradients(3, 5)
+    run(optimizer, parameter, frozen + thawed)
+    run(of_fresh, fresh, frozen + thawed)
     torch.testing.assert_close(parameter[3:].detach(), fresh[3:].detach(), rtol=1e-9, atol=1e-12)
-    # The frozen rows, which had no moments, start at the end of the freeze.
+    # The frozen rows, which had no moments, begin at the thaw.
     old = nn.Parameter(aged((0.9, 0.95), [])[0].detach()[:3].clone())
-    old_optimizer = adamw(old, betas=(0.9, 0.95))
-    run(old_optimizer, old, [gradient[:3] for gradient in unfrozen])
+    of_old = adamw(old, betas=(0.9, 0.95))
+    run(of_old, old, [gradient[:3] for gradient in thawed])
     torch.testing.assert_close(parameter[:3].detach(), old.detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_new_entries_continue_after_a_frozen_stage() -> None:
+def test_what_grew_beside_a_frozen_source_goes_on_in_the_next_stage() -> None:
     growth = GrowthConfig(new_warmup_steps=0, freeze_source=-1)
     parameter, optimizer, _ = aged((0.9, 0.95), [], growth)
     fresh = nn.Parameter(parameter.detach().clone())
-    fresh_optimizer = adamw(fresh, betas=(0.9, 0.95))
+    of_fresh = adamw(fresh, betas=(0.9, 0.95))
     optimizer.set_ages({parameter: Ages(torch.tensor([1] * 3 + [0] * 2), torch.tensor([1] * 6))})
-    optimizer.begin_stage(growth, updates_done=0)
+    optimizer.begin_stage(growth, done=0)
     steps = gradients(2, 40)
     run(optimizer, parameter, steps[:30])
     optimizer.set_ages(optimizer.ages())
-    optimizer.begin_stage(GrowthConfig(), updates_done=0)
+    optimizer.begin_stage(GrowthConfig(), done=0)
     run(optimizer, parameter, steps[30:])
-    run(fresh_optimizer, fresh, steps)
+    run(of_fresh, fresh, steps)
     torch.testing.assert_close(parameter[3:].detach(), fresh[3:].detach(), rtol=1e-9, atol=1e-12)
-
-
-def test_set_ages_resets_skipped_updates() -> None:
-    parameter = nn.Parameter(torch.ones(2, 3))
-    optimizer = adamw(parameter, AgedAdamW, fused=True)
-    optimizer.set_ages({parameter: Ages(torch.full([2], 1e4), torch.full([3], 1e4))})
-    for _ in range(2):
-        parameter.grad = torch.ones(2, 3)
-        optimizer.skip_if(torch.tensor(1.0))
-        optimizer.step()
-        assert optimizer.ages()[parameter].rows.tolist() == [1e4] * 2
-        optimizer.set_ages(optimizer.ages())
-    assert optimizer.ages()[parameter].rows.tolist() == [1e4] * 2

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def local_rows(benchmark: str, *arguments: str, cwd: Path) -> list[dict[str, str]]:
-    """Return the output of `python -m benchmarks.{benchmark}`."""
+    """What `python -m benchmarks.{benchmark}` prints."""
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments],
         cwd=cwd,

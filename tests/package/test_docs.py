@@ -1,4 +1,4 @@
-"""Commands and Python code in the README and docs/ are valid as written."""
+"""What the README and docs/ tell the user to type is valid as it stands there."""
 
 import ast
 import re

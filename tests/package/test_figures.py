@@ -1,4 +1,4 @@
-"""The tables of docs/growing.md, their figures and the growth engine agree."""
+"""The tables of docs/growing.md, the figures beside them and the engine say the same."""
 
 import math
 import re
@@ -42,14 +42,14 @@ def figures() -> Iterator[Any]:
 
 
 def table(axis: str) -> list[list[str]]:
-    """Return the cells of the table of an axis, without heading and config keys."""
+    """The cells of the rows of an axis' table, but for its heading and for keys of the config."""
     section = PAGE.split(f"\n## {axis.capitalize()}\n")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     return [row for row in rows[2:] if "_eps`" not in row[0]]
 
 
 def named(words: str, names: set[str]) -> set[str]:
-    """Return the tensors that the first cell of a row names."""
+    """The tensors that the first cell of a row speaks of."""
     if "everything else" in words:
         return names
     found = {"embedding.weight"} if "embedding" in words else set()
@@ -64,7 +64,7 @@ def named(words: str, names: set[str]) -> set[str]:
 
 
 def regions(axis: str, old: tuple[int, ...], kinds: Any) -> list[Any]:
-    """Return the columns of the table of an axis as parts of a tensor."""
+    """The columns of the axis' table, as pieces of a tensor."""
     if axis == "tokens":
         return [kinds[: old[0]], kinds[old[0] :]]
     if axis == "width":
@@ -74,7 +74,7 @@ def regions(axis: str, old: tuple[int, ...], kinds: Any) -> list[Any]:
 
 
 def documented(figures: Any, cell: str) -> Any:
-    """Return the kind of entries that a cell of a table names."""
+    """The kind of entries that a cell of a table speaks of."""
     (kind,) = (kind for begin, kind in WORDS.items() if cell.startswith(begin))
     return figures.Kind[kind]
 
@@ -102,7 +102,7 @@ def test_old_blocks_stay_and_new_ones_are_what_the_table_says(figures: Any) -> N
         said = tuple(documented(figures, cell) for cell in cells)
         kinds |= {name: said for name in named(words, blocks)}
     assert set(kinds) == blocks
-    stems = ["0", "0", "1", "1", "2"]  # 3 blocks to 5: a new one after the first and the second
+    stems = ["0", "0", "1", "1", "2"]  # 3 blocks to 5: a new one behind the first and the second
     for name, (old, new) in kinds.items():
         layer = int(name.split(".")[1])
         assert found[name].stem.split(".")[1] == stems[layer]
@@ -111,7 +111,7 @@ def test_old_blocks_stay_and_new_ones_are_what_the_table_says(figures: Any) -> N
 
 
 @pytest.mark.parametrize("activation", ["gelu_l2_norm", "l2_norm_gelu"])
-def test_old_keys_of_wider_model_shrink_where_input_scale_counts(
+def test_old_keys_of_a_wider_model_shrink_where_the_scale_of_the_input_counts(
     figures: Any, activation: str
 ) -> None:
     source = replace(figures.SOURCE, activation=activation)

@@ -1,4 +1,4 @@
-"""Training with compiled blocks: the same results, compiled for each size."""
+"""Training with compiled blocks: the same run, compiled anew for each size."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -59,28 +59,36 @@ def test_a_stage_whose_tau_moves_is_compiled_once_it_has_arrived(
     assert log.getvalue().count(said) == 2, "a log file is not silent meanwhile"
 
 
-def test_compiled_kernel_handles_many_shapes(
+def test_a_ladder_of_compiled_formulas_has_more_shapes_than_torch_keeps_by_itself(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path / "run", steps=2, kernel="compiled", validation_sequences=6)
     state = fit(run, store).state
-    plain = fit(replace(run, out=str(tmp_path / "plain"), kernel="naive"), store).state
+    plain = fit(replace(run, out=str(tmp_path / "plain"), kernel="reference"), store).state
     assert state.rungs[-1].loss_end == pytest.approx(plain.rungs[-1].loss_end, rel=1e-5)
 
 
-def test_unsupported_kernel_is_refused_before_writing(
+def test_a_kernel_that_cannot_run_here_is_refused_before_anything_is_written(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path / "run", kernel="triton")
-    with pytest.raises(
-        UserError, match="kernel=triton needs a GPU, and this run is on the CPU: set"
-    ):
+    with pytest.raises(UserError, match="kernel must be auto or reference on a CPU, got 'triton'"):
         fit(run, store)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_kernel_is_refused_with_the_valid_ones(tiny_run: Runs, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="kernel 'fast': valid are auto, naive, compiled, triton, fp8"
+        UserError,
+        match=r"kernel must be one of auto, reference, compiled, triton, fp8, got 'fast'\.$",
     ):
         tiny_run(tmp_path / "run", kernel="fast")
+
+
+def test_renamed_kernel_is_refused_with_its_new_name(tiny_run: Runs, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"kernel must be one of auto, reference, compiled, triton, fp8, got 'naive'\. "
+        r"It is called 'reference' now\.$",
+    ):
+        tiny_run(tmp_path / "run", kernel="naive")

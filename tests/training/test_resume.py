@@ -1,4 +1,5 @@
-"""A run resumes only with a matching config; otherwise it is refused and nothing changes."""
+"""A run goes on only as the run that it was; what does not fit is refused and nothing is
+touched."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,7 +56,7 @@ def refused(config: TrainConfig, store: TokenStore, said: str) -> None:
 
 
 def with_stage(run: TrainConfig, index: int, **changes: Any) -> TrainConfig:
-    """Return the run with one stage changed."""
+    """The run with one stage changed."""
     stages = list(run.stages)
     stages[index] = replace(stages[index], **changes)
     return replace(run, stages=tuple(stages))
@@ -108,6 +109,22 @@ def test_a_stage_ahead_may_change(tiny_run: Runs, store: TokenStore, tmp_path: P
         store,
         r"stages.n16.optim.lr",
     )
+
+
+def test_checkpoint_with_a_renamed_kernel_resumes(
+    tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_dict = TrainConfig.to_dict
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainConfig, "to_dict", lambda self: {**to_dict(self), "kernel": "naive"})
+        folder = fit(tiny_run(tmp_path / "run", rungs=(8,), steps=2), store).checkpoint.folder
+    assert folder is not None
+    recorded = load_checkpoint(folder).run
+    assert recorded is not None and recorded.settings["kernel"] == "naive"
+    resumed = tiny_run(tmp_path / "run", rungs=(8, 16), steps=2, kernel="reference")
+    assert fit(resumed, store).state.step == 4
+    grown = tiny_run(tmp_path / "grown", rungs=(16,), steps=2, source=str(folder))
+    assert fit(grown, store).state.step == 2
 
 
 def test_resume_never_refuses_an_out_that_is_not_empty(run: TrainConfig, store: TokenStore) -> None:

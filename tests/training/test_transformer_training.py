@@ -101,7 +101,7 @@ def test_biases_and_norms_do_not_decay(tiny_transformer: Sized) -> None:
     assert undecayed["weight_decay"] == 0.0
 
 
-@pytest.mark.parametrize("kernel", ["naive", "compiled", "fp8"])
+@pytest.mark.parametrize("kernel", ["reference", "compiled", "fp8"])
 def test_a_kernel_of_pattention_is_refused(
     kernel: str, transformer_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:

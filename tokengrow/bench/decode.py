@@ -83,7 +83,7 @@ def _ways(model: TokenFormer) -> dict[str, Decode]:
         return lambda token: model(token[:, None], cache)[:, -1]
 
     def plain_graph(prompt: Tensor) -> Callable[[Tensor], Tensor]:
-        model.set_kernel("naive")
+        model.set_kernel("reference")
         decoder = Decoder(model, 1, CAPACITY)
         model.set_kernel("auto")
         decoder.prefill(prompt)

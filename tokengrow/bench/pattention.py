@@ -71,7 +71,7 @@ def peers(n: int) -> dict[str, Peer]:
         return lambda x, key, value: pattention(x, key, value, "l2_norm_gelu", n**0.5, kernel)
 
     return {
-        "formula": formula("naive"),
+        "formula": formula("reference"),
         "formula-compiled": formula("compiled"),
         "mlp-compiled": _COMPILED_MLP,
         "tokengrow": formula("auto"),

@@ -34,8 +34,8 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2e-2, 0.1
 its gradient with respect to the first feed-forward values; bfloat16 rounds."""
 
 PEERS: dict[str, tuple[str | None, bool]] = {
-    "formula": ("naive", False),
-    "formula-compiled": ("naive", True),
+    "formula": ("reference", False),
+    "formula-compiled": ("reference", True),
     "tokengrow-eager": ("auto", False),
     "tokengrow": ("auto", True),
     "transformer-compiled": (None, True),
@@ -130,7 +130,7 @@ class Trained:
 def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First:
     """The first step by the plain formula, sequence by sequence."""
     fabric = build_fabric(settings.alone())
-    model, module, ids = _set_up(config, batch, fabric, "naive", compiles=False)
+    model, module, ids = _set_up(config, batch, fabric, "reference", compiles=False)
     total = 0.0
     for sequence in ids.split(1):
         with fabric.autocast():

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from tokengrow.kernels.fused import DTYPES
+from tokengrow.kernels.cuda_graph import capture_cuda_graph
+from tokengrow.kernels.limits import (
+    MAX_DECODE_BATCH,
+    MAX_DECODE_HEAD_DIM,
+    MAX_DECODE_WIDTH,
+    TRITON_DTYPES,
+)
 from tokengrow.model.rotary import rotary_table, rotate
 from tokengrow.model.tokenformer import (
     Attention,
@@ -31,7 +37,7 @@ from tokengrow.model.tokenformer import (
 )
 
 if TYPE_CHECKING:
-    from tokengrow.kernels.triton_step import Step
+    from tokengrow.kernels.triton_step import DecodeStep
 
 
 class Place(NamedTuple):
@@ -79,32 +85,30 @@ def _attend(attention: Attention, x: Tensor, keys: Tensor, values: Tensor, place
 def takes_kernels(model: LanguageModel, batch: int) -> TypeGuard[TokenFormer]:
     """Whether the Triton kernels decode this many texts with this model."""
     weight = model.embedding.weight
-    if not weight.is_cuda or weight.dtype not in DTYPES:
+    if not weight.is_cuda or weight.dtype not in TRITON_DTYPES:
         return False
     return isinstance(model, TokenFormer) and _suits_kernels(model, batch)
 
 
 def _suits_kernels(model: TokenFormer, batch: int) -> bool:
-    from tokengrow.kernels.triton_step import MAX_BATCH, MAX_HEAD_DIM, MAX_WIDTH
-
     config = model.config
     layers = [layer for block in model.blocks for _, layer in pattention_layers(block)]
     return (
-        batch <= MAX_BATCH
-        and max(config.width, config.inner_dim) <= MAX_WIDTH
-        and config.head_dim <= MAX_HEAD_DIM
+        batch <= MAX_DECODE_BATCH
+        and max(config.width, config.inner_dim) <= MAX_DECODE_WIDTH
+        and config.head_dim <= MAX_DECODE_HEAD_DIM
         and all(layer.kernel in ("auto", "triton") for layer in layers)
         and all(w.is_contiguous() for layer in layers for w in layer.parameters())
     )
 
 
-def _build_step(model: TokenFormer, batch: int) -> "Step":
-    from tokengrow.kernels.triton_step import Step
+def _build_step(model: TokenFormer, batch: int) -> "DecodeStep":
+    from tokengrow.kernels.triton_step import DecodeStep
 
     config = model.config
     most_tokens = max(n for _, n in config.tokens.items())
     sizes = config.width, config.heads, config.head_dim, most_tokens
-    return Step(batch, *sizes, config.activation, model.embedding.weight.device)
+    return DecodeStep(batch, *sizes, config.activation, model.embedding.weight.device)
 
 
 class Decoder:
@@ -214,14 +218,14 @@ class Decoder:
         hidden = (self._all_slots > slot) | (self._all_slots < start[:, None])
         return Place(slot, (cos, sin), hidden[:, None, None])
 
-    def _through(self, kernels: "Step", x: Tensor) -> Tensor:
+    def _through(self, kernels: "DecodeStep", x: Tensor) -> Tensor:
         """[B, D] behind the last block, by the kernels."""
         kernels.begin(x, self.cache.start)
         for block, keys, values in self._layers():
             block = cast(PattentionBlock, block)
             layers = block.attention
-            attention = [layer.parts for layer in (layers.query, layers.key, layers.value)]
-            output, ffn = layers.output.parts, block.ffn.parts
+            attention = [layer.operands for layer in (layers.query, layers.key, layers.value)]
+            output, ffn = layers.output.operands, block.ffn.operands
             place = self._slot, self._table
             kernels.block(attention, output, ffn, block.ffn_norm.eps, keys, values, *place)
         return kernels.end().to(x)
@@ -233,15 +237,11 @@ class Decoder:
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The step as a graph, and the logits that its replays fill."""
-        graph, device = torch.cuda.CUDAGraph(), self._token.device
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # what a capture cannot: compile kernels, set up libraries
-                self._compute()
-                # The token's key and value are where the step itself will write the same ones.
-                self._slot.fill_(self.cache.length)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        with torch.cuda.graph(graph, stream=stream):
-            logits = self._compute()
-        return graph, logits
+        # Each warm-up advances the slot. The reset makes the next call store the key and value of
+        # the token in the same slot again.
+        return capture_cuda_graph(
+            self._compute,
+            self._token.device,
+            warm_ups=2,
+            after_warm_up=lambda: self._slot.fill_(self.cache.length),
+        )

@@ -1,1 +1,1 @@
-"""The kernels room: how Pattention is computed."""
+"""Pattention kernels: the operator, its implementations and the loss of the output head."""

@@ -1,88 +1,99 @@
-"""Pattention whose six matrix products are in float8, through torchao.
+"""Pattention with its six matrix products in float8, through torchao.
 
-Each operand is scaled to its largest absolute value and cast when it enters a product: e4m3
-forward, e5m2 for gradients (Micikevicius et al., arXiv 2209.05433). Rows are computed as in the
-plain formula.
+Before each product, each operand is scaled to its largest absolute value and cast: to e4m3 in the
+forward pass, and to e5m2 for gradients (Micikevicius et al., arXiv 2209.05433). The row operations
+are those of the reference.
 
 Shapes: `D` input dim, `E` output dim, `N` parameter tokens.
 """
 
 import logging
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tokengrow.kernels.reference import weigh
+from tokengrow.kernels.graph_constants import assume_constant
+from tokengrow.kernels.reference import apply_activation
+
+if TYPE_CHECKING:
+    from torchao.float8.config import Float8LinearConfig
 
 HAS_TORCHAO = find_spec("torchao") is not None
-"""Looked up once, where no compiled graph breaks at it."""
+"""Whether torchao is installed; evaluated at import, because the lookup would break a graph."""
 
-# On import it lists the kernels for other GPUs that it could not load, of which none is used here.
+# On import, torchao lists the kernels for other GPUs that it could not load. None is used here.
 logging.getLogger("torchao").setLevel(logging.ERROR)
 
-MULTIPLE = 16
-"""What D, N and E have to be multiples of, as tensor cores take float8."""
+FP8_MULTIPLE = 16
+"""Number that D, N and E must be multiples of, for float8 tensor cores."""
 
 
 def pattention_fp8(
     x: Tensor, key: Tensor, value: Tensor, activation: str, tau: float, dtype: torch.dtype
 ) -> Tensor:
-    """`f(x Kᵀ) V`.
+    """Return `f(x Kᵀ) V` with products in float8.
 
     Args:
         x: [..., D].
         key: [N, D].
         value: [N, E].
         activation: a key of `ACTIVATIONS`.
-        tau: the scale after the norm.
-        dtype: of what enters and leaves the products: bfloat16.
+        tau: scale after the norm.
+        dtype: dtype of the inputs and outputs of the products; must be bfloat16.
 
     Returns:
         [..., E] in this dtype.
 
     Raises:
-        ValueError: what `refusal` says.
+        ValueError: float8 is not supported, for the reason that `fp8_unsupported_reason` returns.
     """
-    if problem := refusal(dtype, *key.shape, value.shape[1]):
-        raise ValueError(f"kernel fp8 {problem}")
-    scores = _product(x.to(dtype), key.to(dtype).T)
-    return _product(weigh(scores, activation, tau), value.to(dtype))
+    if reason := fp8_unsupported_reason(dtype, *key.shape, value.shape[1]):
+        raise ValueError(f"kernel=fp8 {reason}")
+    scores = _fp8_matmul(x.to(dtype), key.to(dtype).T)
+    return _fp8_matmul(apply_activation(scores, activation, tau), value.to(dtype))
 
 
-def refusal(dtype: torch.dtype, *sizes: int) -> str | None:
-    """Why float8 cannot be had here for products of this dtype and these sizes; None: it can."""
+def fp8_unsupported_reason(dtype: torch.dtype, *sizes: int) -> str | None:
+    """Return why products of this dtype and these sizes cannot be in float8, or None if they can.
+
+    The reason is the end of a sentence that begins with `kernel=fp8`.
+    """
     if not HAS_TORCHAO:
-        return "needs torchao: pip install 'tokengrow[fp8]'"
+        return "needs torchao. Run pip install 'tokengrow[fp8]'."
     if dtype != torch.bfloat16:
-        return f"takes bfloat16, not {dtype}: set fabric.precision=bf16-mixed"
-    if odd := [size for size in sizes if size % MULTIPLE]:
-        return f"takes widths and parameter tokens in multiples of {MULTIPLE}, not {odd[0]}"
+        return f"needs bfloat16, got {dtype}. Set fabric.precision=bf16-mixed."
+    if invalid := [size for size in sizes if size % FP8_MULTIPLE]:
+        return (
+            f"needs widths and parameter tokens that are multiples of {FP8_MULTIPLE}, "
+            f"got {invalid[0]}."
+        )
     return None
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left right, and both of its gradients, in float8.
+def _fp8_matmul(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product, which has both of its gradients computed in float8 too.
 
-    On a CPU the cast is float8's and the product float32's: PyTorch's own float8 product takes a
-    CPU a hundred times as long.
+    On a CPU, operands are cast to float8 and multiplied in float32, because PyTorch's float8
+    product is a hundred times slower there.
     """
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
     emulate = not left.is_cuda
-    # Sums of the forward product may be kept in fewer bits (fast), those of gradients may not.
+    # Fast accumulation keeps fewer bits: acceptable in the forward product, not in gradients.
     forward = ScaledMMConfig(emulate=emulate, use_fast_accum=True)
     backward = ScaledMMConfig(emulate=emulate)
     mm_config = LinearMMConfig(forward, backward, backward)
-    out: Tensor = matmul_with_hp_or_float8_args.apply(left, right, mm_config, _config(emulate))
+    config = _float8_config(emulate)
+    out: Tensor = matmul_with_hp_or_float8_args.apply(left, right, mm_config, config)
     return out
 
 
-@torch.compiler.assume_constant_result
-def _config(emulate: bool) -> Any:
-    """torchao's settings: each operand scaled by its largest absolute value."""
+@assume_constant
+def _float8_config(emulate: bool) -> "Float8LinearConfig":
+    """Return torchao's settings: each operand is scaled by its largest absolute value."""
     from torchao.float8.config import Float8LinearConfig
 
     return Float8LinearConfig(emulate=emulate)

@@ -1,59 +1,71 @@
-"""Pattention in plain PyTorch: the oracle for every other kernel, and the CPU path.
+"""Pattention in plain PyTorch: the oracle for all other kernels, and the CPU path.
 
 Shapes: `D` input dim, `E` output dim, `N` parameter tokens.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A row of scores whose norm is below this is divided by it instead. A clamp rather than an additive
-# epsilon: it leaves every ordinary row exactly scale-invariant, which growth by width relies on,
-# and a zero row gives zeros where the published formula gives NaN.
+Activation = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax"]
+"""Name of the function from scores to weights."""
+
+Operands = tuple[Tensor, Tensor, float]
+"""Key [N, D] and value [N, E] parameter tokens, and tau, of one Pattention layer."""
+
 MIN_NORM = 1e-12
+"""Smallest L2 norm by which a row of scores is divided.
+
+A row with a smaller norm gives zeros, where the published formula gives NaN. A threshold is used
+instead of an additive epsilon, because it leaves every other row exactly scale-invariant. Growth by
+width relies on that.
+"""
 
 
-def pattention_naive(x: Tensor, key: Tensor, value: Tensor, activation: str, tau: float) -> Tensor:
-    """`f(x Kᵀ) V`, with norms and sums in at least float32.
+def pattention_reference(
+    x: Tensor, key: Tensor, value: Tensor, activation: str, tau: float
+) -> Tensor:
+    """Return `f(x Kᵀ) V`, with norms and sums in at least float32.
 
     Args:
         x: [..., D].
         key: [N, D] key parameter tokens.
         value: [N, E] value parameter tokens.
         activation: a key of `ACTIVATIONS`.
-        tau: the scale after the norm; sqrt(N) at birth.
+        tau: scale after the norm; sqrt(N) at initialisation.
 
     Returns:
         [..., E].
     """
-    weights = weigh(F.linear(x, key), activation, tau)
+    weights = apply_activation(F.linear(x, key), activation, tau)
     return F.linear(weights, value.T)
 
 
-def weigh(scores: Tensor, activation: str, tau: float) -> Tensor:
-    """Scores [..., N] to weights [..., N] of their dtype, computed in at least float32."""
+def apply_activation(scores: Tensor, activation: str, tau: float) -> Tensor:
+    """Convert scores [..., N] to weights of the same dtype, computed in at least float32."""
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return ACTIVATIONS[activation](wide, tau).to(scores.dtype)
 
 
-def _scale_to(rows: Tensor, norm: float) -> Tensor:
-    """Gives every row [..., N] this L2 norm; a zero row stays zero."""
+def _rescale_rows(rows: Tensor, norm: float) -> Tensor:
+    """Scale every row [..., N] to this L2 norm; a zero row stays zero."""
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows * torch.where(norms > MIN_NORM, norm / norms.clamp_min(MIN_NORM), 0.0)
 
 
 def _l2_norm_gelu(scores: Tensor, tau: float) -> Tensor:
-    return F.gelu(_scale_to(scores, tau))
+    return F.gelu(_rescale_rows(scores, tau))
 
 
 def _gelu_l2_norm(scores: Tensor, tau: float) -> Tensor:
-    return _scale_to(F.gelu(scores), tau)
+    return _rescale_rows(F.gelu(scores), tau)
 
 
 def _softmax(scores: Tensor, tau: float) -> Tensor:
-    # The published softmax variant multiplies by N, which is tau squared at birth.
+    # The published softmax variant multiplies by N, which is tau² at initialisation.
     return F.softmax(scores, dim=-1) * tau**2
 
 
@@ -62,4 +74,5 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gelu_l2_norm": _gelu_l2_norm,
     "softmax": _softmax,
 }
-"""Scores [..., N] and tau to weights [..., N] (TokenFormer, arXiv 2410.23168, section 3)."""
+"""Name to the function from scores [..., N] and tau to weights [..., N] (TokenFormer, arXiv
+2410.23168, section 3)."""

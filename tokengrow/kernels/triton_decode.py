@@ -1,16 +1,16 @@
-"""One token through a block, as seven Triton kernels that read its weights once.
+"""Triton kernels that decode one token: seven per block, which read its weights once.
 
 | kernel | reads | writes |
 | --- | --- | --- |
-| scores of query, key, value | x + parts of the ffn before, three K | scores, the new x |
-| values of query, key, value | scores, three V | parts of q, k, v |
-| attention | parts of q, k, v, the cache | the cache's new slot, mixes of pieces of the cache |
-| scores, values of output | mixes, K; scores, V | scores; parts |
-| scores, values of ffn | x + parts of output, K; scores, V | scores, the new x; parts |
+| scores of query, key, value | x + partials of the previous ffn, three K | scores, the new x |
+| values of query, key, value | scores, three V | partials of q, k, v |
+| attention | partials of q, k, v, the cache | new slot of the cache, outputs of its splits |
+| scores, values of output | outputs of the splits, K; scores, V | scores; partials |
+| scores, values of ffn | x + partials of output, K; scores, V | scores, the new x; partials |
 
-One row is too little work to give every sum to one program, so sums are split and whoever needs
-them adds the parts, always in the same order: no atomics, and the same bits every time. What lies
-between the weights is float32.
+One row is too little work to give each sum to a single program. So sums are split into
+partial sums, the partials, which each reader adds in the same order: no atomics, and the same bits
+every time. All arrays between the weights are float32.
 
 Shapes: `B` rows of a batch, `D` width of an input, `E` width of an output, `N` parameter tokens,
 `G` layers that read the same input, `H` heads, `C` head dim, `R` rotated channels, `S` slots of the
@@ -30,22 +30,22 @@ from tokengrow.kernels.triton_rows import (
 
 
 @triton.jit
-def _of_three(i_g, a, b, c, G: tl.constexpr):
-    """What belongs to layer i_g."""
+def _select(i_g, a, b, c, G: tl.constexpr):
+    """Return the argument of layer i_g."""
     if G == 1:
         return a
     return tl.where(i_g == 0, a, tl.where(i_g == 1, b, c))
 
 
 @triton.jit
-def _wait(OVERLAP: tl.constexpr):
-    """Until all kernels in front have ended; the next one may start now, to do the same.
+def _wait_for_previous(OVERLAP: tl.constexpr):
+    """Wait for the end of all previous kernels; let the next kernel start and wait too.
 
-    Before it, nothing is written, and read is what no kernel of the step writes: weights, the
-    token's slot, starts of texts, table, slots before the token's. Every program of every kernel
-    waits: when one goes on, the kernel in front has ended, and with it whatever that one waited
-    for. So what follows here runs as if no two kernels overlapped, and buffers may be used again.
-    PyTorch's kernels, in front of the first and behind the last, overlap with none.
+    Before this call, a kernel writes nothing, and reads only what no kernel of the step writes:
+    weights, the slot of the token, starts of texts, the rotary table and earlier slots. All
+    programs of all kernels wait. When one continues, the previous kernel has ended, and so have all
+    before it. So the code after this call runs as if no two kernels overlapped, and buffers may be
+    reused. PyTorch's kernels, before the first and after the last one, overlap with none.
     """
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
@@ -53,75 +53,77 @@ def _wait(OVERLAP: tl.constexpr):
 
 
 @triton.jit
-def _finite(b_top):
-    """A maximum that may be subtracted: of nothing at all it is -inf."""
-    return tl.where(b_top == float("-inf"), 0.0, b_top)
+def _finite_max(b_max):
+    """Return a maximum that can be subtracted: 0 for the -inf of an empty set."""
+    return tl.where(b_max == float("-inf"), 0.0, b_max)
 
 
 @triton.jit
-def _residual(x, parts, x_next, i_b, first, o, m, D: tl.constexpr, B: tl.constexpr, PARTS):
-    """x [B, D] plus its PARTS, which the first program keeps as x_next."""
+def _add_partials(
+    x, partials, x_next, i_b, first, o, m, D: tl.constexpr, B: tl.constexpr, PARTIALS
+):
+    """Return x [B, D] plus its PARTIALS partial sums; the first program stores it as x_next."""
     b_x = tl.load(x + i_b * D + o, m, 0.0).to(tl.float32)
-    for j in tl.static_range(PARTS):
-        b_x += tl.load(parts + (i_b + j * B) * D + o, m, 0.0)
-    if PARTS > 0:
+    for j in tl.static_range(PARTIALS):
+        b_x += tl.load(partials + (i_b + j * B) * D + o, m, 0.0)
+    if PARTIALS > 0:
         tl.store(x_next + i_b * D + o, b_x, m & first)
     return b_x
 
 
 @triton.jit
-def _normed(b_x, m, eps, D: tl.constexpr):
-    """Layer norm without affine."""
+def _layer_norm(b_x, m, eps, D: tl.constexpr):
+    """Return the layer norm without affine."""
     b_x = tl.where(m, b_x - tl.sum(b_x, 0) / D, 0.0)
     return b_x / tl.sqrt(tl.sum(b_x * b_x, 0) / D + eps)
 
 
 @triton.jit
-def _span(last, PIECES: tl.constexpr, SLOTS: tl.constexpr):
-    """Slots of a piece when the last one in use is `last`."""
-    return tl.cdiv(tl.cdiv(last + 1, PIECES), SLOTS) * SLOTS
+def _split_size(last, SPLITS: tl.constexpr, SLOTS: tl.constexpr):
+    """Return the slots of a split if the last used one is `last`."""
+    return tl.cdiv(tl.cdiv(last + 1, SPLITS), SLOTS) * SLOTS
 
 
 @triton.jit
-def _joined(
-    mixes,
-    tops,
+def _combine_splits(
+    split_outs,
+    split_stats,
     last,
     i_b,
     D: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
     GROUP: tl.constexpr,
-    PIECES: tl.constexpr,
+    SPLITS: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The mix of all slots [D] from those of the pieces; GROUP channels lie in one head."""
-    span = _span(last, PIECES, SLOTS)
-    o = tl.arange(0, BLOCK // GROUP) * GROUP  # a number of a head serves a group of channels
+    """Combine the attention outputs of the splits [D]; GROUP channels belong to one head."""
+    size = _split_size(last, SPLITS, SLOTS)
+    o = tl.arange(0, BLOCK // GROUP) * GROUP  # one statistic of a head per group of channels
     o_d = o[:, None] + tl.arange(0, GROUP)[None, :]
-    b_top = tl.full(o.shape, float("-inf"), tl.float32)
-    b_mass = tl.zeros(o.shape, tl.float32)
+    b_max = tl.full(o.shape, float("-inf"), tl.float32)
+    b_sum = tl.zeros(o.shape, tl.float32)
     b_x = tl.zeros(o_d.shape, tl.float32)
-    for j in tl.static_range(PIECES):
-        m = (o < D) & (span * j <= last)
+    for j in tl.static_range(SPLITS):
+        m = (o < D) & (size * j <= last)
         o_head = (i_b + j * B) * (D // C) + o // C
-        b_t = tl.load(tops + o_head, m, float("-inf"))
-        b_m = tl.load(tops + PIECES * B * (D // C) + o_head, m, 0.0)
-        b_o = tl.load(mixes + (i_b + j * B) * D + o_d, m[:, None], 0.0)
-        b_higher = tl.maximum(b_top, b_t)
-        b_old = tl.exp2((b_top - _finite(b_higher)) * LOG2_E)
-        b_new = tl.exp2((b_t - _finite(b_higher)) * LOG2_E)
+        b_t = tl.load(split_stats + o_head, m, float("-inf"))
+        b_m = tl.load(split_stats + SPLITS * B * (D // C) + o_head, m, 0.0)
+        b_o = tl.load(split_outs + (i_b + j * B) * D + o_d, m[:, None], 0.0)
+        b_new_max = tl.maximum(b_max, b_t)
+        b_old = tl.exp2((b_max - _finite_max(b_new_max)) * LOG2_E)
+        b_new = tl.exp2((b_t - _finite_max(b_new_max)) * LOG2_E)
         b_x = b_x * b_old[:, None] + b_o * b_new[:, None]
-        b_mass = b_mass * b_old + b_m * b_new
-        b_top = b_higher
-    b_x *= (1.0 / tl.where(b_mass > 0, b_mass, 1.0))[:, None]
+        b_sum = b_sum * b_old + b_m * b_new
+        b_max = b_new_max
+    b_x *= (1.0 / tl.where(b_sum > 0, b_sum, 1.0))[:, None]
     return tl.reshape(b_x, [BLOCK])
 
 
 @triton.jit
-def _key_rows(p_k, row, n, o_r, o_d, m_d, D: tl.constexpr):
-    """Rows [ROWS, BLOCK] of K from this one on."""
+def _load_key_rows(p_k, row, n, o_r, o_d, m_d, D: tl.constexpr):
+    """Load rows [ROWS, BLOCK] of K, starting at `row`."""
     m = (row + o_r < n)[:, None] & m_d[None, :]
     return tl.load(p_k + row * D + o_r[:, None] * D + o_d[None, :], m, 0.0)
 
@@ -129,10 +131,10 @@ def _key_rows(p_k, row, n, o_r, o_d, m_d, D: tl.constexpr):
 @triton.jit
 def scores_kernel(
     x,
-    parts,
+    partials,
     x_next,
-    mixes,
-    tops,
+    split_outs,
+    split_stats,
     slot,
     k0,
     k1,
@@ -147,11 +149,11 @@ def scores_kernel(
     B: tl.constexpr,
     G: tl.constexpr,
     N: tl.constexpr,
-    MIXED: tl.constexpr,
-    PARTS: tl.constexpr,
+    FROM_ATTENTION: tl.constexpr,
+    PARTIALS: tl.constexpr,
     C: tl.constexpr,
     GROUP: tl.constexpr,
-    PIECES: tl.constexpr,
+    SPLITS: tl.constexpr,
     SLOTS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     EXACT: tl.constexpr,
@@ -159,71 +161,76 @@ def scores_kernel(
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Input to scores [G, B, N], and [2, G, B, P] maxima and sums of each of P programs.
+    """Compute scores [G, B, N], and maxima and sums [2, G, B, P] of each of P programs.
 
-    The input is the norm of x [B, D] + parts [PARTS, B, D], or what attention has MIXED.
+    The input is the norm of x [B, D] + partials [PARTIALS, B, D], or with FROM_ATTENTION the
+    combined output of the splits.
     """
     i_b, i, i_g = tl.program_id(0) % B, tl.program_id(0) // B, tl.program_id(1)
     programs = tl.num_programs(0) // B
-    n = _of_three(i_g, n0, n1, n2, G)
-    p_k = _of_three(i_g, k0, k1, k2, G)
+    n = _select(i_g, n0, n1, n2, G)
+    p_k = _select(i_g, k0, k1, k2, G)
     o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     m_d = o_d < D
-    # The first weights are on their way before anything else is asked for.
-    b_k = _key_rows(p_k, i * ROWS, n, o_r, o_d, m_d, D)
-    if MIXED:
+    # The first weights are requested before all other reads.
+    b_k = _load_key_rows(p_k, i * ROWS, n, o_r, o_d, m_d, D)
+    if FROM_ATTENTION:
         last = tl.load(slot).to(tl.int32)
-    _wait(OVERLAP)
-    if MIXED:
-        b_x = _joined(mixes, tops, last, i_b, D, B, C, GROUP, PIECES, SLOTS, BLOCK)
+    _wait_for_previous(OVERLAP)
+    if FROM_ATTENTION:
+        b_x = _combine_splits(
+            split_outs, split_stats, last, i_b, D, B, C, GROUP, SPLITS, SLOTS, BLOCK
+        )
     else:
         first = (i == 0) & (i_g == 0)
-        b_x = _residual(x, parts, x_next, i_b, first, o_d, m_d, D, B, PARTS)
-        b_x = _normed(b_x, m_d, eps, D)
-    b_top = tl.full([ROWS], float("-inf"), tl.float32)
-    b_mass = tl.zeros([ROWS], tl.float32)
+        b_x = _add_partials(x, partials, x_next, i_b, first, o_d, m_d, D, B, PARTIALS)
+        b_x = _layer_norm(b_x, m_d, eps, D)
+    b_max = tl.full([ROWS], float("-inf"), tl.float32)
+    b_sum = tl.zeros([ROWS], tl.float32)
     for block in range(i, tl.cdiv(n, ROWS), programs):
-        b_ahead = _key_rows(p_k, (block + programs) * ROWS, n, o_r, o_d, m_d, D)
+        b_next = _load_key_rows(p_k, (block + programs) * ROWS, n, o_r, o_d, m_d, D)
         b_s = tl.sum(b_k.to(tl.float32) * b_x[None, :], 1)
         o_n = block * ROWS + o_r
         tl.store(scores + (i_g * B + i_b) * N + o_n, b_s, o_n < n)
         if ACTIVATION == SOFTMAX:
             b_s = tl.where(o_n < n, b_s, float("-inf"))
-            b_higher = tl.maximum(b_top, b_s)
-            b_mass *= tl.exp2((b_top - _finite(b_higher)) * LOG2_E)
-            b_mass += tl.exp2((b_s - _finite(b_higher)) * LOG2_E)
-            b_top = b_higher
+            b_new_max = tl.maximum(b_max, b_s)
+            b_sum *= tl.exp2((b_max - _finite_max(b_new_max)) * LOG2_E)
+            b_sum += tl.exp2((b_s - _finite_max(b_new_max)) * LOG2_E)
+            b_max = b_new_max
         elif ACTIVATION == GELU_L2_NORM:
             b_g = b_s * normal_cdf(b_s, EXACT)
-            b_mass += b_g * b_g
+            b_sum += b_g * b_g
         else:
-            b_mass += b_s * b_s
-        b_k = b_ahead
+            b_sum += b_s * b_s
+        b_k = b_next
     p_stats = stats + (i_g * B + i_b) * programs + i
-    top = tl.max(b_top, 0)
+    row_max = tl.max(b_max, 0)
     if ACTIVATION == SOFTMAX:
-        tl.store(p_stats, top)
-        b_mass *= tl.exp2((b_top - _finite(top)) * LOG2_E)
-    tl.store(p_stats + programs * G * B, tl.sum(b_mass, 0))
+        tl.store(p_stats, row_max)
+        b_sum *= tl.exp2((b_max - _finite_max(row_max)) * LOG2_E)
+    tl.store(p_stats + programs * G * B, tl.sum(b_sum, 0))
 
 
 @triton.jit
-def _gain(p_stats, tau, P: tl.constexpr, STRIDE: tl.constexpr, ACTIVATION, BLOCK: tl.constexpr):
-    """The maximum of all scores, and what an exponential, a GELU or a score is multiplied by."""
+def _row_scale(
+    p_stats, tau, P: tl.constexpr, STRIDE: tl.constexpr, ACTIVATION, BLOCK: tl.constexpr
+):
+    """Return the maximum of all scores, and the factor of each exponential, GELU or score."""
     o = tl.arange(0, BLOCK)
-    b_mass = tl.load(p_stats + STRIDE + o, o < P, 0.0)
-    top = 0.0
+    b_sum = tl.load(p_stats + STRIDE + o, o < P, 0.0)
+    row_max = 0.0
     if ACTIVATION == SOFTMAX:
-        b_top = tl.load(p_stats + o, o < P, float("-inf"))
-        top = tl.max(b_top, 0)
-        return top, tau * tau / tl.sum(b_mass * tl.exp2((b_top - top) * LOG2_E), 0)
-    norm = tl.sqrt(tl.sum(b_mass, 0))
-    return top, tl.where(norm > MIN_NORM, tau / tl.where(norm > MIN_NORM, norm, 1.0), 0.0)
+        b_max = tl.load(p_stats + o, o < P, float("-inf"))
+        row_max = tl.max(b_max, 0)
+        return row_max, tau * tau / tl.sum(b_sum * tl.exp2((b_max - row_max) * LOG2_E), 0)
+    norm = tl.sqrt(tl.sum(b_sum, 0))
+    return row_max, tl.where(norm > MIN_NORM, tau / tl.where(norm > MIN_NORM, norm, 1.0), 0.0)
 
 
 @triton.jit
-def _value_rows(p_v, row, n, o_r, o_e, E: tl.constexpr):
-    """Columns o_e of rows [ROWS, WIDE] of V from this one on."""
+def _load_value_rows(p_v, row, n, o_r, o_e, E: tl.constexpr):
+    """Load columns o_e of rows [ROWS, COLUMNS] of V, starting at `row`."""
     m = (row + o_r < n)[:, None] & (o_e < E)[None, :]
     return tl.load(p_v + row * E + o_r[:, None] * E + o_e[None, :], m, 0.0)
 
@@ -235,7 +242,7 @@ def values_kernel(
     v0,
     v1,
     v2,
-    parts,
+    partials,
     n0,
     n1,
     n2,
@@ -248,67 +255,72 @@ def values_kernel(
     N: tl.constexpr,
     P: tl.constexpr,
     P_BLOCK: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTIALS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     EXACT: tl.constexpr,
     ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Scores [G, B, N] and their stats [2, G, B, P] to parts [G, PARTS, B, E] of weights times V.
+    """Compute partial sums [G, PARTIALS, B, E] of weights times V, from scores and their stats.
 
-    A part has every PARTS-th tile of the layer's rows.
+    The inputs are scores [G, B, N] and stats [2, G, B, P]. A partial sum covers every PARTIALS-th
+    tile of the rows of a layer.
     """
     i_b, i_e = tl.program_id(0) % B, tl.program_id(0) // B
-    i_part, i_g = tl.program_id(1), tl.program_id(2)
-    n = _of_three(i_g, n0, n1, n2, G)
-    p_v = _of_three(i_g, v0, v1, v2, G)
-    o_r, o_e = tl.arange(0, ROWS), i_e * WIDE + tl.arange(0, WIDE)
-    b_v = _value_rows(p_v, i_part * ROWS, n, o_r, o_e, E)
-    b_ahead = _value_rows(p_v, (i_part + PARTS) * ROWS, n, o_r, o_e, E)
-    _wait(OVERLAP)
-    tau = _of_three(i_g, tau0, tau1, tau2, G)
-    top, gain = _gain(stats + (i_g * B + i_b) * P, tau, P, G * B * P, ACTIVATION, P_BLOCK)
-    b_sum = tl.zeros([ROWS, WIDE], tl.float32)
-    for row in range(i_part * ROWS, n, PARTS * ROWS):
+    i_partial, i_g = tl.program_id(1), tl.program_id(2)
+    n = _select(i_g, n0, n1, n2, G)
+    p_v = _select(i_g, v0, v1, v2, G)
+    o_r, o_e = tl.arange(0, ROWS), i_e * COLUMNS + tl.arange(0, COLUMNS)
+    b_v = _load_value_rows(p_v, i_partial * ROWS, n, o_r, o_e, E)
+    b_next = _load_value_rows(p_v, (i_partial + PARTIALS) * ROWS, n, o_r, o_e, E)
+    _wait_for_previous(OVERLAP)
+    tau = _select(i_g, tau0, tau1, tau2, G)
+    row_max, scale = _row_scale(stats + (i_g * B + i_b) * P, tau, P, G * B * P, ACTIVATION, P_BLOCK)
+    b_acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for row in range(i_partial * ROWS, n, PARTIALS * ROWS):
         m_r = row + o_r < n
         b_s = tl.load(scores + (i_g * B + i_b) * N + row + o_r, m_r, 0.0)
         if ACTIVATION == SOFTMAX:
-            b_w = tl.exp2((tl.where(m_r, b_s, top) - top) * LOG2_E) * gain
+            b_w = tl.exp2((tl.where(m_r, b_s, row_max) - row_max) * LOG2_E) * scale
         elif ACTIVATION == GELU_L2_NORM:
-            b_w = b_s * normal_cdf(b_s, EXACT) * gain
+            b_w = b_s * normal_cdf(b_s, EXACT) * scale
         else:
-            b_u = b_s * gain
+            b_u = b_s * scale
             b_w = b_u * normal_cdf(b_u, EXACT)
-        b_sum += b_w[:, None] * b_v.to(tl.float32)
-        b_v = b_ahead
-        b_ahead = _value_rows(p_v, row + PARTS * ROWS * 2, n, o_r, o_e, E)
-    p_part = parts + ((i_g * PARTS + i_part) * B + i_b) * E
-    tl.store(p_part + o_e, tl.sum(b_sum, 0), o_e < E)
+        b_acc += b_w[:, None] * b_v.to(tl.float32)
+        b_v = b_next
+        b_next = _load_value_rows(p_v, row + PARTIALS * ROWS * 2, n, o_r, o_e, E)
+    p_partial = partials + ((i_g * PARTIALS + i_partial) * B + i_b) * E
+    tl.store(p_partial + o_e, tl.sum(b_acc, 0), o_e < E)
 
 
 @triton.jit
-def _slots(p, o_s, end, o_c, m_c, C: tl.constexpr):
-    """Slots [SLOTS, BLOCK] of a head's cache, those before `end`."""
+def _load_slots(p, o_s, end, o_c, m_c, C: tl.constexpr):
+    """Load slots [SLOTS, BLOCK] before `end` of the cache of a head."""
     return tl.load(p + o_s[:, None] * C + o_c[None, :], (o_s < end)[:, None] & m_c[None, :], 0.0)
 
 
 @triton.jit
-def _head(p_parts, o, m, STRIDE: tl.constexpr, PARTS: tl.constexpr):
-    """Channels o of a head from their parts."""
+def _load_head(p_partials, o, m, STRIDE: tl.constexpr, PARTIALS: tl.constexpr):
+    """Return channels o of a head, the sum of their partial sums."""
     b = tl.zeros(o.shape, tl.float32)
-    for j in tl.static_range(PARTS):
-        b += tl.load(p_parts + o + j * STRIDE, m, 0.0)
+    for j in tl.static_range(PARTIALS):
+        b += tl.load(p_partials + o + j * STRIDE, m, 0.0)
     return b
 
 
 @triton.jit
-def _rotated(p_parts, p_cos, p_sin, o, m, R: tl.constexpr, STRIDE: tl.constexpr, PARTS):
-    """The same, its first R channels rotated: half-split, as in tokengrow.model.rotary."""
-    b = _head(p_parts, o, m, STRIDE, PARTS)
+def _load_rotated_head(
+    p_partials, p_cos, p_sin, o, m, R: tl.constexpr, STRIDE: tl.constexpr, PARTIALS
+):
+    """Return channels o of a head, the first R rotated: half-split, as in model/rotary.py."""
+    b = _load_head(p_partials, o, m, STRIDE, PARTIALS)
     if R > 0:
         m_r, m_low = o < R, o < R // 2
-        b_other = _head(p_parts, tl.where(m_low, o + R // 2, o - R // 2), m_r, STRIDE, PARTS)
+        b_other = _load_head(
+            p_partials, tl.where(m_low, o + R // 2, o - R // 2), m_r, STRIDE, PARTIALS
+        )
         b_other = tl.where(m_low, -b_other, b_other)
         b = b * tl.load(p_cos + o, m_r, 1.0) + b_other * tl.load(p_sin + o, m_r, 0.0)
     return b
@@ -316,80 +328,82 @@ def _rotated(p_parts, p_cos, p_sin, o, m, R: tl.constexpr, STRIDE: tl.constexpr,
 
 @triton.jit
 def attention_kernel(
-    parts,
+    partials,
     cos,
     sin,
     slot,
     starts,
     keys,
     values,
-    mixes,
-    tops,
+    split_outs,
+    split_stats,
     scale,
     S,
     H: tl.constexpr,
     C: tl.constexpr,
     R: tl.constexpr,
     B: tl.constexpr,
-    PARTS: tl.constexpr,
-    PIECES: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    SPLITS: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
     PADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Parts [3, PARTS, B, H * C] of q, k and v to a mix of each piece of the cache.
+    """Compute the attention output of each split of the cache.
 
-    The token's own key and value go into its slot of keys and values [B, H, S, C]. Slots behind it
-    are not read, nor are pieces that have none before it. If PADDED, those before the text's own of
-    starts [B] have no weight. mixes [PIECES, B, H * C] are sums of exp(score - top) value; tops
-    [2, PIECES, B, H] hold the top, -inf where no slot has weight, and the sum of the factors.
+    The inputs are the partial sums [3, PARTIALS, B, H * C] of q, k and v. The key and value of the
+    token are stored in its slot of keys and values [B, H, S, C]. Slots after it are not read, nor
+    are splits without a slot up to it. With PADDED, slots before the start of a text, in starts
+    [B], get no weight. split_outs [SPLITS, B, H * C] are sums of exp(score - maximum) value.
+    split_stats [2, SPLITS, B, H] are the maximum, -inf if no slot has weight, and the sum of the
+    factors.
     """
-    i, i_piece = tl.program_id(0), tl.program_id(1)  # i = i_b * H + i_h
+    i, i_split = tl.program_id(0), tl.program_id(1)  # i = i_b * H + i_h
     last = tl.load(slot).to(tl.int32)
     first = 0
     if PADDED:
         first = tl.load(starts + i // H).to(tl.int32)
-    span = _span(last, PIECES, SLOTS)
-    start = i_piece * span
-    end = tl.minimum(start + span, last)  # of what is in the cache already
+    size = _split_size(last, SPLITS, SLOTS)
+    start = i_split * size
+    end = tl.minimum(start + size, last)  # of the slots filled before this token
     o_c, o_s = tl.arange(0, BLOCK), start + tl.arange(0, SLOTS)
     m_c = o_c < C
     p_keys, p_values = keys + i.to(tl.int64) * S * C, values + i.to(tl.int64) * S * C
-    b_keys = _slots(p_keys, o_s, end, o_c, m_c, C)
-    b_values = _slots(p_values, o_s, end, o_c, m_c, C)
-    _wait(OVERLAP)
+    b_keys = _load_slots(p_keys, o_s, end, o_c, m_c, C)
+    b_values = _load_slots(p_values, o_s, end, o_c, m_c, C)
+    _wait_for_previous(OVERLAP)
     if start <= last:
-        p_q = parts + i * C
+        p_q = partials + i * C
         p_cos, p_sin = cos + (last - first) * R, sin + (last - first) * R
         kind = keys.dtype.element_ty
-        b_q = _rotated(p_q, p_cos, p_sin, o_c, m_c, R, B * H * C, PARTS) * scale
-        p_q += PARTS * B * H * C
-        b_k = _rotated(p_q, p_cos, p_sin, o_c, m_c, R, B * H * C, PARTS).to(kind)
-        p_q += PARTS * B * H * C
-        b_v = _head(p_q, o_c, m_c, B * H * C, PARTS).to(kind)
-        if last < start + span:
+        b_q = _load_rotated_head(p_q, p_cos, p_sin, o_c, m_c, R, B * H * C, PARTIALS) * scale
+        p_q += PARTIALS * B * H * C
+        b_k = _load_rotated_head(p_q, p_cos, p_sin, o_c, m_c, R, B * H * C, PARTIALS).to(kind)
+        p_q += PARTIALS * B * H * C
+        b_v = _load_head(p_q, o_c, m_c, B * H * C, PARTIALS).to(kind)
+        if last < start + size:
             tl.store(p_keys + last * C + o_c, b_k, m_c)
             tl.store(p_values + last * C + o_c, b_v, m_c)
-        top, mass = float("-inf"), 0.0
-        b_mix = tl.zeros([BLOCK], tl.float32)
-        for _ in range(start, tl.minimum(start + span, last + 1), SLOTS):
-            m_own = (o_s == last)[:, None]
-            b_s = tl.sum(tl.where(m_own, b_k[None, :], b_keys).to(tl.float32) * b_q[None, :], 1)
+        row_max, row_sum = float("-inf"), 0.0
+        b_out = tl.zeros([BLOCK], tl.float32)
+        for _ in range(start, tl.minimum(start + size, last + 1), SLOTS):
+            m_token = (o_s == last)[:, None]
+            b_s = tl.sum(tl.where(m_token, b_k[None, :], b_keys).to(tl.float32) * b_q[None, :], 1)
             b_s = tl.where(o_s <= last, b_s, float("-inf"))
             if PADDED:
                 b_s = tl.where(o_s >= first, b_s, float("-inf"))
-            higher = tl.maximum(top, tl.max(b_s, 0))
-            finite = _finite(higher) if PADDED else higher
+            new_max = tl.maximum(row_max, tl.max(b_s, 0))
+            finite = _finite_max(new_max) if PADDED else new_max
             b_w = tl.exp2((b_s - finite) * LOG2_E)
-            shrink = tl.exp2((top - finite) * LOG2_E)
-            b_all = tl.where(m_own, b_v[None, :], b_values).to(tl.float32)
-            b_mix = b_mix * shrink + tl.sum(b_all * b_w[:, None], 0)
-            mass = mass * shrink + tl.sum(b_w, 0)
-            top = higher
+            rescale = tl.exp2((row_max - finite) * LOG2_E)
+            b_v_all = tl.where(m_token, b_v[None, :], b_values).to(tl.float32)
+            b_out = b_out * rescale + tl.sum(b_v_all * b_w[:, None], 0)
+            row_sum = row_sum * rescale + tl.sum(b_w, 0)
+            row_max = new_max
             o_s += SLOTS
-            b_keys = _slots(p_keys, o_s, end, o_c, m_c, C)
-            b_values = _slots(p_values, o_s, end, o_c, m_c, C)
-        tl.store(mixes + (i_piece * B * H + i) * C + o_c, b_mix, m_c)
-        tl.store(tops + i_piece * B * H + i, top)
-        tl.store(tops + (i_piece + PIECES) * B * H + i, mass)
+            b_keys = _load_slots(p_keys, o_s, end, o_c, m_c, C)
+            b_values = _load_slots(p_values, o_s, end, o_c, m_c, C)
+        tl.store(split_outs + (i_split * B * H + i) * C + o_c, b_out, m_c)
+        tl.store(split_stats + i_split * B * H + i, row_max)
+        tl.store(split_stats + (i_split + SPLITS) * B * H + i, row_sum)

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tokengrow.kernels.dispatch import check_kernel
 from tokengrow.kernels.loss import linear_cross_entropy
 from tokengrow.model.config import LanguageModelConfig, ModelConfig, Taus
-from tokengrow.model.pattention import Pattention, project
+from tokengrow.model.pattention import Pattention, apply_layers
 from tokengrow.model.rotary import rotary_table, rotate
 
 ATTENTION_BACKENDS = [
@@ -159,7 +160,7 @@ class PattentionAttention(Attention):
 
     def project(self, x: Tensor) -> Sequence[Tensor]:
         """Query, key and value [B, T, H C] of [B, T, D]."""
-        return project(x, [self.query, self.key, self.value])
+        return apply_layers(x, [self.query, self.key, self.value])
 
     def project_one(self, x: Tensor) -> Sequence[Tensor]:
         """Likewise [B, H C] of a single token [B, D]."""
@@ -317,10 +318,11 @@ class TokenFormer(LanguageModel):
                 layer.tau = getattr(tau, role)
 
     def set_kernel(self, kernel: str) -> None:
-        """Chooses how every Pattention layer is computed, by a name in `KERNELS`."""
+        """Set the kernel of all Pattention layers, by a name in `KERNELS`."""
+        valid = check_kernel(kernel)
         for block in self.blocks:
             for _, layer in pattention_layers(block):
-                layer.kernel = kernel
+                layer.kernel = valid
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

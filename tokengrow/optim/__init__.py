@@ -1,1 +1,1 @@
-"""Optimizer with growth-aware state, parameter groups and learning-rate schedules."""
+"""Optimizers with growth-aware state, parameter groups and learning-rate schedules."""

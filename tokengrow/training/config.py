@@ -11,10 +11,10 @@ from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
+from tokengrow.kernels.dispatch import check_kernel
 from tokengrow.metrics.run_log import LoggerConfig
 from tokengrow.model.architectures import architecture_of
 from tokengrow.model.config import LanguageModelConfig
-from tokengrow.model.pattention import KERNELS
 from tokengrow.optim.config import OptimConfig
 from tokengrow.training.plateau import PlateauConfig
 
@@ -117,8 +117,7 @@ class TrainConfig:
             plan_growth(before.model, after.model, where, self.growth)
         if self.resume not in ("auto", "never"):
             raise UserError(f"resume must be one of auto, never, got {self.resume!r}.")
-        if self.kernel not in KERNELS:
-            raise UserError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}.")
+        check_kernel(self.kernel)
 
     @property
     def compiles(self) -> bool:

@@ -1,4 +1,4 @@
-"""The operator under DDP and FSDP2, in two processes on the CPU."""
+"""Tests of the operator under DDP and FSDP2, in two processes on the CPU."""
 
 import os
 import subprocess
@@ -12,13 +12,13 @@ WORKER = Path(__file__).parent / "parallel_worker.py"
 
 @pytest.mark.dist
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_the_gradients_are_those_of_one_process(strategy: str) -> None:
+def test_gradients_equal_those_of_one_process(strategy: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
+    result = subprocess.run(
         [*launcher, "--nproc-per-node=2", str(WORKER), strategy],
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-3000:]
