@@ -22,12 +22,12 @@ Command = Callable[..., Any]
 Records = list[dict[str, Any]]
 
 PROMPTS = ("import ", "def f(x):", "class A:\n    def __init__(self", "x")
-SPEED = re.compile(r"(\d+) tokens?: the first.* after \d+\.\d\d s(, then [\d,.]+ tokens/s)?\n")
+SPEED = re.compile(r"(\d+) tokens?: first token.* after \d+\.\d\d s(, then [\d,.]+ tokens/s)?\n")
 
 
 @pytest.fixture
 def generated(command: Command, source: Path) -> Callable[..., str]:
-    """`generated(*arguments)`: what the command prints, the number of tokens set to 8."""
+    """`generated(*arguments)` returns the output of the command for at most 8 tokens."""
 
     def run(*arguments: str) -> str:
         outcome = command("generate", f"source={source}", "sampling.max_tokens=8", *arguments)
@@ -50,12 +50,14 @@ def records(file: Path) -> Records:
 
 
 class TestOnePrompt:
-    def test_it_is_printed_and_gone_on_with(self, generated: Callable[..., str]) -> None:
+    def test_the_prompt_and_its_continuation_are_printed(
+        self, generated: Callable[..., str]
+    ) -> None:
         printed = generated("prompt=def f(x):")
         assert printed.startswith("def f(x):")
         assert len(printed) > len("def f(x):\n")
 
-    def test_the_speed_is_told_beside_the_text(self, command: Command, source: Path) -> None:
+    def test_the_speed_is_printed_on_stderr(self, command: Command, source: Path) -> None:
         outcome = command("generate", f"source={source}", "sampling.max_tokens=8")
         match = SPEED.fullmatch(outcome.err)
         assert match is not None, outcome.err
@@ -127,7 +129,7 @@ def test_the_likeliest_text_does_not_depend_on_the_seed(source: Path) -> None:
     ],
     ids=["tokens", "everywhere"],
 )
-def test_a_rung_and_its_successor_write_the_same_text_right_after_growth(
+def test_a_grown_rung_generates_the_text_of_its_source(
     command: Command,
     generated: Callable[..., str],
     source: Path,
@@ -184,7 +186,7 @@ class TestManyPrompts:
         assert done.stdout.startswith("import ")
         assert "\n\ndef f(x):" in done.stdout
 
-    def test_a_prompt_longer_than_the_context_is_told_on_stderr(
+    def test_a_prompt_longer_than_the_context_is_warned_about(
         self, command: Command, source: Path
     ) -> None:
         words = "generate", f"source={source}", "sampling.max_tokens=1"
@@ -221,20 +223,20 @@ class TestInteractive:
         monkeypatch.setattr(sys, "stdin", io.StringIO("import \n\ndef f(x):\n"))
         assert generated("interactive=true") == "".join(alone) + "\n"
 
-    def test_ctrl_c_ends_a_text_and_where_a_prompt_is_awaited_the_conversation(
+    def test_ctrl_c_ends_a_text_and_exits_at_the_prompt(
         self, source: Path, terminal: Callable[..., "Terminal"]
     ) -> None:
-        # The likeliest text repeats itself for ever: it cannot end before Ctrl-C does.
+        # The most likely text repeats itself without end, so only Ctrl-C ends it.
         words = "sampling.temperature=0", "sampling.max_tokens=20000"
         there = terminal(f"source={source}", "interactive=true", *words)
-        there.wait_for("Ctrl-D leaves")
+        there.wait_for("Ctrl-D exits")
         there.wait_for("> ")
         there.type("import \n")
         there.wait_for("import ")
         there.wait_for("u")  # the text has begun
         there.type("\x03")
         assert "tokens/s" not in there.wait_for("> ")
-        assert there.leaves_by("\x03") == 0
+        assert there.exit_status_after("\x03") == 0
         assert "Traceback" not in there.rest()
 
 
@@ -245,7 +247,7 @@ sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
 
 
 class Terminal:
-    """`tokengrow generate` at a terminal, and somebody who types."""
+    """`tokengrow generate` in a pseudo-terminal, with methods to type and to read."""
 
     def __init__(self, arguments: tuple[str, ...]) -> None:
         command = [sys.executable, "-c", SPAWN, sys.executable, "-m", "tokengrow", "generate"]
@@ -258,17 +260,17 @@ class Terminal:
         self.process.stdin.write(keys.encode())
         self.process.stdin.flush()
 
-    def leaves_by(self, keys: str) -> int:
-        """Types these, again if need be, and gives the exit status."""
+    def exit_status_after(self, keys: str) -> int:
+        """Type `keys`, repeatedly if necessary, and return the exit status."""
         while True:
             self.type(keys)
-            # Readline misses a signal between its prompt and its wait for a key. Nobody types so
-            # soon, and who did would type once more.
+            # Readline misses a signal between its prompt and its wait for a key. Only a test types
+            # so early, so it types again.
             with suppress(subprocess.TimeoutExpired):
                 return self.process.wait(10)
 
     def wait_for(self, words: str) -> str:
-        """What is shown until these words, which are taken away with it."""
+        """Return the output before `words`, and remove both from the buffer."""
         assert self.process.stdout is not None
         while words not in self._read:
             more = os.read(self.process.stdout.fileno(), 4096)
@@ -278,14 +280,14 @@ class Terminal:
         return shown
 
     def rest(self) -> str:
-        """What is shown until it ends."""
+        """Return the remaining output."""
         assert self.process.stdout is not None
         return self._read + self.process.stdout.read().decode(errors="replace")
 
 
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Terminal]]:
-    """`terminal(*arguments)`: as somebody at a terminal has it."""
+    """`terminal(*arguments)` starts the command in a pseudo-terminal."""
     opened: list[Terminal] = []
 
     def open_one(*arguments: str) -> Terminal:
@@ -299,7 +301,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 class TestSpeed:
-    """By a clock of its own: loading and the first token of a batch are not in the rate."""
+    """With a fake clock: the rate excludes loading and the first token of a batch."""
 
     @pytest.fixture(autouse=True)
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,17 +315,17 @@ class TestSpeed:
     def test_of_one_text(self) -> None:
         speed = SpeedMeter()
         self.watch(speed, (1,), (2,), (3,))
-        assert str(speed) == "3 tokens: the first after 2.00 s, then 2 tokens/s"
+        assert str(speed) == "3 tokens: first token after 2.00 s, then 2 tokens/s"
 
     def test_of_several_batches(self) -> None:
         speed = SpeedMeter()
         self.watch(speed, (1, 1), (2, 2), (3, 2))  # the second text has ended
         self.watch(speed, (0, 1))  # one ends with its first token
         assert str(speed) == (
-            "6 tokens: the first of each of 2 batches after 1.50 s, then 3 tokens/s"
+            "6 tokens: first token of each of 2 batches after 1.50 s, then 3 tokens/s"
         )
 
     def test_of_a_single_token(self) -> None:
         speed = SpeedMeter()
         self.watch(speed, (1,))
-        assert str(speed) == "1 token: the first after 2.00 s"
+        assert str(speed) == "1 token: first token after 2.00 s"
