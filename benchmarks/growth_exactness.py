@@ -1,11 +1,11 @@
-"""How far growth moves the logits at the published sizes, axis by axis and over the whole ladder.
+"""Drift of the logits by growth at the published sizes, per axis and over the full ladder.
 
     python -m benchmarks.growth_exactness                    all rows
-    python -m benchmarks.growth_exactness 150m 450m width    one of them
+    python -m benchmarks.growth_exactness 150m 450m width    one row
 
-Weights are random, three times as large as at their birth (the logits then spread by about 5), in
-float32, as is the comparison: 2 x 128 random tokens. Each row is a process of its own, so that its
-peak of memory is its own. One CSV row each on stdout.
+The weights are random, three times as large as at initialisation, so that the logits have a spread
+of about 5. Weights and comparison are in float32; the input is 2 x 128 random tokens. Each row runs
+in a separate process, so that its peak memory is measured separately. Prints CSV rows to stdout.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ALL = "all"
 
 
 def random_weights(config: ModelConfig) -> StateDict:
-    """The published initialisation, times three but for the final norm."""
+    """Return the published initialisation, times three except for the final norm."""
     model = TokenFormer(config)
     model.init_weights(torch.Generator().manual_seed(0))
     for name, parameter in model.named_parameters():
@@ -44,7 +44,7 @@ def random_weights(config: ModelConfig) -> StateDict:
 
 
 def measure(first: str, last: str, axis: str) -> dict[str, Any]:
-    """Grows one published size towards another; every rung between them where the axis is all."""
+    """Grow one published size to another along one axis, or along all, through every rung."""
     rungs = [ModelConfig.preset(name) for name in LADDER[LADDER.index(first) :]]
     rungs = rungs[: LADDER.index(last) - LADDER.index(first) + 1]
     source, weights = rungs[0], random_weights(rungs[0])
@@ -81,26 +81,26 @@ def measure(first: str, last: str, axis: str) -> dict[str, Any]:
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """(from, to, axis) of every row."""
+    """Return (from, to, axis) of every row."""
     pairs = list(pairwise(LADDER))
-    each = [(first, last, axis) for first, last in pairs for axis in (*AXES, ALL)]
-    return [*each, (LADDER[0], LADDER[-1], ALL)]
+    single_steps = [(first, last, axis) for first, last in pairs for axis in (*AXES, ALL)]
+    return [*single_steps, (LADDER[0], LADDER[-1], ALL)]
 
 
 def main() -> None:
-    """Prints one row, or all."""
+    """Print one row, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("row", nargs="*", metavar="FROM TO AXIS")
     chosen = parser.parse_args().row
     if chosen:
         print(json.dumps(measure(*chosen)))
         return
-    # Empty where the two sizes do not differ on the axis.
-    print_rows(filter(None, (in_a_process_of_its_own(row) for row in rows())))
+    # A row is empty if the two sizes do not differ on the axis.
+    print_rows(filter(None, (measure_in_subprocess(row) for row in rows())))
 
 
-def in_a_process_of_its_own(row: tuple[str, str, str]) -> dict[str, Any]:
-    """One row, so measured that its peak of memory is its own."""
+def measure_in_subprocess(row: tuple[str, str, str]) -> dict[str, Any]:
+    """Measure one row in a separate process, so that its peak memory is measured separately."""
     command = [sys.executable, "-m", "benchmarks.growth_exactness", *row]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))

@@ -1,11 +1,12 @@
 """Time and memory of a growth from disk to disk, with optimizer state, at a published size.
 
-    python -m benchmarks.growth_streaming                   900m to 1.5b; takes 48 GB of disk
+    python -m benchmarks.growth_streaming                   900m to 1.5b; needs 48 GB of disk
     python -m benchmarks.growth_streaming 150m 450m         smaller
 
-The source has random weights and moments in float32. Each part is a process of its own, so that its
-peak of memory is its own: the growth without its verification, the verification, and `tokengrow
-grow`. One CSV row each on stdout; the files go to a temporary folder (TMPDIR) and away.
+The source has random weights and moments in float32. There are three parts: the growth without its
+verification, the verification, and `tokengrow grow`. Each part runs in a separate process, so that
+its peak memory is measured separately. Prints one CSV row per part to stdout. The files are in a
+temporary folder (TMPDIR), which is removed.
 """
 
 import argparse
@@ -41,7 +42,7 @@ PARTS = ("weights and moments", "verification", "all, as tokengrow grow")
 
 
 def random_checkpoint(folder: Path, config: ModelConfig) -> None:
-    """A checkpoint of the size, with Adam's state, written tensor by tensor."""
+    """Write a random checkpoint with Adam's state, tensor by tensor."""
     generator, shapes = torch.Generator().manual_seed(0), weight_shapes(config)
 
     def weights() -> Iterator[tuple[str, Tensor]]:
@@ -62,7 +63,7 @@ def random_checkpoint(folder: Path, config: ModelConfig) -> None:
 
 
 def measure(part: str, work: Path, target: str) -> dict[str, Any]:
-    """One part: seconds, and the peak of memory of this process."""
+    """Run one part; return its duration and the peak memory of this process."""
     began = time.perf_counter()
     grown = work / "grown"
     source = load_checkpoint(work / "source", streamed=True)
@@ -92,11 +93,13 @@ def measure(part: str, work: Path, target: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the rows, or that of one part."""
+    """Print the rows, or that of one part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", nargs="?", default="900m")
     parser.add_argument("target", nargs="?", default="1.5b")
-    parser.add_argument("--part", choices=PARTS, help="in this process, in the folder --work")
+    parser.add_argument(
+        "--part", choices=PARTS, help="run one part in this process, in the folder --work"
+    )
     parser.add_argument("--work", type=Path)
     chosen = parser.parse_args()
     if chosen.part:
@@ -106,11 +109,9 @@ def main() -> None:
         random_checkpoint(Path(folder) / "source", ModelConfig.preset(chosen.source))
         command = [sys.executable, "-m", "benchmarks.growth_streaming", chosen.source]
         command += [chosen.target, "--work", folder, "--part"]
-        print_rows(json.loads(_output_of([*command, part])) for part in PARTS)
-
-
-def _output_of(command: list[str]) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        print_rows(
+            json.loads(subprocess.check_output([*command, part], text=True)) for part in PARTS
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,24 @@
-"""How far pruning moves a trained model: by what is ranked, by what becomes of tau, by how much.
+"""Drift of a trained model by pruning: per ranking of the tokens, rule for tau, and share pruned.
 
     python -m benchmarks.prune SOURCE STORE                  a checkpoint or run, and a token store
     python -m benchmarks.prune SOURCE STORE --sequences 64
 
-Tokens are ranked on that many training sequences; KL divergence and losses are of as many
-validation sequences, both spread evenly over their split. Rankings: contribution (that of
-`tokengrow prune`), norms (length of the key times length of the value), scores (share in the sum of
-squares times squared length of the value: the contribution, were there no GELU), random (the mean
-over three seeds). tau: kept; mean-share (that of `tokengrow prune`); mean-norm (times the mean of
-‖s kept‖ / ‖s‖ over positions and layers; for l2_norm_gelu alone). One CSV row each on stdout.
+Tokens are ranked on `--sequences` training sequences. KL divergence and losses are means over as
+many validation sequences. Both are evenly spaced over their split.
+
+Rankings:
+    contribution    that of `tokengrow prune`
+    norms           norm of the key times norm of the value
+    scores          share in the sum of squares times squared norm of the value; equal to the
+                    contribution if there were no GELU
+    random          mean over three seeds
+
+Rules for tau:
+    kept            unchanged
+    mean-share      that of `tokengrow prune`
+    mean-norm       times the mean of ‖s kept‖ / ‖s‖ over positions and layers; only l2_norm_gelu
+
+Prints CSV rows to stdout.
 """
 
 import argparse
@@ -40,7 +50,7 @@ from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
 from tokengrow.model.tokenformer import TokenFormer, pattention_layers
 
 SHARES = (0.1, 0.25, 0.5)
-"""Of the tokens, taken away."""
+"""Shares of the tokens to prune."""
 
 PARTS = {
     "query, key": ROLES[:2],
@@ -50,29 +60,29 @@ PARTS = {
     "attention": ROLES[:4],
     "all": ROLES,
 }
-"""Which roles lose them."""
+"""Name in a row to the roles whose tokens are pruned."""
 
 SEEDS = (0, 1, 2)
 
 
-def ranked_by(
+def replace_ranking(
     source: Checkpoint, activity: Mapping[Layer, Activity], ranking: str, seed: int
 ) -> dict[Layer, Activity]:
-    """The activity with another number in place of the contribution, by which tokens are ranked."""
+    """Replace the contribution, by which tokens are ranked, by another ranking."""
     generator = torch.Generator().manual_seed(seed)
     ranked: dict[Layer, Activity] = {}
-    for (number, role), each in activity.items():
+    for (number, role), measured in activity.items():
         key, value = (
             source.weights[pattention_name(number, role, part)].norm(dim=1)
             for part in ("key", "value")
         )
-        by = {
-            "contribution": each.contribution,
+        rankings = {
+            "contribution": measured.contribution,
             "norms": key * value,
-            "scores": each.share * value**2,
+            "scores": measured.share * value**2,
             "random": torch.rand(len(key), generator=generator),
         }
-        ranked[number, role] = replace(each, contribution=by[ranking])
+        ranked[number, role] = replace(measured, contribution=rankings[ranking])
     return ranked
 
 
@@ -80,32 +90,32 @@ def ranked_by(
 def mean_norm_tau(
     model: TokenFormer, ids: Tensor, kept: Mapping[Layer, Tensor], config: ModelConfig
 ) -> Taus:
-    """tau times the mean of ‖s kept‖ / ‖s‖ over positions and layers."""
+    """Return tau times the mean of ‖s kept‖ / ‖s‖ over positions and layers."""
     ratios: dict[str, list[Tensor]] = {role: [] for role in ROLES}
     hooks = []
     for number, block in enumerate(model.blocks):
         for role, layer in pattention_layers(block):
 
-            def add(
+            def add_ratio(
                 layer: Any, inputs: Any, _: Any, role: str = role, number: int = number
             ) -> None:
-                found = F.linear(inputs[0], layer.key_param_tokens)  # [1, T, N]
-                left = found[..., kept[number, role]].norm(dim=-1) / found.norm(dim=-1)
-                ratios[role].append(left.mean())
+                scores = F.linear(inputs[0], layer.key_param_tokens)  # [1, T, N]
+                ratio = scores[..., kept[number, role]].norm(dim=-1) / scores.norm(dim=-1)
+                ratios[role].append(ratio.mean())
 
-            hooks.append(layer.register_forward_hook(add))
+            hooks.append(layer.register_forward_hook(add_ratio))
     for sequence in ids.split(1):
         model(sequence)
     for hook in hooks:
         hook.remove()
-    mean = {role: torch.stack(found).mean().item() for role, found in ratios.items()}
+    mean = {role: torch.stack(values).mean().item() for role, values in ratios.items()}
     return Taus(**{role: tau * mean[role] for role, tau in asdict(config.tau).items()})
 
 
-def drifts(
+def measure_drifts(
     source: Checkpoint, text: Tensor, probe: Tensor
 ) -> Iterator[tuple[str, float, str, str, ModelConfig, list[Drift]]]:
-    """(roles, share, ranking, tau, config, drift of each seed) of every pruning."""
+    """Yield (roles, share, ranking, rule for tau, config, drift per seed) of every pruning."""
     model = TokenFormer.from_weights(source.config, source.weights, torch.float32)
     activity = measure_activity(source.config, source.weights, text[:, :-1])
     for part, roles in PARTS.items():
@@ -114,44 +124,45 @@ def drifts(
             sizes |= {role: round(sizes[role] * (1 - share)) for role in roles}
             target = replace(source.config, tokens=Tokens(**sizes))
             for ranking in ("contribution", "norms", "scores", "random"):
-                found: dict[str, list[Drift]] = {}
+                drifts: dict[str, list[Drift]] = {}
                 for seed in SEEDS if ranking == "random" else SEEDS[:1]:
-                    kept = select_tokens(ranked_by(source, activity, ranking, seed), target)
+                    kept = select_tokens(replace_ranking(source, activity, ranking, seed), target)
                     taus = {"kept": target.tau, "mean-share": rescaled_tau(activity, kept, target)}
                     if ranking == "contribution" and target.activation == "l2_norm_gelu":
                         taus["mean-norm"] = mean_norm_tau(model, text[:, :-1], kept, target)
                     weights = select_rows(source.weights, rows_by_name(kept))
-                    for how, tau in taus.items():
+                    for rule, tau in taus.items():
                         config = replace(target, tau=tau)
                         smaller = TokenFormer.from_weights(config, weights, torch.float32)
-                        found.setdefault(how, []).append(pruning_drift(model, smaller, probe))
-                for how, each in found.items():
-                    yield part, share, ranking, how, target, each
+                        drift = pruning_drift(model, smaller, probe)
+                        drifts.setdefault(rule, []).append(drift)
+                for rule, by_seed in drifts.items():
+                    yield part, share, ranking, rule, target, by_seed
 
 
 def main() -> None:
-    """Prints one row per pruning."""
+    """Print one row per pruning."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source")
     parser.add_argument("store", type=Path)
     parser.add_argument("--sequences", type=int, default=32)
-    given = parser.parse_args()
-    source, store = load_checkpoint(given.source), TokenStore.open(given.store)
+    args = parser.parse_args()
+    source, store = load_checkpoint(args.source), TokenStore.open(args.store)
     length = source.config.context_length
     text, probe = (
-        evenly_spaced_batch(store.sequences(split, length), given.sequences)
+        evenly_spaced_batch(store.sequences(split, length), args.sequences)
         for split in ("train", "validation")
     )
-    print_rows(row_of(*measured) for measured in drifts(source, text, probe))
+    print_rows(pruning_row(*pruning) for pruning in measure_drifts(source, text, probe))
 
 
-def row_of(
-    part: str, share: float, ranking: str, tau: str, config: ModelConfig, each: list[Drift]
+def pruning_row(
+    part: str, share: float, ranking: str, tau: str, config: ModelConfig, drifts: list[Drift]
 ) -> dict[str, Any]:
-    """One pruning; figures are means over its seeds."""
+    """Return the row of one pruning; values are means over its seeds."""
 
     def mean(key: str) -> float:
-        return sum(getattr(drift, key) for drift in each) / len(each)
+        return sum(getattr(drift, key) for drift in drifts) / len(drifts)
 
     return {
         "roles": part,

@@ -1,11 +1,11 @@
-"""What a run survives: the tests that break something on purpose, counted by what they break.
+"""Fault-injection tests, counted by fault.
 
-    python -m benchmarks.reliability               those of `make test` and of `make test-slow`
-    python -m benchmarks.reliability -m fault ...  arguments for pytest in place of `-m fault tests`
+    python -m benchmarks.reliability               tests of `make test` and `make test-slow`
+    python -m benchmarks.reliability -m fault ...  arguments of pytest instead of `-m fault tests`
 
-A test says what it breaks with `@pytest.mark.fault(what, how, outcome)`; one that does so more than
-once adds `record_property("times", {when: times})`. What it shows on the way goes to stderr, one
-CSV row for each fault to stdout; the exit status is pytest's.
+A test declares its fault with `@pytest.mark.fault(what, how, outcome)`. A test that injects it
+several times adds `record_property("times", {when: times})`. The output of pytest goes to stderr,
+one CSV row per fault to stdout. The exit status is that of pytest.
 """
 
 import os
@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 Fault = tuple[str, str, str]
-"""What, how, and what comes of it."""
+"""Fault, method of injection, and expected outcome."""
 
 
-class Counts:
-    """A plugin of pytest that counts faults and how many of them were survived."""
+class FaultCounter:
+    """Plugin of pytest that counts injected and survived faults."""
 
     def __init__(self) -> None:
         self.injected, self.survived = Counter[Fault](), Counter[Fault]()
@@ -32,6 +32,7 @@ class Counts:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
+        """Count the fault of a test from its report."""
         report = yield
         mark = item.get_closest_marker("fault")
         if mark is not None and (report.when == "call" or not report.passed):
@@ -44,6 +45,7 @@ class Counts:
         return report
 
     def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield one row per fault."""
         for fault, times in self.injected.items():
             what, how, outcome = fault
             yield {
@@ -60,14 +62,14 @@ class Counts:
 
 
 def main() -> int:
-    """Runs the tests; returns pytest's exit status."""
-    counts = Counts()
+    """Run the tests; return pytest's exit status."""
+    counter = FaultCounter()
     with redirect_stdout(sys.stderr):
-        status = pytest.main(sys.argv[1:] or ["-m", "fault", "tests"], plugins=[counts])
-    # Not before: it imports torch, whose number of threads tests/conftest.py sets.
+        status = pytest.main(sys.argv[1:] or ["-m", "fault", "tests"], plugins=[counter])
+    # Imported late, because it imports torch, and tests/conftest.py sets the number of threads.
     from tokengrow.bench.rows import print_rows
 
-    print_rows(counts.rows())
+    print_rows(counter.rows())
     return int(status)
 
 

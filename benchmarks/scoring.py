@@ -1,12 +1,12 @@
-"""Scoring with the output head applied where something is scored, against everywhere.
+"""Time of scoring with the output head at scored positions only, compared with all positions.
 
     python -m benchmarks.scoring 150m
     python -m benchmarks.scoring 150m --context 80 --continuations 1 20 --windows 32
 
-Windows of random tokens under a model of random weights, in batches of automatic size, on a GPU if
-there is one (bfloat16 by autocast, else float32); the two ways by turns. What is left of the time
-is bounded by the share of the head in a token's multiplications, which a row gives too. One CSV row
-for each length of the continuation on stdout.
+Scores windows of random tokens with a model of random weights, in batches of automatic size, on a
+GPU if there is one (bfloat16 by autocast, otherwise float32). The two methods alternate. The share
+of the head in the multiplications of a token bounds the time that can be saved; each row includes
+it. Prints one CSV row per length of the continuation to stdout.
 """
 
 import argparse
@@ -28,40 +28,42 @@ from tokengrow.model.tokenformer import TokenFormer
 
 
 class EverywhereScorer(Scorer):
-    """Applies the head at every place, and then looks up those that are scored."""
+    """Scorer that applies the head at every position, and then selects the scored ones."""
 
-    def _look_up(self, hidden_states: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns, targets = places.to(self.device)
+    def _target_scores(self, hidden_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Scorer._target_scores`."""
+        rows, columns, targets = positions.to(self.device)
         with self.autocast():
             logits = self.model.logits(hidden_states)[rows, columns].float()
-        found = logits.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0]
-        return found.cpu(), (logits.argmax(dim=-1) == targets).cpu()
+        log_probabilities = logits.log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0]
+        return log_probabilities.cpu(), (logits.argmax(dim=-1) == targets).cpu()
 
 
 def time_scorers(
     config: ModelConfig, context: int, continuation: int, windows: int, rounds: int
 ) -> dict[str, Any]:
-    """One row: windows of a context and a continuation of so many tokens, scored in both ways."""
+    """Time both methods on windows of the given lengths in tokens; return the row."""
+    assert hasattr(Scorer, "_target_scores"), "EverywhereScorer overrides this method"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = TokenFormer(config).eval().to(device)
     ids = torch.randint(config.vocab_size, (windows, context + continuation)).tolist()
-    asked = [Window(row[:context], row[context:]) for row in ids]
+    requests = [Window(row[:context], row[context:]) for row in ids]
     scorers = {
         "scored": Scorer(model, autocast=_autocast(device)),
         "everywhere": EverywhereScorer(model, autocast=_autocast(device)),
     }
-    times: dict[str, list[float]] = {way: [] for way in scorers}
-    found: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in scorers}
+    log_likelihoods: dict[str, float] = {}
     for turn in range(rounds + 1):
-        for way, scorer in scorers.items():
-            begun = time.perf_counter()
-            results = scorer.score(asked)  # they come on the CPU: the device has ended
+        for name, scorer in scorers.items():
+            began = time.perf_counter()
+            results = scorer.score(requests)  # results on the CPU: the device has finished
             if turn:
-                times[way].append(time.perf_counter() - begun)
-            found[way] = sum(result.log_likelihood for result in results)
-    if abs(found["scored"] / found["everywhere"] - 1) > 1e-3:
-        raise SystemExit(f"the two ways do not agree: {found}")
-    scored, everywhere = (median(each) for each in times.values())
+                times[name].append(time.perf_counter() - began)
+            log_likelihoods[name] = sum(result.log_likelihood for result in results)
+    if abs(log_likelihoods["scored"] / log_likelihoods["everywhere"] - 1) > 1e-3:
+        raise SystemExit(f"The two methods give different results: {log_likelihoods}")
+    scored, everywhere = (median(seconds) for seconds in times.values())
     head = config.vocab_size * config.width
     return {
         "context": context,
@@ -84,7 +86,7 @@ def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[objec
 
 
 def main() -> None:
-    """Prints a row for each length of the continuation."""
+    """Print one row per length of the continuation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

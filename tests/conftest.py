@@ -1,15 +1,15 @@
-"""What the rooms share: a corpus, its token store, tiny ladders, ways to call a verb, model A."""
+"""Shared fixtures: a corpus, its token store, tiny ladders, ways to run a verb, and model A."""
 
 import gc
 import os
 
-# One thread: on models this small, and beside other jobs, more of them only wait for each other.
-# Before the first import of torch, and for the programs that tests start as well.
+# One thread, because on tiny models and with parallel jobs more threads only wait for each other.
+# Set before the first import of torch, and inherited by the programs that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-# Without a GPU, Triton's kernels run in its interpreter. It asks when a kernel is defined.
+# Without a GPU, Triton's kernels run in its interpreter, which is selected at their definition.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -42,7 +42,7 @@ from tokengrow.paths import data_root
 from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.trainer import fit
 
-# A run collects garbage before each stage; what has been imported by now is none.
+# A run collects garbage before each stage. Objects of the imports need not be visited.
 gc.freeze()
 
 TRAIN_MODULES = ("argparse", "ast", "calendar", "copy", "glob", "heapq", "shlex", "textwrap")
@@ -52,7 +52,7 @@ VOCAB_SIZE, CONTEXT = 512, 32
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the session's own: no test reads or writes the user's."""
+    """Separate cache of this session, so that no test reads or writes the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOKENGROW_CACHE", str(folder))
@@ -73,7 +73,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextCorpus:
 
 @pytest.fixture(scope="session")
 def store(corpus: TextCorpus, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """The corpus in tokens of a vocabulary of 512; not to be written to."""
+    """Token store of the corpus with a vocabulary of 512; tests must not modify it."""
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=VOCAB_SIZE), corpus)
     return build_store(corpus, tokenizer, tmp_path_factory.mktemp("data") / "store", progress=False)
 
@@ -92,7 +92,7 @@ def _tiny_run(
 ) -> TrainConfig:
     optim = OptimConfig(lr=3e-3, min_lr=3e-4, warmup_steps=2)
     models = [_tiny_model(n) for n in rungs]
-    taus = models[0].tau  # every rung keeps the first one's
+    taus = models[0].tau  # every rung keeps that of the first
     stages = tuple(
         StageConfig(name=f"n{n}", steps=steps, model=replace(model, tau=taus), optim=optim)
         for n, model in zip(rungs, models, strict=True)
@@ -124,19 +124,19 @@ def tiny_model() -> Callable[..., ModelConfig]:
 
 @pytest.fixture(scope="session")
 def tiny_run() -> Callable[..., TrainConfig]:
-    """`tiny_run(out, rungs, steps, **changes)`: a ladder of tiny models, six updates a stage."""
+    """`tiny_run(out, rungs, steps, **changes)`: a ladder of tiny models, six updates per stage."""
     return _tiny_run
 
 
 @pytest.fixture(scope="session")
 def tiny_transformer() -> Callable[..., TransformerConfig]:
-    """`tiny_transformer(**changes)`: of the vocabulary, layers, width and heads of a tiny model."""
+    """`tiny_transformer(**changes)`: same vocabulary, layers, width and heads as a tiny model."""
     return _tiny_transformer
 
 
 @pytest.fixture(scope="session")
 def transformer_run() -> Callable[..., TrainConfig]:
-    """`transformer_run(out, steps, **changes)`: one stage, which trains a tiny Transformer."""
+    """`transformer_run(out, steps, **changes)`: one stage that trains a tiny Transformer."""
 
     def run(out: Path, steps: int = 6, **changes: Any) -> TrainConfig:
         optim = OptimConfig(lr=3e-3, min_lr=3e-4, warmup_steps=2)
@@ -148,7 +148,7 @@ def transformer_run() -> Callable[..., TrainConfig]:
 
 @pytest.fixture(scope="session")
 def source(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last checkpoint of a run of one rung, n8, after two updates; not to be written to."""
+    """Last checkpoint of a run of one rung, n8, after two updates; tests must not modify it."""
     sections = {"data": {"source": "stdlib", "validation_fraction": 0.05}, "tokenizer": {}}
     tokens_from = {**sections, "store": str(store.folder)}
     out = tmp_path_factory.mktemp("source") / "run"
@@ -160,7 +160,7 @@ def source(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def composed() -> Callable[..., dict[str, Any]]:
-    """`composed(verb, *overrides)`: the plain values that a command line composes to."""
+    """`composed(verb, *overrides)`: plain values of the config of a command line."""
 
     def values(verb: str, *overrides: str) -> dict[str, Any]:
         from tokengrow.cli.config import plain_values
@@ -192,8 +192,10 @@ model:
 
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Callable[[Path, str], None]:
-    """`tiny_recipe(folder, more)`: writes recipes/climb.yaml there, for `--config-dir folder
-    recipes=climb`; `more` gives its stages and what else it says."""
+    """`tiny_recipe(folder, more)`: write recipes/climb.yaml into a folder.
+
+    Use it with `--config-dir FOLDER recipes=climb`. `more` holds the stages and further keys.
+    """
 
     def write(folder: Path, more: str) -> None:
         (folder / "recipes").mkdir(parents=True)
@@ -204,7 +206,7 @@ def tiny_recipe() -> Callable[[Path, str], None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -215,7 +217,7 @@ class Outcome:
 def command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    """`command(verb, *arguments)`: a verb as its command runs it, but in this process."""
+    """`command(verb, *arguments)`: run a command in this process."""
 
     def call(verb: str, *arguments: str) -> Outcome:
         from tokengrow.cli.runner import run_command
@@ -227,10 +229,10 @@ def command(
         status = 0
         try:
             run_command(verb, module.main)
-        except SystemExit as leaving:
-            status = leaving.code if isinstance(leaving.code, int) else 1
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a process that is leaving ignores it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an exiting process ignores it
         GlobalHydra.instance().clear()
         return Outcome(status, *capfd.readouterr())
 
@@ -239,7 +241,7 @@ def command(
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., Outcome]:
-    """`program(*arguments)`: `python -m tokengrow ...` in a process of its own, somewhere else."""
+    """`program(*arguments)`: run `python -m tokengrow ...` in a new process and folder."""
 
     def run(
         *arguments: str, module: str = "tokengrow", cwd: Path = tmp_path, timeout: float = 120
@@ -261,7 +263,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def our_name(official: str) -> str:
-    """`sequential.2.attention.proj.key_param_tokens` to `blocks.0.attention.output.key_...`."""
+    """Map `sequential.2.attention.proj.key_...` to `blocks.0.attention.output.key_...`."""
     _, index, rest = official.split(".", 2)
     if rest.startswith("word_embeddings."):
         return rest.replace("word_embeddings", "embedding")
@@ -273,13 +275,13 @@ def our_name(official: str) -> str:
 
 @pytest.fixture(scope="session", name="our_name")
 def our_name_fixture() -> Callable[[str], str]:
-    """`our_name(official)`: how we call a tensor of the published code."""
+    """`our_name(official)`: name in tokengrow of a tensor of the published code."""
     return our_name
 
 
 @pytest.fixture(scope="session")
 def published_config() -> ModelConfig:
-    """Of the published model A; see tests/golden/A_tiny_init/config.json."""
+    """Config of the published model A; see tests/golden/A_tiny_init/config.json."""
     return ModelConfig(
         vocab_size=512,
         context_length=32,
@@ -293,14 +295,14 @@ def published_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def published_weights() -> dict[str, Tensor]:
-    """Of the published model A, by our names."""
+    """Weights of the published model A, by their names in tokengrow."""
     official = load_file(GOLDEN / "A_tiny_init" / "model.safetensors")
     return {our_name(name): tensor for name, tensor in official.items()}
 
 
 @pytest.fixture(scope="session")
 def published_figures() -> dict[str, Tensor]:
-    """What model A computes; `grad.*` by our names, all else as in the file."""
+    """Results of model A; `grad.*` by names in tokengrow, all others as in the file."""
     figures = load_file(GOLDEN / "A_tiny_init" / "l2_norm_gelu.safetensors")
     return {
         f"grad.{our_name(name.removeprefix('grad.'))}" if name.startswith("grad.") else name: value
@@ -310,7 +312,7 @@ def published_figures() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def published_decoding() -> dict[str, Tensor]:
-    """What model A computes with its KV cache."""
+    """Results of model A with its KV cache."""
     return load_file(GOLDEN / "D_decode_l2_norm_gelu.safetensors")
 
 

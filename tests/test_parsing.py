@@ -1,4 +1,4 @@
-"""Plain mappings into dataclasses: what is converted, and what is refused by name."""
+"""Tests of parsing mappings into dataclasses: conversions, and errors that name the key."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ class Inner:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise UserError(f"inner.width must be at least 1, not {self.width}")
+            raise UserError(f"inner.width must be at least 1, got {self.width}.")
 
 
 @dataclass(frozen=True)
@@ -29,40 +29,41 @@ class Outer:
     betas: tuple[float, float] = (0.9, 0.95)
     files: list[str] = field(default_factory=list)
     inner: Inner = field(default_factory=Inner)
-    perhaps: Inner | None = None
+    optional: Inner | None = None
 
 
-def outer(**values: Any) -> Outer:
+def parse_outer(**values: Any) -> Outer:
+    """Parse `Outer` from these values, with a default name."""
     return parse_dataclass(Outer, {"name": "a", **values}, "outer")
 
 
-def test_absent_keys_take_their_defaults() -> None:
-    assert outer() == Outer(name="a")
-    assert outer().files is not outer().files
+def test_absent_keys_take_defaults() -> None:
+    assert parse_outer() == Outer(name="a")
+    assert parse_outer().files is not parse_outer().files
 
 
 def test_nested_mappings_become_nested_dataclasses() -> None:
-    assert outer(inner={"width": 5}).inner == Inner(width=5, rate=1.0)
+    assert parse_outer(inner={"width": 5}).inner == Inner(width=5, rate=1.0)
 
 
-def test_a_nested_dataclass_may_be_null() -> None:
-    assert outer(perhaps=None).perhaps is None
-    assert outer(perhaps={}).perhaps == Inner()
-    assert outer(perhaps={"width": 5}).perhaps == Inner(width=5)
-    with pytest.raises(UserError, match=r"Unknown key outer\.perhaps\.wdth. Did you mean 'width'"):
-        outer(perhaps={"wdth": 5})
+def test_optional_nested_dataclass_may_be_null() -> None:
+    assert parse_outer(optional=None).optional is None
+    assert parse_outer(optional={}).optional == Inner()
+    assert parse_outer(optional={"width": 5}).optional == Inner(width=5)
+    with pytest.raises(UserError, match=r"Unknown key outer\.optional\.wdth. Did you mean 'width'"):
+        parse_outer(optional={"wdth": 5})
 
 
-def test_what_is_typed_already_is_taken_as_it_is() -> None:
+def test_dataclass_instance_is_not_converted() -> None:
     inner = Inner(width=7)
-    assert outer(inner=inner).inner is inner
+    assert parse_outer(inner=inner).inner is inner
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ({"rate": 2}, 2.0),
-        ({"rate": "1e-4"}, 1e-4),  # how YAML reads 1e-4: as a string
+        ({"rate": "1e-4"}, 1e-4),  # YAML reads 1e-4 as a string
         ({"size": "7"}, 7),
         ({"limit": None}, None),
         ({"limit": 3}, 3.0),
@@ -73,35 +74,33 @@ def test_what_is_typed_already_is_taken_as_it_is() -> None:
         ({"name": "${not.resolved}"}, "${not.resolved}"),
     ],
 )
-def test_values_are_converted_to_the_type_of_their_field(
-    values: dict[str, Any], wanted: Any
-) -> None:
-    found = getattr(outer(**values), next(iter(values)))
-    assert found == wanted
-    assert type(found) is type(wanted)
+def test_values_are_converted_to_field_type(values: dict[str, Any], expected: Any) -> None:
+    value = getattr(parse_outer(**values), next(iter(values)))
+    assert value == expected
+    assert type(value) is type(expected)
 
 
-def test_an_unknown_key_is_refused_with_its_nearest_neighbour() -> None:
+def test_unknown_key_is_rejected_with_nearest_valid_key() -> None:
     with pytest.raises(UserError, match=r"Unknown key outer\.siez. Did you mean 'size'\?"):
-        outer(siez=3)
+        parse_outer(siez=3)
     with pytest.raises(UserError, match=r"Unknown key outer\.inner\.wdth. Did you mean 'width'\?"):
-        outer(inner={"wdth": 3})
+        parse_outer(inner={"wdth": 3})
 
 
-def test_an_unknown_key_like_no_other_is_refused_with_all_that_are_valid() -> None:
+def test_unknown_key_without_near_match_lists_valid_keys() -> None:
     with pytest.raises(
         UserError, match=r"Unknown key outer\.inner\.zzz\. Valid values: width, rate"
     ):
-        outer(inner={"zzz": 3})
+        parse_outer(inner={"zzz": 3})
 
 
 @pytest.mark.parametrize("values", [{}, {"name": "???"}])
-def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
+def test_missing_key_is_named(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^outer\.name is missing and has no default"):
         parse_dataclass(Outer, values, "outer")
 
 
-def test_without_a_section_the_key_stands_alone() -> None:
+def test_key_without_section_has_no_prefix() -> None:
     with pytest.raises(UserError, match=r"^name is missing"):
         parse_dataclass(Outer, {})
 
@@ -127,38 +126,36 @@ def test_without_a_section_the_key_stands_alone() -> None:
         ({"inner": None}, r"^outer\.inner must be a mapping of width, rate, got None"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_by_its_dotted_key(
-    values: dict[str, Any], message: str
-) -> None:
+def test_wrong_type_is_rejected_with_dotted_key(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        outer(**values)
+        parse_outer(**values)
 
 
 @pytest.mark.parametrize("key", ["name", "size", "rate", "flag", "betas", "files"])
-def test_null_is_refused_where_it_is_not_optional(key: str) -> None:
+def test_null_is_rejected_unless_optional(key: str) -> None:
     with pytest.raises(
         UserError, match=rf"^outer\.{key} (must not be null|must be a list, got None)"
     ):
-        outer(**{key: None})
+        parse_outer(**{key: None})
 
 
 @pytest.mark.parametrize("betas", [[], [0.9], [0.9, 0.95, 0.99]])
-def test_a_tuple_of_another_length_is_refused(betas: list[float]) -> None:
+def test_tuple_of_wrong_length_is_rejected(betas: list[float]) -> None:
     with pytest.raises(UserError, match=r"^outer\.betas"):
-        outer(betas=betas)
+        parse_outer(betas=betas)
 
 
-def test_a_text_may_hold_any_characters() -> None:
-    # A prompt, say; nothing is interpolated here.
-    assert outer(name="cost: ${ and {x}").name == "cost: ${ and {x}"
+def test_text_may_contain_any_characters() -> None:
+    # For example a prompt: values are not interpolated.
+    assert parse_outer(name="cost: ${ and {x}").name == "cost: ${ and {x}"
 
 
-def test_what_the_class_itself_refuses_is_passed_on() -> None:
-    with pytest.raises(UserError, match=r"inner\.width must be at least 1, not 0"):
-        outer(inner={"width": 0})
+def test_error_of_dataclass_is_propagated() -> None:
+    with pytest.raises(UserError, match=r"inner\.width must be at least 1, got 0\."):
+        parse_outer(inner={"width": 0})
 
 
-def test_the_values_given_are_not_modified() -> None:
+def test_input_values_are_not_modified() -> None:
     values = {"name": "a", "betas": [0.8, 0.9], "inner": {"width": 2}}
     parse_dataclass(Outer, values)
     assert values == {"name": "a", "betas": [0.8, 0.9], "inner": {"width": 2}}

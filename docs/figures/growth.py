@@ -121,7 +121,7 @@ def compare(old: NDArray[np.float64], new: NDArray[np.float64]) -> Found:
 
 def compared(source: TokenFormer, target: ModelConfig) -> dict[str, Found]:
     """Grow `source` and compare each tensor of the result, by name, with its source tensor."""
-    grown = grow(source, target)
+    grown = grow(source, target).model
     before, after = source.to_weights(), grown.to_weights()
     stems = {name: name for name in before}
     for layer, block in enumerate(origins(source, grown)):

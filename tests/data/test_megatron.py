@@ -21,7 +21,7 @@ FILES = {"uint16": 50277, "int32": 100000}
 
 @pytest.fixture(scope="module")
 def documents() -> list[np.ndarray]:
-    """The 240 documents that the published builder wrote."""
+    """Documents that the published builder wrote (240)."""
     listed = json.loads((GOLDEN / "documents.json").read_text())["documents"]
     return [np.array(document) for document in listed]
 

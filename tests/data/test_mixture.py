@@ -109,7 +109,7 @@ class TestOrder:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> list[Sequences]:
-    """Sources of 10 and 4 sequences of 3 tokens; the ids of the second start at 1000."""
+    """Two sources: 10 and 4 sequences of 3 tokens; ids of the second start at 1000."""
     parts = []
     for name, tokens in (("a", np.arange(31)), ("b", np.arange(1000, 1013))):
         tokens.astype("<u2").tofile(tmp_path / f"{name}.bin")

@@ -1,4 +1,4 @@
-"""The benchmarks run, check what they time, and print rows."""
+"""Tests of the benchmarks: they run, check their results, and print rows."""
 
 import csv
 import os
@@ -11,8 +11,8 @@ from tokengrow.data.store import TokenStore
 ROOT = Path(__file__).parents[2]
 
 
-def local_rows(benchmark: str, *arguments: str, cwd: Path) -> list[dict[str, str]]:
-    """What `python -m benchmarks.{benchmark}` prints."""
+def benchmark_rows(benchmark: str, *arguments: str, cwd: Path) -> list[dict[str, str]]:
+    """Return the rows that `python -m benchmarks.BENCHMARK` prints."""
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments],
         cwd=cwd,
@@ -25,36 +25,38 @@ def local_rows(benchmark: str, *arguments: str, cwd: Path) -> list[dict[str, str
     return list(csv.DictReader(done.stdout.splitlines()))
 
 
-def test_the_order_of_samples_is_timed_and_checked(tmp_path: Path) -> None:
-    (row,) = local_rows("megatron_order", "20000", "--epochs", "2", cwd=tmp_path)
+def test_order_of_samples_is_timed_and_checked(tmp_path: Path) -> None:
+    (row,) = benchmark_rows("megatron_order", "20000", "--epochs", "2", cwd=tmp_path)
     assert int(row["samples"]) == (int(row["tokens"]) - 1) // 2048
     assert float(row["seconds"]) > 0
-    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert not list(tmp_path.iterdir()), "temporary files are removed"
 
 
-def test_faults_are_counted_by_what_the_tests_break(tmp_path: Path) -> None:
-    tests = str(ROOT / "tests" / "training" / "test_finite.py")
-    chosen = ("-m", "fault", "-k", "too_many_in_a_row", "-p", "no:cacheprovider", tests)
-    (row,) = local_rows("reliability", *chosen, cwd=tmp_path)
-    assert (row["fault"], row["times"], row["survived"]) == ("every gradient is NaN", "1", "1")
+def test_faults_are_counted(tmp_path: Path) -> None:
+    tests = str(ROOT / "tests" / "training" / "test_nonfinite.py")
+    arguments = ("-m", "fault", "-p", "no:cacheprovider", tests)
+    rows = benchmark_rows("reliability", *arguments, cwd=tmp_path)
+    assert all(row["survived"] == row["times"] for row in rows)
+    (row,) = (row for row in rows if row["fault"] == "every gradient is NaN")
+    assert (row["times"], row["survived"]) == ("1", "1")
 
 
-def test_a_store_larger_than_the_memory_allowed_is_read_whole(tmp_path: Path) -> None:
-    (row,) = local_rows("store_memory", "0.4", "--room", "100", cwd=tmp_path)
+def test_store_larger_than_memory_limit_is_read(tmp_path: Path) -> None:
+    (row,) = benchmark_rows("store_memory", "0.4", "--room", "100", cwd=tmp_path)
     assert int(row["tokens"]) > 199_000_000
     assert float(row["grown_mb"]) < 50
-    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert not list(tmp_path.iterdir()), "temporary files are removed"
 
 
-def test_every_pruning_is_measured(source: Path, store: TokenStore, tmp_path: Path) -> None:
-    rows = local_rows("prune", str(source), str(store.folder), "--sequences", "2", cwd=tmp_path)
-    assert len(rows) == 6 * 3 * (3 + 2 + 2 + 2)  # roles, shares, tau under each ranking
+def test_prunings_are_measured(source: Path, store: TokenStore, tmp_path: Path) -> None:
+    rows = benchmark_rows("prune", str(source), str(store.folder), "--sequences", "2", cwd=tmp_path)
+    assert len(rows) == 6 * 3 * (3 + 2 + 2 + 2)  # roles x shares x (rules for tau per ranking)
     assert all(float(row["kl"]) >= 0 for row in rows)
     assert len({row["loss_before"] for row in rows}) == 1
 
 
-def test_both_ways_of_scoring_find_the_same_and_are_timed(tmp_path: Path) -> None:
+def test_scoring_methods_agree_and_are_timed(tmp_path: Path) -> None:
     sizes = "--context", "16", "--continuations", "1", "8", "--windows", "4", "--rounds", "2"
-    rows = local_rows("scoring", "150m", *sizes, cwd=tmp_path)
+    rows = benchmark_rows("scoring", "150m", *sizes, cwd=tmp_path)
     assert [row["continuation"] for row in rows] == ["1", "8"]
     assert all(float(row["scored_s"]) > 0 < float(row["everywhere_s"]) for row in rows)

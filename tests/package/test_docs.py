@@ -1,4 +1,4 @@
-"""What the README and docs/ tell the user to type is valid as it stands there."""
+"""Tests of the documentation: commands compose, code parses, and links have targets."""
 
 import ast
 import re
@@ -20,41 +20,43 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\.venv/bin/)?tokengrow (\w+) (.*)$", re.MULTILINE)
-OWN_RECIPE = "--config-dir"  # of a recipe that the reader writes, or has written
+READER_RECIPE = "--config-dir"  # marks a command with a recipe of the reader
 
 
 def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page in a language."""
     return [text for name, text in BLOCK.findall(page.read_text()) if name == language]
 
 
 def commands() -> list[Any]:
+    """Return (verb, arguments) of each documented command."""
     return [
         pytest.param(verb, shlex.split(rest), id=f"{page.stem}: {verb} {rest}")
         for page in PAGES
         for block in blocks(page, "")
         for verb, rest in COMMAND.findall(block)
-        if OWN_RECIPE not in rest
+        if READER_RECIPE not in rest
     ]
 
 
 @pytest.mark.parametrize(("verb", "arguments"), commands())
-def test_a_documented_command_composes(
+def test_documented_command_composes(
     verb: str, arguments: list[str], composed: Callable[..., dict[str, Any]]
 ) -> None:
     overrides = [word for word in arguments if not word.startswith("--")]
-    if "--multirun" in arguments:  # one value of each sweep
+    if "--multirun" in arguments:  # keep one value of each sweep
         overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", word) for word in overrides]
     values = composed(verb, *overrides)
     for word in overrides:
         key, _, value = word.partition("=")
         if key in values and not isinstance(values[key], dict) and not value.startswith("["):
-            given = float(value) if isinstance(values[key], float) else value
-            found = str(values[key])
-            assert (found.lower() if isinstance(values[key], bool) else found) == str(given)
+            expected = float(value) if isinstance(values[key], float) else value
+            text = str(values[key])
+            assert (text.lower() if isinstance(values[key], bool) else text) == str(expected)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_documented_python_parses_and_its_names_exist(page: Path) -> None:
+def test_documented_python_parses_and_names_exist(page: Path) -> None:
     for block in blocks(page, "python"):
         for node in ast.parse(block).body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokengrow"):
@@ -63,12 +65,12 @@ def test_documented_python_parses_and_its_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [GUIDE, SWEEPS])
-def test_a_page_that_an_error_names_is_there(page: str) -> None:
+def test_page_named_in_error_message_exists(page: str) -> None:
     assert (ROOT / page).is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target

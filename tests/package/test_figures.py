@@ -1,4 +1,4 @@
-"""The tables of docs/growing.md, the figures beside them and the engine say the same."""
+"""Tests that the tables and figures of docs/growing.md agree with the growth engine."""
 
 import math
 import re
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "growing.md").read_text()
 SCRIPT = DOCS / "figures" / "growth.py"
 AXES = ("tokens", "width", "heads", "depth")
-WORDS = {  # how a cell of a table begins
+CELL_KINDS = {  # start of a cell of a table to the kind of its entries
     "unchanged": "UNCHANGED",
     "×": "SCALED",
     "a copy": "MOVED",
@@ -32,39 +32,39 @@ WORDS = {  # how a cell of a table begins
 
 @pytest.fixture(scope="module")
 def figures() -> Iterator[Any]:
-    """The script that draws, as a module."""
+    """Figure script, imported as a module."""
     spec = spec_from_file_location("growth_figures", SCRIPT)
     assert spec and spec.loader
-    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look there
+    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses need it there
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
 
 
 def table(axis: str) -> list[list[str]]:
-    """The cells of the rows of an axis' table, but for its heading and for keys of the config."""
+    """Return the cells of the table of an axis, without header and config keys."""
     section = PAGE.split(f"\n## {axis.capitalize()}\n")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     return [row for row in rows[2:] if "_eps`" not in row[0]]
 
 
-def named(words: str, names: set[str]) -> set[str]:
-    """The tensors that the first cell of a row speaks of."""
-    if "everything else" in words:
+def tensors_of_row(label: str, names: set[str]) -> set[str]:
+    """Return the tensors that the first cell of a row describes."""
+    if "everything else" in label:
         return names
-    found = {"embedding.weight"} if "embedding" in words else set()
-    found |= {f"final_norm.{part}" for part in ("weight", "bias") if f"norm's {part}" in words}
-    for part, roles in re.findall(r"(keys|values) of ((?:`\w+`(?:, | and )?)+)", words):
+    tensors = {"embedding.weight"} if "embedding" in label else set()
+    tensors |= {f"final_norm.{part}" for part in ("weight", "bias") if f"norm's {part}" in label}
+    for part, roles in re.findall(r"(keys|values) of ((?:`\w+`(?:, | and )?)+)", label):
         for role in re.findall(r"\w+", roles.replace(" and ", " ")):
-            found |= {n for n in names if n.endswith(pattention_name(0, role, part[:-1])[9:])}
-    if part := re.match(r"`(key|value)_param_tokens`", words):
-        found |= {n for n in names if n.endswith(part[0].strip("`"))}
-    assert found, words
-    return found
+            tensors |= {n for n in names if n.endswith(pattention_name(0, role, part[:-1])[9:])}
+    if part := re.match(r"`(key|value)_param_tokens`", label):
+        tensors |= {n for n in names if n.endswith(part[0].strip("`"))}
+    assert tensors, label
+    return tensors
 
 
 def regions(axis: str, old: tuple[int, ...], kinds: Any) -> list[Any]:
-    """The columns of the axis' table, as pieces of a tensor."""
+    """Return the regions of a tensor that the columns of an axis' table describe."""
     if axis == "tokens":
         return [kinds[: old[0]], kinds[old[0] :]]
     if axis == "width":
@@ -73,36 +73,45 @@ def regions(axis: str, old: tuple[int, ...], kinds: Any) -> list[Any]:
     return [kinds[:, :heads, :length], kinds[:, :heads, length:], kinds[:, heads:]]
 
 
-def documented(figures: Any, cell: str) -> Any:
-    """The kind of entries that a cell of a table speaks of."""
-    (kind,) = (kind for begin, kind in WORDS.items() if cell.startswith(begin))
+def documented_kind(figures: Any, cell: str) -> Any:
+    """Return the kind of entries that a cell of a table describes."""
+    (kind,) = (kind for begin, kind in CELL_KINDS.items() if cell.startswith(begin))
     return figures.Kind[kind]
 
 
 @pytest.mark.parametrize("axis", ["tokens", "width", "heads"])
-def test_a_growth_does_to_every_entry_what_its_table_says(figures: Any, axis: str) -> None:
+def test_growth_agrees_with_table_of_axis(figures: Any, axis: str) -> None:
     found = figures.compared(figures.random_model(figures.SOURCE), figures.TARGETS[axis])
     rest = set(found)
-    for words, *cells in table(axis):
-        for name in named(words, set(found)):
+    for label, *cells in table(axis):
+        for name in tensors_of_row(label, set(found)):
             tensor = found[name]
             pieces = regions(axis, tensor.old, tensor.kinds)
             for cell, piece in zip(cells, pieces, strict=True):
-                assert piece.size and set(piece.flat) == {documented(figures, cell)}, (name, cell)
+                assert piece.size and set(piece.flat) == {documented_kind(figures, cell)}, (
+                    name,
+                    cell,
+                )
             rest.discard(name)
     assert all(found[name].is_all(figures.Kind.UNCHANGED) for name in rest), "not in the table"
 
 
-def test_old_blocks_stay_and_new_ones_are_what_the_table_says(figures: Any) -> None:
+def test_depth_growth_agrees_with_table(figures: Any) -> None:
     source, target = figures.random_model(figures.SOURCE), figures.TARGETS["depth"]
     found = figures.compared(source, target)
     blocks = {name for name in found if name.startswith("blocks.")}
     kinds = {}
-    for words, *cells in reversed(table("depth")):  # "everything else" first
-        said = tuple(documented(figures, cell) for cell in cells)
-        kinds |= {name: said for name in named(words, blocks)}
+    for label, *cells in reversed(table("depth")):  # "everything else" first
+        documented = tuple(documented_kind(figures, cell) for cell in cells)
+        kinds |= {name: documented for name in tensors_of_row(label, blocks)}
     assert set(kinds) == blocks
-    stems = ["0", "0", "1", "1", "2"]  # 3 blocks to 5: a new one behind the first and the second
+    stems = [
+        "0",
+        "0",
+        "1",
+        "1",
+        "2",
+    ]  # 3 blocks to 5: a new one after the first and after the second
     for name, (old, new) in kinds.items():
         layer = int(name.split(".")[1])
         assert found[name].stem.split(".")[1] == stems[layer]
@@ -111,9 +120,7 @@ def test_old_blocks_stay_and_new_ones_are_what_the_table_says(figures: Any) -> N
 
 
 @pytest.mark.parametrize("activation", ["gelu_l2_norm", "l2_norm_gelu"])
-def test_old_keys_of_a_wider_model_shrink_where_the_scale_of_the_input_counts(
-    figures: Any, activation: str
-) -> None:
+def test_width_growth_scales_old_keys_unless_input_is_normed(figures: Any, activation: str) -> None:
     source = replace(figures.SOURCE, activation=activation)
     target = replace(figures.TARGETS["width"], activation=activation)
     found = figures.compared(figures.random_model(source), target)
@@ -123,7 +130,7 @@ def test_old_keys_of_a_wider_model_shrink_where_the_scale_of_the_input_counts(
     assert reader.factor == pytest.approx(math.sqrt(12 / 18) if scaled else 1, rel=1e-12)
 
 
-def test_constants_are_found_and_named(figures: Any) -> None:
+def test_factors_are_computed_and_formatted(figures: Any) -> None:
     model = figures.random_model(figures.SOURCE)
     query = figures.compared(model, figures.TARGETS["heads"])[pattention_name(0, "query", "value")]
     norm = figures.compared(model, figures.TARGETS["width"])["final_norm.weight"]
@@ -132,7 +139,7 @@ def test_constants_are_found_and_named(figures: Any) -> None:
     assert figures.formula(3.0) == "3.000"
 
 
-def test_entries_are_told_apart_one_by_one(figures: Any) -> None:
+def test_entries_are_classified_individually(figures: Any) -> None:
     old = np.array([[3.0, 5.0], [7.0, -4.0]])
     new = np.array([[3.0, 9.0, 4.0, 0.0], [7.0, -4.0, 1.5, 1.0], [4.0, 1.5, 0.0, 2.0]])
     assert [[str(kind) for kind in row] for row in figures.compare(old, new).kinds] == [
@@ -142,9 +149,7 @@ def test_entries_are_told_apart_one_by_one(figures: Any) -> None:
     ]
 
 
-def test_the_page_shows_every_figure_and_the_script_draws_them(
-    figures: Any, tmp_path: Path
-) -> None:
+def test_page_shows_every_figure_of_script(figures: Any, tmp_path: Path) -> None:
     shown = {DOCS / target for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE)}
     drawn = {path.name for path in figures.draw(tmp_path)}
     assert drawn == {f"growth-{axis}.png" for axis in AXES}
