@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from typing import Any
 import datasets
 import lm_eval
 import lm_eval.api.task
-from jinja2 import UndefinedError
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 
+from tokengrow.compat import load_task_yaml, missing_column
 from tokengrow.console.format import first_line
 from tokengrow.errors import UserError
 from tokengrow.evaluation.harness import TokengrowLM
@@ -35,9 +33,6 @@ from tokengrow.parsing import suggest
 
 FEWSHOT_SEED = 1234
 """Seed of the choice of examples before a question, the harness's default."""
-
-COLUMN_NAME = re.compile("'\\w+'")
-"""Name of a column in the error message on its absence."""
 
 BOOTSTRAP_RESAMPLES = 1000
 """Resamples for the standard error of a metric without a formula for it, such as perplexity."""
@@ -193,7 +188,7 @@ def _leaf_tasks(manager: TaskManager, name: str) -> list[str]:
 
 def _task_config(manager: TaskManager, name: str) -> dict[str, Any]:
     """Return the config in the YAML file of a task."""
-    return dict(load_yaml(manager.task_index[name].yaml_path, resolve_func=True))
+    return load_task_yaml(manager.task_index[name].yaml_path)
 
 
 def _load_task(
@@ -228,9 +223,8 @@ def _load_task(
         if data_dir is None or isinstance(spec, str):
             raise
         problem = f"{type(error).__name__}: {first_line(error)}"
-        column = COLUMN_NAME.search(str(error))
-        if isinstance(error, UndefinedError | KeyError) and column:
-            problem = f"{column[0]} is missing"
+        if column := missing_column(error):
+            problem = f"{column} is missing"
         raise UserError(
             f"{spec['task']}: {questions_path(spec, data_dir)} must have the columns of "
             f"{spec['dataset_path']}. Reading it failed: {problem} (see {GUIDE})."

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tokengrow.compat import recompile_limit
 from tokengrow.errors import UserError
 from tokengrow.kernels.fp8 import pattention_fp8
 from tokengrow.kernels.fused import pattention_fused
@@ -177,7 +178,7 @@ def _compiled_reference() -> Callable[[Tensor, Tensor, Tensor, str, float], Tens
     compiled = torch.compile(pattention_reference, fullgraph=True, dynamic=False)
 
     def run(x: Tensor, key: Tensor, value: Tensor, activation: str, tau: float) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_SHAPES):
+        with recompile_limit(MAX_COMPILED_SHAPES):
             return compiled(x, key, value, activation, tau)
 
     return run
