@@ -1,4 +1,4 @@
-"""A ladder for commands that start several processes."""
+"""Command line of a small ladder for commands that start several processes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,11 @@ stages:
 
 
 @pytest.fixture
-def arguments(
+def train_arguments(
     store: TokenStore, tiny_recipe: Callable[[Path, str], None], tmp_path: Path
 ) -> Callable[..., list[str]]:
-    """`arguments(*more)`: what `tokengrow` is called with to train a ladder of two sizes."""
+    """`train_arguments(*overrides)`: arguments of `tokengrow` that train a ladder of two sizes."""
     tiny_recipe(tmp_path / "mine", STAGES)
-    own = ["train", "--config-dir", str(tmp_path / "mine"), "recipes=climb"]
-    return lambda *more: [*own, f"store={store.folder}", "fabric.accelerator=cpu", *more]
+    arguments = ["train", "--config-dir", str(tmp_path / "mine"), "recipes=climb"]
+    arguments += [f"store={store.folder}", "fabric.accelerator=cpu"]
+    return lambda *overrides: [*arguments, *overrides]

@@ -1,5 +1,9 @@
-"""What torchrun starts: measures a checkpoint's perplexity, keeps its windows in a folder, and
-writes what this rank found."""
+"""Process under torchrun that measures the perplexity of a checkpoint.
+
+    torchrun --nproc-per-node 2 perplexity_worker.py CHECKPOINT CACHE TEXT...
+
+Scored windows are cached in the folder CACHE. Each rank writes its result to `rank_{rank}.json`.
+"""
 
 import json
 import sys
@@ -19,6 +23,6 @@ assert checkpoint.tokenizer
 tokenizer = Tokenizer.from_json(checkpoint.tokenizer)
 scorer, texts = Scorer(checkpoint.model.double()), sys.argv[3:]
 with ResponseCache(Path(sys.argv[2])) as responses:
-    found = measure_perplexity(texts, tokenizer, scorer, stride=9, responses=responses)
-Path(f"rank_{dist.get_rank()}.json").write_text(json.dumps(found.to_dict()))
+    perplexity = measure_perplexity(texts, tokenizer, scorer, stride=9, responses=responses)
+Path(f"rank_{dist.get_rank()}.json").write_text(json.dumps(perplexity.to_dict()))
 dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What started a process, as its environment says it, and what then does not fit the config."""
+"""Launch detection from the environment, and conflicts between a launcher and the config."""
 
 import os
 from collections.abc import Callable
@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from tokengrow.cli.train import apply_launch_options
-from tokengrow.distributed import launch
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
-from tokengrow.distributed.launch import Launch, fabric_run_options, find_launch, process_rank
+from tokengrow.distributed.launch import (
+    CLUSTER_GUIDE,
+    Launch,
+    detect_launch,
+    fabric_run_options,
+    rank_from_env,
+)
 from tokengrow.errors import UserError
 
 TORCHRUN = {
@@ -21,114 +26,132 @@ TORCHRUN = {
 }
 BATCH_SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "ladder", "SLURM_NTASKS": "4"}
 SRUN = BATCH_SCRIPT | {"SLURM_STEP_ID": "0", "SLURM_NNODES": "2", "SLURM_PROCID": "3"}
-AT_A_PROMPT = SRUN | {"SLURM_JOB_NAME": "bash", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+INTERACTIVE = SRUN | {"SLURM_JOB_NAME": "bash", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
 
-Environment = Callable[[dict[str, str]], None]
+SetEnvironment = Callable[[dict[str, str]], None]
 
 
 @pytest.fixture
-def started_with(monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """`started_with(variables)`: the environment of a process that a launcher starts."""
+def set_environment(monkeypatch: pytest.MonkeyPatch) -> SetEnvironment:
+    """`set_environment(variables)`: set the variables of a launcher, and unset all others."""
     for name in (*TORCHRUN, *SRUN):
         monkeypatch.delenv(name, raising=False)
 
-    def set_them(variables: dict[str, str]) -> None:
+    def set_variables(variables: dict[str, str]) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
-    return set_them
+    return set_variables
 
 
-# Who it was
+# Detection
 
 
 @pytest.mark.parametrize(
-    ("variables", "found", "rank"),
+    ("variables", "launch", "rank"),
     [
         ({}, None, 0),
-        ({"LOCAL_RANK": "1"}, None, 1),  # Fabric's own child: its command line says the rest
+        ({"LOCAL_RANK": "1"}, None, 1),  # a child of Fabric, with the same command line
         (TORCHRUN, Launch("torchrun", devices=2, num_nodes=2), 3),
         (SRUN, Launch("srun", devices=2, num_nodes=2), 3),
         (BATCH_SCRIPT, None, 0),
-        (AT_A_PROMPT, None, 0),
-        (AT_A_PROMPT | {"LOCAL_RANK": "1"}, None, 1),
-        (AT_A_PROMPT | TORCHRUN, Launch("torchrun", devices=2, num_nodes=2), 3),
+        (INTERACTIVE, None, 0),
+        (INTERACTIVE | {"LOCAL_RANK": "1"}, None, 1),
+        (INTERACTIVE | TORCHRUN, Launch("torchrun", devices=2, num_nodes=2), 3),
     ],
-    ids=["nobody", "fabric", "torchrun", "srun", "sbatch", "prompt", "prompt-fabric", "prompt-run"],
+    ids=[
+        *("none", "fabric", "torchrun", "srun", "sbatch"),
+        *("interactive", "interactive-fabric", "interactive-torchrun"),
+    ],
 )
-def test_the_launcher_and_the_rank_are_found(
-    started_with: Environment, variables: dict[str, str], found: Launch | None, rank: int
+def test_launch_and_rank_are_detected(
+    set_environment: SetEnvironment, variables: dict[str, str], launch: Launch | None, rank: int
 ) -> None:
-    started_with(variables)
-    assert (find_launch(), process_rank()) == (found, rank)
+    set_environment(variables)
+    assert (detect_launch(), rank_from_env()) == (launch, rank)
 
 
 @pytest.mark.parametrize(
-    "variables", [TORCHRUN | {"WORLD_SIZE": "5"}, SRUN | {"SLURM_NTASKS": "5"}], ids=["run", "srun"]
+    "variables",
+    [TORCHRUN | {"WORLD_SIZE": "5"}, SRUN | {"SLURM_NTASKS": "5"}],
+    ids=["torchrun", "srun"],
 )
-def test_nodes_that_have_not_as_many_processes_each_are_refused(
-    started_with: Environment, variables: dict[str, str]
+def test_unequal_processes_per_node_are_an_error(
+    set_environment: SetEnvironment, variables: dict[str, str]
 ) -> None:
-    started_with(variables)
-    with pytest.raises(UserError, match="5 processes on 2 nodes are not as many on each"):
-        find_launch()
+    set_environment(variables)
+    message = "Every node must have the same number of processes, got 5 processes on 2 nodes"
+    with pytest.raises(UserError, match=message):
+        detect_launch()
 
 
-# What does not fit it
+# Conflicts with the config
 
 
 @pytest.mark.parametrize(
-    ("variables", "config", "said"),
+    ("variables", "config", "message"),
     [
-        (TORCHRUN, {"devices": 4}, "devices=4, but torchrun started 2 processes on each node"),
-        (TORCHRUN, {"num_nodes": 1}, "num_nodes=1, but torchrun started 2 nodes"),
-        (SRUN, {"num_nodes": 4}, "num_nodes=4, but srun started 2 nodes"),
-        ({}, {"num_nodes": 2}, "num_nodes=2, and nothing has started this process on several"),
-        (BATCH_SCRIPT, {"num_nodes": 2}, "num_nodes=2, and nothing has started this process"),
+        (
+            TORCHRUN,
+            {"devices": 4},
+            "devices must be 2, because torchrun started 2 processes on each node, got 4",
+        ),
+        (
+            TORCHRUN,
+            {"num_nodes": 1},
+            "num_nodes must be 2, because torchrun started 2 nodes, got 1",
+        ),
+        (SRUN, {"num_nodes": 4}, "num_nodes must be 2, because srun started 2 nodes, got 4"),
+        ({}, {"num_nodes": 2}, "num_nodes must be 1 without a launcher, got 2"),
+        (BATCH_SCRIPT, {"num_nodes": 2}, "num_nodes must be 1 without a launcher, got 2"),
     ],
+    ids=["torchrun-devices", "torchrun-nodes", "srun-nodes", "none", "sbatch"],
 )
-def test_a_config_of_other_processes_than_were_started_is_refused(
-    started_with: Environment, variables: dict[str, str], config: dict[str, int], said: str
+def test_config_that_contradicts_the_launcher_is_an_error(
+    set_environment: SetEnvironment,
+    variables: dict[str, str],
+    config: dict[str, int],
+    message: str,
 ) -> None:
-    started_with(variables)
-    with pytest.raises(UserError, match=rf"fabric\.{said}.*{launch.GUIDE}"):
+    set_environment(variables)
+    with pytest.raises(UserError, match=rf"fabric\.{message}.*{CLUSTER_GUIDE}"):
         build_fabric(FabricConfig(accelerator="cpu", **config))
 
 
-@pytest.mark.parametrize("variables", [BATCH_SCRIPT, AT_A_PROMPT], ids=["sbatch", "prompt"])
-def test_in_a_job_a_process_that_srun_has_not_started_waits_for_no_other(
-    started_with: Environment, variables: dict[str, str]
+@pytest.mark.parametrize("variables", [BATCH_SCRIPT, INTERACTIVE], ids=["sbatch", "interactive"])
+def test_slurm_job_without_srun_runs_one_process(
+    set_environment: SetEnvironment, variables: dict[str, str]
 ) -> None:
-    started_with(variables)
+    set_environment(variables)
     assert build_fabric(FabricConfig(accelerator="cpu")).world_size == 1
 
 
-def test_where_there_is_slurm_one_may_train_without_it(
-    started_with: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_installed_srun_is_not_required(
+    set_environment: SetEnvironment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    started_with({})
+    set_environment({})
     (tmp_path / "srun").touch(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert build_fabric(FabricConfig(accelerator="cpu")).world_size == 1  # and nothing is said
+    assert build_fabric(FabricConfig(accelerator="cpu")).world_size == 1  # without a warning
 
 
 # fabric run
 
 
-def test_what_fabric_run_was_given_is_taken_out_of_the_environment(
-    started_with: Environment,
-) -> None:
-    given = {"ACCELERATOR": "gpu", "STRATEGY": "ddp", "DEVICES": "2", "NUM_NODES": "1"}
-    started_with({"LT_CLI_USED": "1"} | {f"LT_{key}": value for key, value in given.items()})
+def test_fabric_run_options_leave_the_environment(set_environment: SetEnvironment) -> None:
+    options = {"ACCELERATOR": "gpu", "STRATEGY": "ddp", "DEVICES": "2", "NUM_NODES": "1"}
+    variables = {f"LT_{key}": value for key, value in options.items()}
+    set_environment({"LT_CLI_USED": "1"} | variables)
     assert fabric_run_options() == {"accelerator": "cuda", "strategy": "ddp"}
     assert fabric_run_options() == {}
 
 
-def test_what_fabric_run_was_given_stands_where_the_config_says_auto() -> None:
+def test_fabric_run_options_replace_auto() -> None:
     section = {"accelerator": "cpu", "strategy": "auto", "precision": "auto"}
     assert apply_launch_options(section, {"strategy": "ddp"}) == section | {"strategy": "ddp"}
 
 
-def test_fabric_run_and_the_config_must_agree() -> None:
-    with pytest.raises(UserError, match=r"fabric\.strategy=fsdp2, and `fabric run` was given ddp"):
+def test_fabric_run_that_contradicts_the_config_is_an_error() -> None:
+    message = r"fabric\.strategy must be auto or ddp, as given to `fabric run`, got fsdp2"
+    with pytest.raises(UserError, match=message):
         apply_launch_options({"strategy": "fsdp2"}, {"strategy": "ddp"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import TORCHRUN
+from launchers import TORCHRUN
 
 from tokengrow.data.store import TokenStore
 
@@ -26,13 +26,16 @@ RUN = (
     "log_every=1",
 )
 
+FLOAT32 = ("fabric.precision=32", "kernel=reference", "compile=false")
+"""Overrides for float32 with the reference formulas."""
 
-def losses(store: TokenStore, out: Path, devices: int, *changes: str) -> list[float]:
-    """Of each update of the ladder, as the command logs them."""
+
+def train(store: TokenStore, out: Path, devices: int, *overrides: str) -> list[float]:
+    """Train the ladder with torchrun, and return the logged loss of each update."""
     done = subprocess.run(
         [
             *(*TORCHRUN, f"--nproc-per-node={devices}", "-m", "tokengrow", "train", *RUN),
-            *(f"store={store.folder}", f"out={out}", *changes),
+            *(f"store={store.folder}", f"out={out}", *overrides),
         ],
         capture_output=True,
         text=True,
@@ -44,24 +47,22 @@ def losses(store: TokenStore, out: Path, devices: int, *changes: str) -> list[fl
 
 
 @pytest.fixture(scope="module")
-def alone(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses on one GPU, in float32 by plain formulas."""
-    out = tmp_path_factory.mktemp("alone") / "run"
-    exact = ("fabric.precision=32", "kernel=reference", "compile=false")
-    return losses(store, out, 1, "fabric=single", *exact)
+def single_gpu_losses(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses on one GPU in float32."""
+    out = tmp_path_factory.mktemp("single") / "run"
+    return train(store, out, 1, "fabric=single", *FLOAT32)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_in_float32_the_losses_are_those_of_one_gpu(
-    store: TokenStore, tmp_path: Path, alone: list[float], strategy: str
+def test_float32_losses_equal_those_of_one_gpu(
+    store: TokenStore, tmp_path: Path, single_gpu_losses: list[float], strategy: str
 ) -> None:
-    exact = ("fabric.precision=32", "kernel=reference", "compile=false")
-    found = losses(store, tmp_path / "run", 2, f"fabric={strategy}", *exact)
-    torch.testing.assert_close(found, alone, rtol=1e-4, atol=0)
+    losses = train(store, tmp_path / "run", 2, f"fabric={strategy}", *FLOAT32)
+    torch.testing.assert_close(losses, single_gpu_losses, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "overrides",
     [
         ("fabric=ddp",),
         ("fabric=ddp", "fabric.zero1=true", "fabric.activation_checkpointing=selective"),
@@ -71,8 +72,8 @@ def test_in_float32_the_losses_are_those_of_one_gpu(
     ],
     ids="+".join,
 )
-def test_as_one_trains_compiled_in_bfloat16_the_losses_are_near(
-    store: TokenStore, tmp_path: Path, alone: list[float], changes: tuple[str, ...]
+def test_compiled_bfloat16_losses_are_close_to_float32(
+    store: TokenStore, tmp_path: Path, single_gpu_losses: list[float], overrides: tuple[str, ...]
 ) -> None:
-    found = losses(store, tmp_path / "run", 2, *changes)
-    torch.testing.assert_close(found, alone, rtol=2e-2, atol=0)
+    losses = train(store, tmp_path / "run", 2, *overrides)
+    torch.testing.assert_close(losses, single_gpu_losses, rtol=2e-2, atol=0)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Two hosts as network namespaces that are joined by a veth pair: runs torchrun on both, with one
+# Emulate two hosts by network namespaces joined by a veth pair, and run torchrun on both with one
 # process each.
 #
 #     unshare --net --mount --pid --kill-child --mount-proc two_nodes.sh [DISK OTHER PYTHON ARGS...]
 #
-# Node 1 finds the folder OTHER where node 0 finds DISK. Without arguments it only finds out whether
-# all of that is allowed. The hosts are gone with the script.
+# At the path DISK, node 1 has the folder OTHER. Without arguments the script only checks that this
+# machine permits the namespaces. The hosts end with the script.
 set -euo pipefail
 
 mount -t tmpfs none /run
@@ -22,12 +22,12 @@ ip netns exec node0 true
 
 disk=$1 other=$2 python=$3
 shift 3
-# The name of the machine is that of both: without GLOO_SOCKET_IFNAME gloo would look it up, and
-# each would find itself at 127.0.0.1.
+# Both hosts have the name of the machine. Without GLOO_SOCKET_IFNAME gloo would resolve it, and each
+# host would use 127.0.0.1 as its address.
 export GLOO_SOCKET_IFNAME=eth0
 for node in 0 1; do
   mounted=$([ "$node" = 0 ] && echo "$disk" || echo "$other")
-  # A namespace of mounts comes with each call of ip netns exec.
+  # Each call of ip netns exec creates a mount namespace.
   ip netns exec "node$node" bash -c 'mount --bind "$0" "$1" && shift && exec "$@"' \
     "$mounted" "$disk" "$python" -m torch.distributed.run --nnodes=2 --nproc-per-node=1 \
     --node-rank="$node" --master-addr=10.77.0.1 --master-port=29500 "$@" &

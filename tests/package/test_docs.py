@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tokengrow.cli.sweep import SWEEPS
-from tokengrow.distributed.launch import GUIDE
+from tokengrow.distributed.launch import CLUSTER_GUIDE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -64,7 +64,7 @@ def test_documented_python_parses_and_names_exist(page: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("page", [GUIDE, SWEEPS])
+@pytest.mark.parametrize("page", [CLUSTER_GUIDE, SWEEPS])
 def test_page_named_in_error_message_exists(page: str) -> None:
     assert (ROOT / page).is_file()
 

@@ -18,7 +18,7 @@ from tokengrow.bench.timing import (
     reset_peak_memory,
     time_steps,
 )
-from tokengrow.distributed.fabric import FabricConfig, build_fabric, release
+from tokengrow.distributed.fabric import FabricConfig, build_fabric, unregister_module
 from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.errors import UserError
 from tokengrow.model.architectures import build_model
@@ -57,7 +57,7 @@ def measure(
     Raises:
         UserError: a peer whose first loss is another one; no time of it is given.
     """
-    device = build_fabric(fabric.alone()).device
+    device = build_fabric(fabric.single_device()).device
     rate = product_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     for name, config, batch in cases:
         reference = _reference(config, batch, fabric)
@@ -129,7 +129,7 @@ class Trained:
 
 def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First:
     """The first step by the plain formula, sequence by sequence."""
-    fabric = build_fabric(settings.alone())
+    fabric = build_fabric(settings.single_device())
     model, module, ids = _set_up(config, batch, fabric, "reference", compiles=False)
     total = 0.0
     for sequence in ids.split(1):
@@ -138,7 +138,7 @@ def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First
         fabric.backward(loss)
         total += loss.item()
     first = First.of(total, model)
-    release(fabric, module)
+    unregister_module(fabric, module)
     return first
 
 
@@ -162,7 +162,7 @@ def _set_up(
 
 def _train(config: ModelConfig, batch: int, settings: FabricConfig, peer: str) -> Trained:
     """Steps on one batch of random tokens."""
-    fabric = build_fabric(settings.alone())
+    fabric = build_fabric(settings.single_device())
     kernel, compiles = PEERS[peer]
     model, module, ids = _set_up(config, batch, fabric, kernel, compiles)
     optimizer: Any = fabric.setup_optimizers(module.configure_optimizers()["optimizer"])
@@ -184,7 +184,7 @@ def _train(config: ModelConfig, batch: int, settings: FabricConfig, peer: str) -
     first = First.of(loss, model) if kernel else None
     optimizer.zero_grad(set_to_none=True)
     timing = time_steps(step, fabric.device, REPEATS, STEPS)
-    release(fabric, module)
+    unregister_module(fabric, module)
     flops = model.config.flops_per_token()
     peak = peak_memory(fabric.device)
     return Trained(timing, flops * batch * config.context_length, peak, first)

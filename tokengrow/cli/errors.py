@@ -18,7 +18,7 @@ from tokengrow.compat import (
     hydra_unknown_key,
     omegaconf_missing_key,
 )
-from tokengrow.distributed.launch import process_rank
+from tokengrow.distributed.launch import rank_from_env
 from tokengrow.errors import UserError
 from tokengrow.files import NO_SPACE_ERRNOS
 from tokengrow.parsing import suggest
@@ -52,7 +52,7 @@ KEY = r"[+~]{0,2}[\w./@-]+"
 
 def refuse(verb: str, message: str | None, status: int = WRONG_INPUT) -> NoReturn:
     """Print an error message on stderr and exit."""
-    rank = process_rank()
+    rank = rank_from_env()
     where = f" (rank {rank})" if rank else ""
     print(f"tokengrow {verb}{where}: {message}", file=sys.stderr)
     sys.exit(status)

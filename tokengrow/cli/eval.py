@@ -25,8 +25,8 @@ from tokengrow.console.progress import doing
 from tokengrow.data.corpus import Text
 from tokengrow.data.open_tokens import resolve_text, text_section
 from tokengrow.distributed.collectives import rank, world_size
-from tokengrow.distributed.fabric import FabricConfig, build_fabric, started_by
-from tokengrow.distributed.launch import process_rank
+from tokengrow.distributed.fabric import FabricConfig, build_fabric, child_processes
+from tokengrow.distributed.launch import rank_from_env
 from tokengrow.distributed.peer_failure import monitor_peers
 from tokengrow.errors import UserError
 from tokengrow.evaluation.loaded_model import LoadedModel, model_key
@@ -125,8 +125,8 @@ def main(config: DictConfig) -> None:
     """Evaluate a checkpoint; print tables, and write a JSON file."""
     arguments = parse_dataclass(EvalArguments, plain_values(config))
     # With an explicit file, because stdout is redirected while the harness prints.
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=process_rank() > 0)
-    results, path = evaluate(arguments, Console(stderr=True, quiet=process_rank() > 0))
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=rank_from_env() > 0)
+    results, path = evaluate(arguments, Console(stderr=True, quiet=rank_from_env() > 0))
     if rank() == 0:
         show(console, results, path)
 
@@ -155,7 +155,7 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
         return read_results(path), path
     begun, since = datetime.now(UTC), time.monotonic()
     fabric = build_fabric(arguments.fabric)
-    with monitor_peers(started_by(fabric)):
+    with monitor_peers(child_processes(fabric)):
         precision, rows = arguments.fabric.chosen_precision, parse_batch_size(arguments.batch_size)
         model = LoadedModel.from_checkpoint(
             checkpoint, fabric.device, precision, fabric.autocast, rows

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tokengrow.checkpoint.store import is_stale_partial
 from tokengrow.cli.errors import error_message, refuse, unknown_option
 from tokengrow.cli.sweep import sweep_report
-from tokengrow.distributed.launch import process_rank
+from tokengrow.distributed.launch import rank_from_env
 from tokengrow.errors import PeerLostError, Stopped, UserError
 from tokengrow.paths import data_root
 
@@ -76,7 +76,7 @@ def run_command(name: str, function: Callable[[DictConfig], Any]) -> None:
         except Stopped as stopped:
             # The other processes exit too, and a launcher may send the signal again.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if process_rank() == 0:
+            if rank_from_env() == 0:
                 print(f"tokengrow {name}: {stopped}", file=sys.stderr)
             sys.exit(STOPPED)
         except PeerLostError as lost:

@@ -35,7 +35,7 @@ from tokengrow.cli.sweep_rows import (
     sweep_table,
     write_csv,
 )
-from tokengrow.distributed.launch import find_launch, process_rank
+from tokengrow.distributed.launch import detect_launch, rank_from_env
 from tokengrow.errors import Stopped, UserError
 from tokengrow.files import write_atomically
 from tokengrow.training.config import TrainConfig
@@ -119,7 +119,7 @@ class Sweep(Callback):
 
     def write(self, row: Row) -> None:
         """Write the row of a job, in its first process."""
-        if process_rank() > 0:
+        if rank_from_env() > 0:
             return
         path = self._file(row.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def run_job(config: DictConfig, train: Callable[[TrainConfig, Console], FitResul
     sweep, hydra = _ACTIVE.get(), HydraConfig.get()
     assert sweep is not None and sweep.folder is not None
     before = sweep.enter(hydra.job.num, hydra.overrides.task)
-    console = Console(highlight=False, soft_wrap=True, markup=False, quiet=process_rank() > 0)
+    console = Console(highlight=False, soft_wrap=True, markup=False, quiet=rank_from_env() > 0)
     console.print(f"job {before.job}  {before.label}")
     sweep.write(before)
     start = time.perf_counter()
@@ -289,12 +289,12 @@ def _failure_reason(error: Exception) -> str:
 def _progress(hydra: Any) -> Console:
     """Return the console of a job; a quiet one if jobs share the terminal."""
     shares_terminal = hydra.runtime.choices["hydra/launcher"] == "joblib"
-    return Console(quiet=shares_terminal or process_rank() > 0)
+    return Console(quiet=shares_terminal or rank_from_env() > 0)
 
 
 def _check_started_once() -> None:
     """Raise `UserError` if a launcher started several processes, each with the entire sweep."""
-    launch = find_launch()
+    launch = detect_launch()
     # Lightning sets this variable for the processes that it starts.
     world = launch.devices * launch.num_nodes if launch else int(os.environ.get("WORLD_SIZE") or 1)
     if world > 1:

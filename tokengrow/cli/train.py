@@ -16,7 +16,7 @@ from tokengrow.cli.sweep import run_job
 from tokengrow.data.megatron_source import MegatronSource
 from tokengrow.data.open_tokens import open_tokens
 from tokengrow.data.sequences import TokenSource
-from tokengrow.distributed.launch import fabric_run_options, process_rank
+from tokengrow.distributed.launch import fabric_run_options, rank_from_env
 from tokengrow.errors import UserError
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.reports.report import Report, rung_table
@@ -42,9 +42,9 @@ def main(config: DictConfig) -> float | None:
     values = plain_values(config)
     values["fabric"] = apply_launch_options(values["fabric"], fabric_run_options())
     run = resolve_train(values)
-    console = Console(quiet=process_rank() > 0)
+    console = Console(quiet=rank_from_env() > 0)
     result = train(run, console)
-    if process_rank() == 0:
+    if rank_from_env() == 0:
         show(console, result, values["prompt"])
     return result.state.rung.loss_end
 

@@ -1,1 +1,1 @@
-"""The distributed room: Fabric from config."""
+"""Multi-process training: launch detection, Fabric from config, parallelism, collectives."""

@@ -1,12 +1,12 @@
-"""What ranks hand to each other: whole tensors to rank 0, parts of them back, and what it found.
+"""Collectives: broadcast objects from rank 0, scatter shards, gather full tensors to rank 0.
 
-Rank 0 alone reads, grows and writes checkpoints, so that memory and disk see a model once, however
-many ranks there are. Every function here is called on all ranks, in the same order.
+Only rank 0 reads, grows and writes checkpoints, so that memory and disk hold a model once for any
+number of ranks. Every function here must be called on all ranks, in the same order.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,173 +17,192 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @dataclass(frozen=True)
 class _Failure:
+    """Exception of rank 0, in place of its result."""
+
     error: Exception
 
 
-def broadcast_from_rank0(make: Callable[[], T], share: Callable[[T], T] = lambda made: made) -> T:
-    """What rank 0 makes, on every rank; what it raises is raised on every rank.
+def broadcast_from_rank0(
+    make: Callable[[], T], to_send: Callable[[T], T] = lambda result: result
+) -> T:
+    """Run `make` on rank 0 and broadcast its result or its exception.
 
     Args:
-        make: called on rank 0 alone.
-        share: what the others get of it: something that can be pickled, without large tensors.
+        make: function of rank 0.
+        to_send: part of the result for the other ranks; picklable, without large tensors.
 
     Returns:
-        On rank 0 what was made, elsewhere what is shared of it.
+        The result on rank 0, the part of it on the other ranks.
+
+    Raises:
+        Exception: `make` raised it on rank 0; every rank raises it.
     """
     if world_size() == 1:
         return make()
-    made: Any = None
-    sent: list[Any] = [None]
+    result: Any = None
+    message: list[Any] = [None]
     if rank() == 0:
         try:
-            made = make()
-            sent = [share(made)]
+            result = make()
+            message = [to_send(result)]
         except Exception as error:
-            sent = [_Failure(error)]
-    dist.broadcast_object_list(sent)
-    if isinstance(sent[0], _Failure):
-        raise sent[0].error
-    return made if rank() == 0 else sent[0]
+            message = [_Failure(error)]
+    dist.broadcast_object_list(message)
+    if isinstance(message[0], _Failure):
+        raise message[0].error
+    return cast(T, result if rank() == 0 else message[0])
 
 
-def all_gather_object(here: T) -> list[T]:
-    """What each rank has, by its number, on every rank.
+def all_gather_object(obj: T) -> list[T]:
+    """Return the objects of all ranks, in the order of ranks.
 
     Args:
-        here: what this one has: something that can be pickled, without large tensors.
+        obj: object of this rank; picklable, without large tensors.
     """
-    found = [here] * world_size()
+    objects = [obj] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(found, here)
-    return found
+        dist.all_gather_object(objects, obj)
+    return objects
 
 
 def barrier() -> None:
-    """Waits until every rank has come here."""
+    """Block until every rank has called this."""
     if world_size() > 1:
         dist.barrier()
 
 
 class StopFlag:
-    """A question that any rank may say yes to, asked again and again, without waiting for a GPU."""
+    """Flag that any rank can set, reduced over all ranks without synchronising with a GPU."""
 
     def __init__(self) -> None:
-        # In a group of its own: the default one of GPUs knows nothing of the CPU.
+        # A gloo group of its own, because NCCL cannot reduce CPU tensors.
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
-        self._flag, self._sent = torch.zeros((), dtype=torch.int32), None
+        self._flag = torch.zeros((), dtype=torch.int32)
+        self._work: dist.Work | None = None
 
-    def any(self, here: bool) -> bool:
-        """Whether a rank had said yes by the last time that all were asked.
+    def poll(self, local: bool) -> bool:
+        """Return whether any rank had set the flag in the previous call.
 
-        Answered while the next answer is on its way, so that nobody waits for the slowest rank.
+        The reduction of this call runs in the background, so that no rank waits for the slowest.
 
         Args:
-            here: what this rank says.
+            local: flag of this rank.
         """
         if self._group is None:
-            return here
-        agreed = False
-        if self._sent is not None:
-            self._sent.wait()
-            agreed = bool(self._flag)
-        self._flag = torch.tensor(int(here), dtype=torch.int32)
-        self._sent = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
-        return agreed
+            return local
+        is_set = False
+        if self._work is not None:
+            self._work.wait()
+            is_set = bool(self._flag)
+        self._flag = torch.tensor(int(local), dtype=torch.int32)
+        self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
+        return is_set
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing its memory; of one that is not sharded, itself."""
+    """Return the local shard of a tensor, which shares its memory; a plain tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every rank."""
+    """Return the full tensor on every rank; a plain tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_rows(like: Tensor, rows: Tensor) -> Tensor:
-    """Of one number per row of a tensor, [N], those of this rank's rows."""
+    """Return the values for the rows of this rank's shard.
+
+    Args:
+        like: tensor [N, ...], sharded or not.
+        rows: one value per row of it [N], the same on every rank.
+    """
     if not isinstance(like, DTensor):
         return rows
-    # Every rank has all of them: nothing is sent.
+    # `src_data_rank=None`: every rank has all values, so nothing is sent.
     return distribute_tensor(rows, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
 def scatter_from_rank0(like: Tensor, tensor: Tensor | None) -> Tensor:
-    """This rank's part of a tensor that rank 0 holds: new, laid out, typed and placed as `like`.
+    """Distribute a tensor of rank 0 to all ranks.
 
     Args:
-        like: on this rank.
-        tensor: of the same shape, on rank 0; elsewhere it is not looked at.
+        like: tensor of this rank.
+        tensor: tensor of the same shape on rank 0; ignored on the other ranks.
+
+    Returns:
+        A new tensor with the sharding, dtype and device of `like`.
     """
-    given = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    full = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     if rank() == 0:
         assert tensor is not None
-        given.copy_(tensor)
+        full.copy_(tensor)
     if isinstance(like, DTensor):
-        return distribute_tensor(given, like.device_mesh, like.placements)
+        return distribute_tensor(full, like.device_mesh, like.placements)
     if world_size() > 1:
-        dist.broadcast(given, 0)
-    return given
+        dist.broadcast(full, 0)
+    return full
 
 
 def copy_to_host(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Copies of whole tensors in the memory of rank 0; on the others nothing.
+    """Copy full tensors to the host memory of rank 0; return an empty dict on the other ranks.
 
-    From a GPU into pinned memory, at the speed of the bus: training waits for it.
+    A copy from a GPU goes to pinned memory, because training waits for it.
 
     Args:
-        tensors: (name, tensor), sharded or the same on every rank.
+        tensors: (name, tensor), sharded or replicated.
     """
-    found: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        all_of_it = full_tensor(tensor.detach())
+        full = full_tensor(tensor.detach())
         if rank() == 0:
-            there = torch.empty_like(all_of_it, device="cpu", pin_memory=all_of_it.is_cuda)
-            found[name] = there.copy_(all_of_it, non_blocking=True)
+            copy = torch.empty_like(full, device="cpu", pin_memory=full.is_cuda)
+            copies[name] = copy.copy_(full, non_blocking=True)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
-    return found
+    return copies
 
 
 def first_holders(names: Iterable[str]) -> dict[str, int]:
-    """The first rank that holds each name, in the same order on every rank.
+    """Return the first rank that holds each name, in the same order on every rank.
 
     Args:
-        names: that this rank holds.
+        names: names that this rank holds.
     """
     holders: dict[str, int] = {}
-    for number, of_rank in enumerate(all_gather_object(list(names))):
-        for name in of_rank:
-            holders.setdefault(name, number)
+    for holder, held in enumerate(all_gather_object(list(names))):
+        for name in held:
+            holders.setdefault(name, holder)
     return holders
 
 
 def gather_to_rank0(tensor: Tensor | None, holder: int, like: Tensor) -> Tensor:
-    """A tensor that one rank holds, on rank 0; elsewhere what is there, or `like`.
+    """Send a tensor from the rank that holds it to rank 0.
 
     Args:
-        tensor: on its holder.
-        holder: the rank.
-        like: of its shape, dtype and device, on rank 0.
+        tensor: the tensor, on its holder.
+        holder: rank of the holder.
+        like: tensor with its shape, dtype and device, on rank 0.
+
+    Returns:
+        The tensor on rank 0; on the other ranks `tensor`, or `like` without one.
     """
-    here = like if tensor is None else tensor
+    local = like if tensor is None else tensor
     if holder == 0:
-        return here
+        return local
     if rank() == holder:
-        dist.send(here.contiguous(), 0)
+        dist.send(local.contiguous(), 0)
     elif rank() == 0:
-        here = torch.empty_like(like)
-        dist.recv(here, holder)
-    return here
+        local = torch.empty_like(like)
+        dist.recv(local, holder)
+    return local

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from subprocess import Popen
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -17,151 +17,165 @@ from lightning.fabric.strategies.strategy import Strategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokengrow.distributed.launch import GUIDE, Launch, find_launch
-from tokengrow.distributed.parallelize import CHECKPOINTING, shard
+from tokengrow.distributed.launch import CLUSTER_GUIDE, Launch, detect_launch
+from tokengrow.distributed.parallelize import CheckpointingMode, apply_fsdp
 from tokengrow.errors import UserError
 
-PRECISIONS = ("auto", "32", "32-true", "bf16-mixed", "bf16-true")
-STRATEGIES = ("auto", "ddp", "fsdp2")
+AcceleratorName = Literal["auto", "cpu", "cuda"]
+"""Kind of device."""
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others. They wait while rank 0 grows a model; that one is dead, its
-launcher finds out long before."""
+StrategyName = Literal["auto", "ddp", "fsdp2"]
+"""Distribution of a model over devices."""
+
+PRECISIONS = ("auto", "32", "32-true", "bf16-mixed", "bf16-true")
+"""Valid values of `fabric.precision`; on a command line, 32 is a number."""
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Maximum time that a rank waits in a collective, for example while rank 0 grows a model. The
+launcher detects a rank that has exited long before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FabricConfig:
-    """Which devices a run uses, how it is spread over them, and in which precision."""
+    """Devices of a run, its distribution over them, and its precision."""
 
-    accelerator: str = "auto"
+    accelerator: AcceleratorName = "auto"
     """auto (a GPU if there is one), cpu, or cuda."""
-    strategy: str = "auto"
-    """ddp: the whole model on each device; fsdp2: a part of it; auto: ddp."""
+    strategy: StrategyName = "auto"
+    """ddp: the full model on each device; fsdp2: a shard of it on each device; auto: ddp."""
     devices: int | None = None
-    """Devices of each node, a process for each; null: as many as the launcher started, without one
-    all GPUs under ddp and fsdp2, else one device."""
+    """Devices per node, one process for each; null: as many as the launcher started. Without a
+    launcher: all GPUs under ddp and fsdp2, otherwise one device."""
     num_nodes: int | None = None
-    """Nodes; null: as many as the launcher started processes on."""
+    """Number of nodes; null: as many as the launcher started processes on."""
     precision: str = "auto"
-    """auto (bf16-mixed on a GPU, else 32), 32, bf16-mixed or bf16-true."""
-    activation_checkpointing: str = "none"
-    """What the backward pass computes anew: none, selective (all but products) or block (all)."""
+    """auto (bf16-mixed on a GPU, otherwise 32), 32, bf16-mixed or bf16-true."""
+    activation_checkpointing: CheckpointingMode = "none"
+    """Activations that the backward pass recomputes: none, selective (all but matrix products) or
+    block (all)."""
     zero1: bool = False
-    """Under ddp: each device keeps the optimizer state of some parameters (ZeRO stage 1)."""
+    """Under ddp: whether the optimizer state is sharded over the devices (ZeRO stage 1)."""
 
     def __post_init__(self) -> None:
         for key, valid in (
-            ("accelerator", ("auto", "cpu", "cuda")),
-            ("strategy", STRATEGIES),
+            ("accelerator", get_args(AcceleratorName)),
+            ("strategy", get_args(StrategyName)),
             ("precision", PRECISIONS),
-            ("activation_checkpointing", CHECKPOINTING),
+            ("activation_checkpointing", get_args(CheckpointingMode)),
         ):
-            if getattr(self, key) not in valid:
-                raise UserError(
-                    f"fabric.{key} {getattr(self, key)!r}: valid are {', '.join(valid)}"
-                )
+            if (value := getattr(self, key)) not in valid:
+                raise UserError(f"fabric.{key} must be one of {', '.join(valid)}, got {value!r}.")
         for key in ("devices", "num_nodes"):
-            if (number := getattr(self, key)) is not None and number < 1:
-                raise UserError(f"fabric.{key} must be at least 1, not {number}")
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise UserError(f"fabric.{key} must be at least 1, got {value}.")
         if self.zero1 and self.strategy == "fsdp2":
             raise UserError(
-                "fabric.zero1 is for ddp: fsdp2 shares out the optimizer's state anyway; leave "
-                "fabric.zero1 out, or set fabric=ddp"
+                "fabric.zero1 must be false under fsdp2, got true. fsdp2 already shards the "
+                "optimizer state. Remove fabric.zero1, or set fabric=ddp."
             )
 
-    def alone(self) -> "FabricConfig":
-        """The same on one device: for what is measured there."""
+    def single_device(self) -> "FabricConfig":
+        """Return the config for one device, for measurements on it."""
         return replace(self, strategy="auto", devices=1, num_nodes=1, zero1=False)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run will be on a GPU."""
+        """Whether the run is on a GPU."""
         return self.accelerator != "cpu" and torch.cuda.is_available()
 
     @property
     def chosen_precision(self) -> str:
-        """The precision as Lightning writes it, with auto resolved."""
+        """Precision in Lightning's notation, with auto resolved."""
         if self.precision == "auto":
             return "bf16-mixed" if self.on_gpu else "32-true"
         return "32-true" if self.precision == "32" else self.precision
 
 
 def build_fabric(config: FabricConfig) -> Fabric:
-    """A launched Fabric; where nothing has started the other processes, it starts those of this
-    node.
+    """Build and launch Fabric; without a launcher, it starts the other processes of this node.
+
+    Args:
+        config: the `fabric` section.
 
     Raises:
-        UserError: a GPU that is not there, or other processes than a launcher has started.
+        UserError: a GPU is missing, or the launcher started other processes than the config.
     """
     if config.accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("fabric.accelerator=cuda: no GPU is visible; set fabric=cpu")
-    launch = find_launch()
-    devices, num_nodes = _processes(config, launch)
+        raise UserError(
+            "fabric.accelerator must be auto or cpu on this machine, got 'cuda': no GPU is "
+            "visible. Set fabric=cpu."
+        )
+    launch = detect_launch()
+    devices, num_nodes = _resolve_processes(config, launch)
     if config.on_gpu and devices > torch.cuda.device_count():
         raise UserError(
-            f"{devices} processes on a node need as many GPUs, and {torch.cuda.device_count()} "
-            "are visible: lower fabric.devices, or the number of processes that are started"
+            f"The processes per node must be at most the visible GPUs "
+            f"({torch.cuda.device_count()}), got {devices}. Lower fabric.devices, or start fewer "
+            "processes."
         )
-    # Its notes on precision and tensor cores would break into the progress display at every stage.
+    # Fabric's messages about precision and tensor cores would interrupt the progress display.
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # But who ends a job because one of its processes has died is to say so.
+    # The launcher logs at INFO that it ends the job because a process has died.
     logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
-    if launch and launch.by == "srun":
-        # Slurm has it only where it was given, or that of the job around it; Lightning insists.
+    if launch and launch.launcher == "srun":
+        # Slurm sets it only if it was given, or to that of the enclosing job. Lightning needs it.
         os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)
     fabric = Fabric(
         accelerator="cuda" if config.on_gpu else "cpu",
-        strategy=_strategy(config, devices * num_nodes),
+        strategy=_build_strategy(config, devices * num_nodes),
         devices=devices,
         num_nodes=num_nodes,
-        precision=config.chosen_precision,  # type: ignore[arg-type]  # Lightning: a Literal
-        # In a Slurm job, but not started by srun, it would wait for tasks that nobody starts; and
-        # wherever there is an srun it would ask for it.
+        precision=config.chosen_precision,  # type: ignore[arg-type]  # a Literal of Lightning
+        # Without it, Lightning detects Slurm from the job or from an installed srun, and waits for
+        # tasks that nothing starts.
         plugins=None if launch else [LightningEnvironment()],
     )
     fabric.launch()
     return fabric
 
 
-def _processes(config: FabricConfig, launch: Launch | None) -> tuple[int, int]:
-    """Processes on each node, and nodes."""
+def _resolve_processes(config: FabricConfig, launch: Launch | None) -> tuple[int, int]:
+    """Return the number of processes per node and the number of nodes."""
     if launch:
-        for key in ("devices", "num_nodes"):
-            given, started = getattr(config, key), getattr(launch, key)
-            if given not in (None, started):
-                what = "processes on each node" if key == "devices" else "nodes"
+        for key, unit in (("devices", "processes on each node"), ("num_nodes", "nodes")):
+            value, started = getattr(config, key), getattr(launch, key)
+            if value not in (None, started):
                 raise UserError(
-                    f"fabric.{key}={given}, but {launch.by} started {started} {what}: leave "
-                    f"fabric.{key} out, or start as many ({GUIDE})"
+                    f"fabric.{key} must be {started}, because {launch.launcher} started {started} "
+                    f"{unit}, got {value}. Remove fabric.{key}, or start as many "
+                    f"({CLUSTER_GUIDE})."
                 )
         return launch.devices, launch.num_nodes
     if (config.num_nodes or 1) > 1:
         raise UserError(
-            f"fabric.num_nodes={config.num_nodes}, and nothing has started this process on several "
-            f"nodes: start it with torchrun or srun ({GUIDE})"
+            f"fabric.num_nodes must be 1 without a launcher, got {config.num_nodes}. Start the "
+            f"command with torchrun or srun ({CLUSTER_GUIDE})."
         )
     all_gpus = config.strategy != "auto" and config.on_gpu
     return config.devices or (torch.cuda.device_count() if all_gpus else 1), 1
 
 
-def _strategy(config: FabricConfig, world_size: int) -> Strategy | str:
-    """How the model is spread; over one device it is not."""
+def _build_strategy(config: FabricConfig, world_size: int) -> Strategy | str:
+    """Return Lightning's strategy for a number of processes."""
     if world_size == 1:
         return "auto"
     if config.strategy == "fsdp2":
         return ModelParallelStrategy(
-            partial(shard, narrow=config.chosen_precision == "bf16-mixed"),
-            data_parallel_size=world_size,  # by itself it would take the GPUs of a node for others
+            partial(apply_fsdp, bf16_params=config.chosen_precision == "bf16-mixed"),
+            data_parallel_size=world_size,  # the default is tensor parallelism within a node
             tensor_parallel_size=1,
-            timeout=TIMEOUT,
+            timeout=COLLECTIVE_TIMEOUT,
         )
-    return _DDP(timeout=TIMEOUT, gradient_as_bucket_view=True)
+    return _SingleStreamDDP(timeout=COLLECTIVE_TIMEOUT, gradient_as_bucket_view=True)
 
 
-class _DDP(DDPStrategy):
-    """Lightning's, but for the stream: where gradients are accumulated on another one than that of
-    the training step, each waits for the other."""
+class _SingleStreamDDP(DDPStrategy):
+    """Lightning's DDP strategy without its CUDA stream of its own.
+
+    Gradients would be accumulated on another stream than that of the training step, and each
+    stream would wait for the other.
+    """
 
     def setup_module(self, module: nn.Module) -> DistributedDataParallel:
         return DistributedDataParallel(
@@ -169,29 +183,30 @@ class _DDP(DDPStrategy):
         )
 
 
-def started_by(fabric: Fabric) -> list[Popen]:
-    """The processes of this node that Fabric has started in this one, ranks 1 and up.
+def child_processes(fabric: Fabric) -> list[Popen[bytes]]:
+    """Return the processes of this node that Fabric started from this one, ranks 1 and up.
 
-    Its own list: it watches over the processes that are in it.
+    The list is Fabric's own: it monitors the processes in it.
     """
-    return getattr(fabric.strategy.launcher, "procs", [])
+    children: list[Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
+    return children
 
 
-def release(fabric: Fabric, module: Any) -> None:
-    """Lets go of a LightningModule, so that its memory is free once nobody else holds it.
+def unregister_module(fabric: Fabric, module: Any) -> None:
+    """Remove Fabric's reference to a LightningModule, so that its memory can be freed.
 
-    Fabric keeps every one that it sets up among its callbacks, and has no door out for it.
+    Fabric keeps every LightningModule in its list of callbacks, and has no method to remove one.
 
     Args:
-        fabric: that set it up.
-        module: as `setup_module` gave it back.
+        fabric: Fabric that has set up the module.
+        module: wrapper that `fabric.setup_module` returned.
     """
-    kept = fabric._callbacks
-    kept[:] = [callback for callback in kept if callback is not module._original_module]
+    callbacks = fabric._callbacks
+    callbacks[:] = [each for each in callbacks if each is not module._original_module]
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU by its name, or the CPU with its threads."""
+    """Return the name of a GPU, or the CPU with its number of threads."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     threads = torch.get_num_threads()

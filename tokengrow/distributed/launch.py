@@ -1,83 +1,86 @@
-"""What started this process: nobody, `torchrun` (or `fabric run`), or Slurm's `srun`.
+"""Detection of the launcher of this process: `torchrun`, `fabric run`, Slurm's `srun`, or none.
 
-Found out from the environment alone, without torch, for whoever is to be quick.
+It reads only the environment and does not import torch, so that short commands stay fast.
 """
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from tokengrow.errors import UserError
 
-GUIDE = "docs/running-on-a-cluster.md"
-INTERACTIVE = ("bash", "interactive")
-"""Names of Slurm jobs in which a person types, and starts processes by other means."""
+CLUSTER_GUIDE = "docs/running-on-a-cluster.md"
+"""Page that error messages refer to."""
+
+INTERACTIVE_JOB_NAMES = ("bash", "interactive")
+"""Names of interactive Slurm jobs, in which srun started a shell and not this process."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """The processes of a job that a launcher has started."""
+    """Processes that a launcher has started."""
 
-    by: str
-    """The launcher, as one types it."""
+    launcher: str
+    """Command of the launcher: torchrun or srun."""
     devices: int
-    """Processes on each node, one for each device."""
+    """Processes per node, one for each device."""
     num_nodes: int
-    """Nodes."""
+    """Number of nodes."""
 
 
-def find_launch() -> Launch | None:
-    """The launcher that started this process; None: it was started by itself.
+def detect_launch() -> Launch | None:
+    """Return the launch that this process belongs to; None without a launcher.
 
     Raises:
-        UserError: as many processes on some nodes as not on others.
+        UserError: the nodes have different numbers of processes.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        return Launch("torchrun", *_even(world, local, world // local))
-    if _started_by_srun():
-        world, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
-        return Launch("srun", *_even(world, world // nodes, nodes))
-    return None
+        launcher, world_size = "torchrun", int(os.environ["WORLD_SIZE"])
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = world_size // devices
+    elif _is_srun_task():
+        launcher, world_size = "srun", int(os.environ["SLURM_NTASKS"])
+        num_nodes = int(os.environ["SLURM_NNODES"])
+        devices = world_size // num_nodes
+    else:
+        return None
+    if devices * num_nodes != world_size:
+        raise UserError(
+            f"Every node must have the same number of processes, got {world_size} processes on "
+            f"{num_nodes} nodes. Start as many on each node ({CLUSTER_GUIDE})."
+        )
+    return Launch(launcher, devices, num_nodes)
 
 
-def process_rank() -> int:
-    """Number of this process in its job, as far as its environment says; 0 where it is alone."""
-    for name in ("RANK", "SLURM_PROCID" if _started_by_srun() else "LOCAL_RANK"):
+def rank_from_env() -> int:
+    """Return the rank of this process from its environment; 0 without a launcher."""
+    for name in ("RANK", "SLURM_PROCID" if _is_srun_task() else "LOCAL_RANK"):
         if name in os.environ:
             return int(os.environ[name])
     return 0
 
 
-def fabric_run_options() -> dict[str, Any]:
-    """What `fabric run` was given, as values of `FabricConfig`; empty without it.
+def fabric_run_options() -> dict[str, str]:
+    """Return the options of `fabric run` as values of `FabricConfig`; empty without it.
 
-    It hands its options on in the environment, where Fabric would take them in place of ours: they
-    are taken out of it.
+    `fabric run` passes its options in the environment, where they would override the arguments of
+    `Fabric`. This function removes them from there.
     """
     if os.environ.pop("LT_CLI_USED", None) != "1":
         return {}
-    given = {
+    options = {
         key: value
         for key in ("accelerator", "strategy", "devices", "num_nodes", "precision")
         if (value := os.environ.pop(f"LT_{key.upper()}", None)) is not None
     }
-    # It has started as many processes as these say, which are found as torchrun's are.
-    given.pop("devices"), given.pop("num_nodes")
-    if given.get("accelerator") == "gpu":
-        given["accelerator"] = "cuda"
-    return given
+    # `fabric run` starts the processes with torchrun, so `detect_launch` returns their number.
+    options.pop("devices"), options.pop("num_nodes")
+    if options.get("accelerator") == "gpu":
+        options["accelerator"] = "cuda"
+    return options
 
 
-def _started_by_srun() -> bool:
-    # A batch script has SLURM_NTASKS too, but only what srun starts is in a step.
-    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
-
-
-def _even(world: int, devices: int, nodes: int) -> tuple[int, int]:
-    if devices * nodes != world:
-        raise UserError(
-            f"{world} processes on {nodes} nodes are not as many on each: start as many on each "
-            f"node ({GUIDE})"
-        )
-    return devices, nodes
+def _is_srun_task() -> bool:
+    # A batch script has SLURM_NTASKS too, but only a task of srun has a step.
+    if "SLURM_STEP_ID" not in os.environ:
+        return False
+    return os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE_JOB_NAMES

@@ -1,13 +1,13 @@
-"""What is done to a model and its optimizer for the devices that it trains on.
+"""Preparation of a model and its optimizer for the devices that it trains on.
 
-The order is: activation checkpointing, torch.compile, sharding. Blocks are changed in place, so
-that names in the state dict stay.
+The order is activation checkpointing, torch.compile, sharding. Blocks are changed in place, so that
+names in the state dict stay the same.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,13 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-CHECKPOINTING = ("none", "selective", "block")
+if TYPE_CHECKING:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
-PRODUCTS = (
+CheckpointingMode = Literal["none", "selective", "block"]
+"""Activations that the backward pass recomputes: none, all but matrix products, or all."""
+
+SAVED_OPERATORS = (
     "aten::mm",
     "aten::addmm",
     "aten::bmm",
@@ -31,61 +35,67 @@ PRODUCTS = (
     "aten::_scaled_dot_product_cudnn_attention",
     "tokengrow::pattention",
 )
-"""What selective checkpointing keeps: the operators in which nearly all of the FLOPs are."""
+"""Operators whose outputs selective checkpointing saves; they do nearly all of the FLOPs."""
 
 
-def checkpoint_blocks(
+def apply_activation_checkpointing(
     blocks: Iterable[nn.Module],
-    what: str,
-    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    mode: CheckpointingMode,
+    context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Has the backward pass compute anew what the forward pass then need not keep.
+    """Recompute activations of each block in the backward pass instead of saving them.
 
     Args:
-        blocks: of one model, not compiled yet.
-        what: none; block: all but a block's input; selective: all but what `PRODUCTS` give.
-        around: the context in which the model calls its blocks, which the backward pass has left.
+        blocks: blocks of a model, not compiled yet.
+        mode: none; block: only the input of a block is saved; selective: the outputs of
+            `SAVED_OPERATORS` are saved too.
+        context: context in which the model calls its blocks; recomputation enters it again.
     """
-    if what == "none":
+    if mode == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if what == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _selective_policy)
     for block in blocks:
-        block.forward = _checkpointed(block.forward, around, options)
+        block.forward = _checkpointed_forward(block.forward, context, options)
 
 
-def _checkpointed(
+def _checkpointed_forward(
     forward: Callable[..., Tensor],
-    around: Callable[[], AbstractContextManager[None]],
+    context: Callable[[], AbstractContextManager[None]],
     options: dict[str, Any],
 ) -> Callable[..., Tensor]:
     def compute(*inputs: Any) -> Tensor:
-        with around():
+        with context():
             return forward(*inputs)
 
-    # A function of ours: torch.compile passes by what begins in torch itself.
+    # A function of this module, because torch.compile skips a frame that belongs to torch.
     def run(*inputs: Any) -> Tensor:
-        return checkpoint(compute, *inputs, **options)
+        return cast(Tensor, checkpoint(compute, *inputs, **options))
 
     return run
 
 
-def _keep_products(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Whether selective checkpointing keeps what an operator gives."""
-    keep = operator.name().partition(".")[0] in PRODUCTS
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+def _selective_policy(
+    context: Any, operator: torch._ops.OpOverload, *args: Any, **kwargs: Any
+) -> CheckpointPolicy:
+    """Save the outputs of `SAVED_OPERATORS`, recompute all others."""
+    if operator.name().partition(".")[0] in SAVED_OPERATORS:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compiles each block in place, each as one whole graph; equal blocks share their code.
+    """Compile each block in place as one full graph; equal blocks share their code.
 
-    Block by block, so that the time it takes does not depend on the number of layers. Shapes are
-    fixed: a batch of another size is compiled anew.
+    Compile time does not depend on the number of layers. Shapes are static: a batch of another
+    size is compiled again.
+
+    Code of previous models is dropped. A grown model has new sizes, and torch limits the number of
+    recompilations of a function in a process.
 
     Args:
-        blocks: of one model. What was compiled for another one before is dropped: a grown model is
-            a new size, and a process keeps few sizes of a function.
+        blocks: blocks of a model.
     """
     torch.compiler.reset()
     for block in blocks:
@@ -93,51 +103,55 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 def is_compiled(block: nn.Module) -> bool:
-    """Whether a block was compiled in place."""
+    """Return whether a block was compiled in place."""
     return block._compiled_call_impl is not None
 
 
-def shard(module: Any, mesh: DeviceMesh, narrow: bool) -> Any:
-    """Leaves each device its part of every parameter (FSDP2): rows, shared out evenly.
+def apply_fsdp(module: Any, mesh: DeviceMesh, bf16_params: bool) -> Any:
+    """Shard every parameter by rows over the devices (FSDP2).
 
     Args:
-        module: a LightningModule with the model in `model`, its layers in `model.blocks`.
-        mesh: of Fabric.
-        narrow: send the weights of the blocks around in bfloat16, in which autocast multiplies
-            them; gradients are summed in float32. What is outside of the blocks stays float32, as
-            the residual stream does.
+        module: LightningModule with the model in `model` and its layers in `model.blocks`.
+        mesh: device mesh of Fabric.
+        bf16_params: whether the parameters of blocks are gathered in bfloat16, the dtype in which
+            autocast multiplies them. Gradients are reduced in float32. Parameters outside the
+            blocks stay in float32, like the residual stream.
+
+    Returns:
+        The module, with uninitialised parameters on the device.
     """
     devices = mesh["data_parallel"]
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    if narrow:
+    if bf16_params:
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     for block in module.model.blocks:
         fully_shard(block, mesh=devices, mp_policy=policy)
     fully_shard(module.model, mesh=devices, mp_policy=MixedPrecisionPolicy())
-    # Built without memory; Fabric would fill it with values, which are not wanted either.
+    # The parameters are on the meta device. Fabric would initialise them, which is wasted time.
     return module.to_empty(device=mesh.device_type)
 
 
-def share_optimizer(optimizer: torch.optim.Optimizer) -> Any:
-    """The optimizer with its state shared out over the ranks (ZeRO stage 1).
+def shard_optimizer(optimizer: torch.optim.Optimizer) -> "ZeroRedundancyOptimizer":
+    """Shard the optimizer state over the ranks (ZeRO stage 1).
 
     Args:
-        optimizer: new, an AdamW over all parameters.
+        optimizer: new AdamW over all parameters.
 
     Returns:
-        A ZeroRedundancyOptimizer, whose `optim` is of the same kind, over this rank's parameters.
+        A ZeroRedundancyOptimizer. Its `optim` has the class of `optimizer`, and holds the
+        parameters of this rank.
     """
-    # Its import warns of what torch itself has deprecated.
+    # Imported here because the import warns about deprecated parts of torch itself.
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     groups = [dict(group) for group in optimizer.param_groups]
     settings = dict(optimizer.defaults)
-    settings.pop("decoupled_weight_decay")  # which AdamW gives to Adam, of which it is one
+    settings.pop("decoupled_weight_decay")  # an argument of Adam, which AdamW sets itself
     return ZeroRedundancyOptimizer(groups, type(optimizer), **settings)
 
 
-def own_part(optimizer: Any) -> Any:
-    """The optimizer over this rank's parameters: itself, unless its state is shared out."""
+def local_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer of this rank's parameters: `optimizer` itself, unless it is sharded."""
     return getattr(optimizer, "optim", optimizer)

@@ -1,4 +1,4 @@
-"""When a process of a job is gone: the others say so in one sentence, and end."""
+"""Detect a lost peer process and exit with a one-line error."""
 
 import atexit
 import signal
@@ -11,79 +11,76 @@ import torch.distributed as dist
 
 from tokengrow.errors import PeerLostError
 
-FOUND_DEAD = 10.0
-"""Seconds in which one learns how a process that one has started has ended."""
+EXIT_TIMEOUT = 10.0
+"""Seconds to wait for child processes to exit after an error."""
 
 
 @contextmanager
-def monitor_peers(children: list[Popen]) -> Iterator[None]:
-    """The block in which the processes of a job talk to each other.
+def monitor_peers(children: list[Popen[bytes]]) -> Iterator[None]:
+    """Raise `PeerLostError` if the processes in this context lose their connection.
 
     Args:
-        children: those that this process has started, ranks 1 and up; nobody watches over them
-            after the block.
+        children: processes that this one has started, ranks 1 and up. The list is emptied at the
+            end, which stops Fabric from monitoring them.
 
     Raises:
-        PeerLostError: a process is gone.
+        PeerLostError: another process is gone.
     """
-    atexit.register(_hang_up)
+    atexit.register(_destroy_process_group)
     try:
-        with _lines_watched(children):
-            yield
-    except BaseException:
-        _see_off(children)
-        raise
+        yield
+    except BaseException as error:
+        lost = isinstance(error, RuntimeError) and _is_connection_error(error)
+        if lost:
+            atexit.unregister(_destroy_process_group)  # it would wait for the lost process
+            cause = _describe_exit(children)
+        _stop_children(children)
+        if not lost:
+            raise
+        raise PeerLostError(
+            f"Lost contact with another process: {cause}. Checkpoints are complete, and the same "
+            "command resumes from the last one."
+        ) from error
     finally:
-        # At one that ends with an error Lightning would kill this process, which may be about to
-        # end by itself, with a status that tells more.
+        # Lightning kills this process once a child in the list ends with an error. This process
+        # may be about to exit by itself, with a more specific status.
         children.clear()
 
 
-@contextmanager
-def _lines_watched(children: list[Popen]) -> Iterator[None]:
-    """Turns an error of a line to another process into `PeerLostError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_of_the_line(error):
-            raise
-        atexit.unregister(_hang_up)  # nobody would answer
-        raise PeerLostError(
-            f"lost contact with another process: {_how_it_ended(children)}; checkpoints are "
-            "whole, and the same command resumes from the last one"
-        ) from error
+def _stop_children(children: list[Popen[bytes]]) -> None:
+    """Wait for child processes to exit, and kill those that do not.
 
-
-def _see_off(children: list[Popen]) -> None:
-    """Waits for processes that an error has ended too, and ends those that it has not: on a GPU
-    they may wait for this one for half an hour."""
-    until = time.monotonic() + FOUND_DEAD
+    On a GPU they may wait in a collective for half an hour.
+    """
+    deadline = time.monotonic() + EXIT_TIMEOUT
     for child in children:
         try:
-            child.wait(max(until - time.monotonic(), 0.1))
+            child.wait(max(deadline - time.monotonic(), 0.1))
         except TimeoutExpired:
             child.kill()
 
 
-def _hang_up() -> None:
-    """Ends the threads that talk to the others, before Python is taken from under them."""
+def _destroy_process_group() -> None:
+    """End the communication threads before the interpreter shuts down."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _is_of_the_line(error: RuntimeError) -> bool:
-    """Whether an error says that another process does not answer any more."""
-    gone = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
-    return gone or any(sign in str(error) for sign in ("/gloo/", "remote process exited"))
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Return whether an error means that another process does not answer any more."""
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    return any(text in str(error) for text in ("/gloo/", "remote process exited"))
 
 
-def _how_it_ended(children: list[Popen]) -> str:
-    """How the first of the processes that this one has started has ended, as far as known."""
-    until = time.monotonic() + FOUND_DEAD
-    while children and time.monotonic() < until:
+def _describe_exit(children: list[Popen[bytes]]) -> str:
+    """Return how the first child process failed, or where to find out."""
+    deadline = time.monotonic() + EXIT_TIMEOUT
+    while children and time.monotonic() < deadline:
         for rank, child in enumerate(children, start=1):
             if status := child.poll():
-                how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-                return f"rank {rank} has ended with {how}"
+                if status < 0:
+                    return f"rank {rank} exited with signal {signal.Signals(-status).name}"
+                return f"rank {rank} exited with status {status}"
         time.sleep(0.1)
-    return "its own output, or its launcher's, says why it ended"
+    return "its output, or that of its launcher, has the reason"

@@ -8,7 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lm_eval.models  # noqa: F401  # registers the harness's models, which needs an empty registry
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.console.progress import Advance, counted
 from tokengrow.distributed.collectives import all_gather_object, barrier, rank, world_size
-from tokengrow.distributed.fabric import FabricConfig, build_fabric
+from tokengrow.distributed.fabric import AcceleratorName, FabricConfig, build_fabric
 from tokengrow.errors import UserError
 from tokengrow.evaluation.loaded_model import LoadedModel
 from tokengrow.evaluation.response_cache import ResponseCache
@@ -118,7 +118,7 @@ class TokengrowLM(TemplateLM):
                 "CUDA_VISIBLE_DEVICES, and set device=cuda."
             )
         config = FabricConfig(
-            accelerator=device,
+            accelerator=cast(AcceleratorName, device),  # FabricConfig checks it
             strategy="ddp" if arguments.devices else "auto",
             devices=arguments.devices,
             precision=arguments.precision,

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from tokengrow.distributed.fabric import build_fabric, device_name, release
+from tokengrow.distributed.fabric import build_fabric, device_name, unregister_module
 from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import LanguageModelConfig
@@ -47,7 +47,7 @@ def measure_throughput(run: TrainConfig, console: Console) -> Speed:
         UserError: a model or micro-batch that does not fit into memory.
     """
     run.check_kernel()
-    fabric = build_fabric(run.fabric.alone())
+    fabric = build_fabric(run.fabric.single_device())
     device = device_name(fabric.device)
     found: dict[LanguageModelConfig, float] = {}  # stages of one size are equally fast
     for stage in run.stages:
@@ -88,7 +88,7 @@ def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> f
 
     times = [(_seconds(fabric, learn), _seconds(fabric, update)) for _ in range(WARM_UP + TIMED)]
     learning, updating = (median(column) for column in zip(*times[WARM_UP:], strict=True))
-    release(fabric, module)
+    unregister_module(fabric, module)
     tokens = run.batch_size * stage.model.context_length
     return tokens * stage.model.flops_per_token() / (parts * learning + updating)
 

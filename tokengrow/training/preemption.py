@@ -26,7 +26,7 @@ class StopRequest:
 
         All ranks return the same value, and must call this equally often.
         """
-        return self._flag.any(self._received)
+        return self._flag.poll(self._received)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

@@ -12,7 +12,11 @@ from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.sequences import Sequences
 from tokengrow.distributed.collectives import scatter_from_rank0, to_local
-from tokengrow.distributed.parallelize import checkpoint_blocks, own_part, share_optimizer
+from tokengrow.distributed.parallelize import (
+    apply_activation_checkpointing,
+    local_optimizer,
+    shard_optimizer,
+)
 from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model.architectures import build_model
@@ -107,7 +111,9 @@ def load_module(
     with fabric.init_module(empty_init=True):
         model = build_model(checkpoint.config).train()
     model.set_kernel(config.kernel)
-    checkpoint_blocks(model.blocks, config.fabric.activation_checkpointing, fastest_attention)
+    apply_activation_checkpointing(
+        model.blocks, config.fabric.activation_checkpointing, fastest_attention
+    )
     module = fabric.setup_module(TokenFormerModule(model, stage.optim, stage.steps))
     for name, parameter in model.state_dict().items():
         weight = scatter_from_rank0(parameter, checkpoint.weights.get(name))
@@ -137,8 +143,9 @@ def setup_stage(
     module = load_module(config, fabric, stage, checkpoint)
     optimizer = module.configure_optimizers()["optimizer"]
     if config.fabric.zero1 and fabric.world_size > 1:
-        optimizer = share_optimizer(optimizer)
-    adamw = own_part(optimizer)
+        optimizer = shard_optimizer(optimizer)
+    adamw = local_optimizer(optimizer)
+    assert isinstance(adamw, AgedAdamW)
     load_optimizer_state(module.model, adamw, checkpoint.optimizer)
     adamw.begin_stage(config.growth, updates_done)
     return Stage(

@@ -34,8 +34,13 @@ from tokengrow.distributed.collectives import (
     copy_to_host,
     full_tensor,
 )
-from tokengrow.distributed.fabric import build_fabric, device_name, release, started_by
-from tokengrow.distributed.launch import GUIDE
+from tokengrow.distributed.fabric import (
+    build_fabric,
+    child_processes,
+    device_name,
+    unregister_module,
+)
+from tokengrow.distributed.launch import CLUSTER_GUIDE
 from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.distributed.peer_failure import monitor_peers
 from tokengrow.errors import Stopped, UserError
@@ -97,7 +102,7 @@ def fit(config: TrainConfig, tokens: TokenSource, console: Console | None = None
     config.check_kernel()
     config.logger.check_installed()
     fabric = build_fabric(config.fabric)
-    with monitor_peers(started_by(fabric)):
+    with monitor_peers(child_processes(fabric)):
         try:
             return Trainer(config, tokens, fabric, console or Console(quiet=True)).fit()
         except Stopped as stopped:
@@ -180,7 +185,7 @@ class Trainer:
                 self._enter_stage(config)
                 self.checkpoint = None  # frees its memory and its files
                 self.train_stage()
-            release(self.fabric, self.stage.module)
+            unregister_module(self.fabric, self.stage.module)
             self._leave_stage()
             del self.stage  # frees the model before the next one is built
         assert self.checkpoint is not None, "a finished run has a checkpoint"
@@ -310,7 +315,7 @@ class Trainer:
         elif previous is not None:
             module = load_module(self.config, self.fabric, config, previous)
             rung.loss_before = mean_validation_loss(self.config, self.fabric, validation, module)
-            release(self.fabric, module)
+            unregister_module(self.fabric, module)
         start = broadcast_from_rank0(
             lambda: starting_checkpoint(self.config, config, previous, validation),
             Checkpoint.without_tensors,
@@ -448,7 +453,8 @@ def _check_same_tokens(tokens: TokenSource) -> None:
         if fingerprint != fingerprints[0]:
             raise UserError(
                 f"Rank {rank} must have the same tokens as rank 0. Make them once with `tokengrow "
-                f"data`, and give the directory as store=, where every node can read it ({GUIDE})."
+                "data`, and give the directory as store=, where every node can read it "
+                f"({CLUSTER_GUIDE})."
             )
 
 

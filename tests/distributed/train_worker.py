@@ -1,9 +1,9 @@
-"""One of several processes, under torchrun: trains runs one after the other.
+"""Process under torchrun that trains runs one after the other.
 
-    torchrun --nproc-per-node 2 worker.py TASKS
+    torchrun --nproc-per-node 2 train_worker.py TASKS
 
-TASKS is a pickle of (TrainConfig, folders of token stores): that of rank 0, and that of the others.
-A run that is refused leaves what this rank was told in `{out}.refused-{rank}`.
+TASKS is a pickle of (TrainConfig, folders of the token stores of rank 0 and of the other ranks).
+If a run is refused, the error message of this rank is written to `{out}.refused-{rank}`.
 """
 
 import gc
@@ -18,7 +18,7 @@ from tokengrow.training.trainer import fit
 
 
 def main() -> None:
-    gc.freeze()  # every stage collects garbage, and what is imported is none
+    gc.freeze()  # every stage collects garbage, and imported modules are not garbage
     rank = int(os.environ["RANK"])
     for run, stores in pickle.loads(Path(sys.argv[1]).read_bytes()):
         try:
