@@ -33,7 +33,7 @@ from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore, build_store
 from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
-from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.metrics.logger_collection import LoggerConfig
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig

@@ -11,7 +11,7 @@ import pytest
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.corpus import TextCorpus
 from tokengrow.data.store import TokenStore, build_store
-from tokengrow.metrics import run_log as metrics
+from tokengrow.metrics import logger_collection as metrics
 
 Command = Callable[..., Any]
 
@@ -268,7 +268,8 @@ def test_a_logger_that_is_not_installed_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda library: None)
     said = refused("train", *LADDER, "data=text", "data.files=[missing]", f"logger={kind}")
-    assert f"names {kind}, which is not installed: pip install 'tokengrow[{kind}]'" in said
+    problem = f"logger.kinds has {kind}, which is not installed"
+    assert f"{problem}. Run pip install 'tokengrow[{kind}]'" in said
 
 
 # Sizes

@@ -25,7 +25,7 @@ from tokengrow.data.tokenizer import TokenizerConfig
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.generation.sampling import SamplingConfig
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.metrics.logger_collection import LoggerConfig
 from tokengrow.model.architectures import ARCHITECTURES
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.presets import PRESETS

@@ -34,7 +34,7 @@ DEPENDENCIES = {
     "growth": {"model", "checkpoint"},
     "distributed": set(),
     "optim": {"model", "growth", "distributed"},
-    "metrics": {"checkpoint", "console"},
+    "metrics": {"console"},
     "generation": {"model", "kernels"},
     "interop": {"model", "checkpoint"},
     "training": {

@@ -23,7 +23,7 @@ from tokengrow.errors import UserError
 from tokengrow.files import directory_lock, sha256
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
-from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.metrics.logger_collection import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.training import batches, stage
 from tokengrow.training.config import TrainConfig

@@ -13,7 +13,7 @@ import torch
 from tokengrow.data.loader import train_loader, validation_loader
 from tokengrow.data.sequences import Sequences
 from tokengrow.data.store import TokenStore
-from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.metrics.logger_collection import LoggerConfig
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.module import TokenFormerModule

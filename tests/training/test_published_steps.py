@@ -22,7 +22,7 @@ from tokengrow.data.sequences import Sequences, TokenArray
 from tokengrow.data.store import TokenStore
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.distributed.fabric import FabricConfig
-from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.metrics.logger_collection import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.schedule import learning_rate

@@ -9,7 +9,7 @@ import pytest
 
 from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig
-from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.metrics.logger_collection import LoggerConfig
 from tokengrow.model.config import ModelConfig
 from tokengrow.training.recipe import resolve_train
 from tokengrow.training.trainer import fit

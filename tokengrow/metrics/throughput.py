@@ -1,4 +1,4 @@
-"""How fast training is, how much of the device it uses, and the memory that it has taken."""
+"""Throughput of training, model FLOPs utilisation and peak memory."""
 
 import sys
 import time
@@ -19,33 +19,38 @@ PEAK_FLOPS = {
     "B200": (2250e12, 75e12),
     "L40S": (362e12, 91.6e12),
 }
-"""Words in a GPU's name to the FLOP/s of its data sheet: in bfloat16 on tensor cores, dense, and in
-float32 without them. Lightning's table is not taken: it does not know the name that an H200 gives,
-and has the figures of sparse products for some."""
+"""Words in the name of a GPU to its peak FLOP/s by the data sheet: (dense bfloat16 on tensor cores,
+float32 without them). Lightning's own table does not match the name of an H200, and has the figures
+for sparse products of some GPUs."""
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that a device can do at most; None where its data sheet is not known.
+    """Return the peak FLOP/s of a device; None for an unknown GPU and for a CPU.
 
-    A CPU has none: what it can do depends on its threads and its clock, and a measured figure
-    would be another one in each session.
+    The peak of a CPU depends on its threads and clock, and a measurement would differ between
+    sessions.
 
     Args:
-        device: that trains.
+        device: device of the run.
         precision: 32-true, bf16-mixed or bf16-true.
     """
     if device.type != "cuda":
         return None
     words = torch.cuda.get_device_name(device).replace("-", " ").split()
-    known = [name for name in PEAK_FLOPS if set(name.split()) <= set(words)]
-    if not known or "MIG" in words:  # a slice of a GPU bears its name
+    matches = [name for name in PEAK_FLOPS if set(name.split()) <= set(words)]
+    if not matches or "MIG" in words:  # a slice of a GPU has the name of the GPU
         return None
-    narrow, single = PEAK_FLOPS[max(known, key=len)]
-    return single if precision == "32-true" else narrow
+    bfloat16, float32 = PEAK_FLOPS[max(matches, key=len)]
+    return float32 if precision == "32-true" else bfloat16
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Bytes allocated at most so far: on a GPU, or by the process in all; None on Windows."""
+    """Return the peak memory so far, in bytes.
+
+    Args:
+        device: a GPU: memory that torch allocated on it; a CPU: memory of the process, None on
+            Windows.
+    """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     try:
@@ -57,41 +62,44 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 class Throughput:
-    """Tokens per second since it was last asked, and the share of the devices' peak."""
+    """Throughput and utilisation of the devices since the last reading.
+
+    Args:
+        fabric: provides the device and the number of processes.
+        precision: 32-true, bf16-mixed or bf16-true.
+        flops_per_token: FLOPs of the model in training, forward and backward.
+    """
 
     def __init__(self, fabric: Fabric, precision: str, flops_per_token: int) -> None:
-        """Args:
-        fabric: its device and number of processes.
-        precision: 32-true, bf16-mixed or bf16-true.
-        flops_per_token: of the model in training, forward and backward.
-        """
         self._device, self._devices = fabric.device, fabric.world_size
-        self._peak = peak_flops(fabric.device, precision)
+        self._peak_flops = peak_flops(fabric.device, precision)
         self._flops_per_token = flops_per_token
-        self.restart()
+        self.reset()
 
     def add(self, tokens: int) -> None:
-        """Counts tokens trained on."""
+        """Count tokens trained on."""
         self._tokens += tokens
 
-    def restart(self) -> None:
-        """Leaves out what was spent on something other than training."""
-        self._tokens, self._since = 0, time.perf_counter()
+    def reset(self) -> None:
+        """Start a new interval, to exclude time that was not spent on training."""
+        self._tokens, self._start = 0, time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Metrics by name; starts a new interval.
+        """Return the metrics of the interval by name, and start a new one.
 
-        tokens_per_second, of all devices; with more than one, tokens_per_second_per_device; mfu,
-        the model's FLOP/s over the peak of the devices, where that is known; peak_memory_gb, of
-        this process.
+        Returns:
+            tokens_per_second: tokens per second of all devices.
+            tokens_per_second_per_device: only with several devices.
+            mfu: FLOP/s of the model over the peak of the devices; only if the peak is known.
+            peak_memory_gb: peak memory of this process, gigabytes.
         """
-        rate = self._tokens / max(time.perf_counter() - self._since, 1e-9)
-        self.restart()
-        found = {"tokens_per_second": rate}
+        rate = self._tokens / max(time.perf_counter() - self._start, 1e-9)
+        self.reset()
+        metrics = {"tokens_per_second": rate}
         if self._devices > 1:
-            found["tokens_per_second_per_device"] = rate / self._devices
-        if self._peak is not None:
-            found["mfu"] = rate * self._flops_per_token / (self._peak * self._devices)
+            metrics["tokens_per_second_per_device"] = rate / self._devices
+        if self._peak_flops is not None:
+            metrics["mfu"] = rate * self._flops_per_token / (self._peak_flops * self._devices)
         if (memory := peak_memory(self._device)) is not None:
-            found["peak_memory_gb"] = memory / GIGABYTE
-        return found
+            metrics["peak_memory_gb"] = memory / GIGABYTE
+        return metrics

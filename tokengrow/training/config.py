@@ -12,7 +12,7 @@ from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.kernels.dispatch import check_kernel
-from tokengrow.metrics.run_log import LoggerConfig
+from tokengrow.metrics.logger_collection import LoggerConfig
 from tokengrow.model.architectures import architecture_of
 from tokengrow.model.config import LanguageModelConfig
 from tokengrow.optim.config import OptimConfig

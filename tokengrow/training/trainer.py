@@ -7,7 +7,7 @@ from initial weights, and a killed run resumes in the same way.
 Shapes: `B` batch, `b` micro-batch, `T` sequence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -45,7 +45,7 @@ from tokengrow.distributed.parallelize import compile_blocks, is_compiled
 from tokengrow.distributed.peer_failure import monitor_peers
 from tokengrow.errors import Stopped, UserError
 from tokengrow.growth.plan import anneal_start_tau
-from tokengrow.metrics.run_log import LoggerConfig, RunLog
+from tokengrow.metrics.logger_collection import LoggerCollection, LoggerConfig, RunPosition
 from tokengrow.metrics.throughput import Throughput
 from tokengrow.optim.config import optimizer_state
 from tokengrow.optim.schedule import learning_rate
@@ -148,7 +148,8 @@ class Trainer:
         )
         self.resumed = bool(self.state.rungs)
         self.writer = CheckpointWriter(self.out, config.keep_checkpoints, console)
-        self.log = RunLog(config.logger if fabric.is_global_zero else NO_LOGGERS, self.out)
+        logger_config = config.logger if fabric.is_global_zero else NO_LOGGERS
+        self.loggers = LoggerCollection(logger_config, self.out)
         self.wall_time = self._start_clock()
 
     def fit(self) -> FitResult:
@@ -164,7 +165,7 @@ class Trainer:
         try:
             with ExitStack() as stack:
                 broadcast_from_rank0(lambda: self._open_run(stack))
-                for context in (self.log, self.writer, self.stop):
+                for context in (self.loggers, self.writer, self.stop):
                     stack.enter_context(context)
                 return self._train_stages()
         except KeyboardInterrupt:  # handled after a started write has ended
@@ -175,7 +176,7 @@ class Trainer:
             self._print(status_line(self.config, self.state))
         remaining = self.config.stages[len(self.state.stage_ends) :]
         if remaining:
-            broadcast_from_rank0(lambda: self.log.open(self.config.to_dict()))
+            broadcast_from_rank0(lambda: self.loggers.open(self.config.to_dict()))
         for config in remaining:
             if self.stop.requested():  # everything is saved, and a growth may take long
                 raise Stopped(
@@ -218,10 +219,10 @@ class Trainer:
                 if ended or step % config.validation_every == 0:
                     progress.validated(step, self.validate())
                     ended = ended or self._ends_at_plateau()
-                    throughput.restart()
+                    throughput.reset()
                 if not ended and step % config.checkpoint_every == 0:
                     self.save(required=False)
-                    throughput.restart()
+                    throughput.reset()
 
     def train_step(self, batches: Iterator[Tensor]) -> tuple[Tensor, Tensor, float]:
         """Take one optimizer update over a global batch.
@@ -273,7 +274,7 @@ class Trainer:
         check_validation_loss(loss, self.stage.config, self.state)
         self.state.record_validation(loss)
         self.wall_time.note_validation()
-        self.log.write({"validation/loss": loss}, self.state)
+        self._log({"validation/loss": loss})
         return loss
 
     def save(self, required: bool = True) -> None:
@@ -337,7 +338,7 @@ class Trainer:
             f"logits moved by at most {rung.drift:.1e}"
         )
         self._print(text)
-        self.log.mark_growth(rung.name, rung.parameters, rung.drift, text, self.state.step)
+        self.loggers.log_growth(rung.name, rung.parameters, rung.drift, text, self.state.step)
 
     def _leave_stage(self) -> None:
         """Write the last checkpoint of the stage, and read back what the next one starts from."""
@@ -440,7 +441,12 @@ class Trainer:
             **throughput,
         }
         progress.update(self.state.stage_step, metrics)
-        self.log.write(metrics, self.state)
+        self._log(metrics)
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        state = self.state
+        position = RunPosition(state.tokens, state.flops, state.stage, state.rung.parameters)
+        self.loggers.log_metrics(metrics, position, state.step)
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
