@@ -187,7 +187,11 @@ class TestRefusal:
             ({"train_batch_size": 100}, "train_batch_size is 100, and 2 x 1 on each of gpus=8"),
             ({"train_batch_size": 9, "train_micro_batch_size_per_gpu": None}, "of gpus=8 x"),
             ({"train_iters": None}, "train_iters is missing"),
-            ({"split": "most, some"}, "split 'most, some'"),
+            (
+                {"split": "most, some"},
+                "split must be the shares of train, validation and test, for example "
+                "'969, 30, 1', got 'most, some'",
+            ),
             ({"gradient_clipping": 0}, "gradient_clipping must be positive"),
             ({"eval_iters": 0}, "eval_iters must be at least 1, not 0"),
             ({"norm": "rmsnorm"}, "norm is"),
