@@ -450,21 +450,27 @@ def test_a_checkpoint_without_a_tokenizer_cannot_generate(
 
 
 @pytest.mark.parametrize(
-    ("override", "key"),
+    ("override", "message"),
     [
-        ("sampling.temperature=-1", "sampling.temperature"),
-        ("sampling.top_p=0", "sampling.top_p"),
-        ("sampling.max_tokens=0", "sampling.max_tokens"),
-        ("sampling.top_k=-1", "sampling.top_k"),
-        ("sampling.seed=-1", "sampling.seed"),
-        ("sampling.repetition_penalty=0", "sampling.repetition_penalty"),
-        ("sampling.tempreature=1", "sampling.temperature"),
+        ("sampling.temperature=-1", "sampling.temperature must be 0 or at least 0.001, got -1.0."),
+        ("sampling.top_p=0", "sampling.top_p must be in (0, 1], got 0.0."),
+        ("sampling.max_tokens=0", "sampling.max_tokens must be at least 1, got 0."),
+        ("sampling.top_k=-1", "sampling.top_k must be 0 or more, got -1."),
+        ("sampling.seed=-1", "sampling.seed must be in [0, 2**63), got -1."),
+        (
+            "sampling.repetition_penalty=0",
+            "sampling.repetition_penalty must be a number above 0, got 0.0.",
+        ),
+        (
+            "sampling.tempreature=1",
+            "Unknown key sampling.tempreature. Did you mean 'sampling.temperature'?",
+        ),
     ],
 )
-def test_a_refused_sampling_setting_is_named(
-    refused: Command, source: Path, override: str, key: str
+def test_an_invalid_sampling_setting_is_refused(
+    refused: Command, source: Path, override: str, message: str
 ) -> None:
-    assert key in refused("generate", f"source={source}", override)
+    assert refused("generate", f"source={source}", override) == message
 
 
 @pytest.mark.parametrize(

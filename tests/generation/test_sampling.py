@@ -263,14 +263,23 @@ def test_an_empty_prompt_is_refused(model: TokenFormer) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_tokens": 0}, r"sampling\.max_tokens must be at least 1: 0"),
-        ({"temperature": -0.1}, r"sampling\.temperature must be 0 or at least 0\.001: -0\.1"),
-        ({"temperature": float("nan")}, r"sampling\.temperature must be 0 or at least 0\.001: nan"),
-        ({"top_k": -1}, r"sampling\.top_k must not be negative: -1"),
-        ({"top_p": 0.0}, r"sampling\.top_p must lie in \(0, 1\]: 0\.0"),
-        ({"top_p": 1.1}, r"sampling\.top_p must lie in \(0, 1\]: 1\.1"),
-        ({"repetition_penalty": 0.0}, r"sampling\.repetition_penalty must be positive: 0\.0"),
-        ({"repetition_penalty": float("inf")}, r"sampling\.repetition_penalty must be .*: inf"),
+        ({"max_tokens": 0}, r"sampling\.max_tokens must be at least 1, got 0\."),
+        ({"temperature": -0.1}, r"sampling\.temperature must be 0 or at least 0\.001, got -0\.1\."),
+        (
+            {"temperature": float("nan")},
+            r"sampling\.temperature must be 0 or at least 0\.001, got nan\.",
+        ),
+        ({"top_k": -1}, r"sampling\.top_k must be 0 or more, got -1\."),
+        ({"top_p": 0.0}, r"sampling\.top_p must be in \(0, 1\], got 0\.0\."),
+        ({"top_p": 1.1}, r"sampling\.top_p must be in \(0, 1\], got 1\.1\."),
+        (
+            {"repetition_penalty": 0.0},
+            r"sampling\.repetition_penalty must be a number above 0, got 0\.0\.",
+        ),
+        (
+            {"repetition_penalty": float("inf")},
+            r"sampling\.repetition_penalty must be .*, got inf\.",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

@@ -37,14 +37,15 @@ class SamplingConfig:
             "max_tokens must be at least 1": self.max_tokens >= 1,
             "temperature must be 0 or at least 0.001": self.temperature == 0
             or self.temperature >= 1e-3,
-            "top_k must not be negative": self.top_k >= 0,
-            "seed must lie in [0, 2**63)": 0 <= self.seed < 2**63,
-            "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
-            "repetition_penalty must be positive": 0 < self.repetition_penalty < math.inf,
+            "top_k must be 0 or more": self.top_k >= 0,
+            "seed must be in [0, 2**63)": 0 <= self.seed < 2**63,
+            "top_p must be in (0, 1]": 0 < self.top_p <= 1,
+            "repetition_penalty must be a number above 0": 0 < self.repetition_penalty < math.inf,
         }
         for message, holds in checks.items():
             if not holds:
-                raise UserError(f"sampling.{message}: {getattr(self, message.split()[0])}")
+                value = getattr(self, message.split()[0])
+                raise UserError(f"sampling.{message}, got {value}.")
 
 
 def generate(
