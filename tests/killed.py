@@ -12,16 +12,16 @@ from tokengrow.training import checkpoint_writer
 from tokengrow.training.trainer import FitResult
 
 SAME_BITS = ("model.safetensors", "optimizer.safetensors", "train_state.json", "lineage.json")
-"""Files of a checkpoint that do not depend on where the run lies, or how often it was killed."""
+"""Files of a checkpoint that do not depend on the path of the run or on kills."""
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Simulated end of the process."""
 
 
 @contextmanager
 def killed_at(step: int, when: str = "after") -> Iterator[None]:
-    """The process of the block ends before or after the checkpoint of a step is written."""
+    """End the process in the block before or after the checkpoint of a step is written."""
     save, begin = checkpoint_writer.save_checkpoint, checkpoint_writer.CheckpointWriter.save
 
     def dies(folder: Path, checkpoint: Checkpoint) -> None:
@@ -32,7 +32,7 @@ def killed_at(step: int, when: str = "after") -> Iterator[None]:
 
     def begin_and_wait(self: checkpoint_writer.CheckpointWriter, *arguments: Any) -> None:
         begin(self, *arguments)
-        self.finish()  # else training would go on for a while after its death
+        self.finish()  # otherwise training would continue for a while after the kill
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint_writer, "save_checkpoint", dies)

@@ -14,8 +14,9 @@ from tokengrow.growth.plan import plan_growth
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.optim.adamw import AgedAdamW
-from tokengrow.optim.config import OptimConfig, load_optimizer_state, optimizer_state
+from tokengrow.optim.config import OptimConfig
 from tokengrow.optim.config import build_optimizer as build_empty_optimizer
+from tokengrow.optim.state import collect_optimizer_state, load_optimizer_state
 
 
 class GrowthResult(NamedTuple):
@@ -53,7 +54,7 @@ def grow(
         DriftError: the logits changed by more than the tolerance.
     """
     plan = plan_growth(model.config, target, config=config or GrowthConfig())
-    moments = optimizer_state(model, optimizer) if optimizer is not None else {}
+    moments = collect_optimizer_state(model, optimizer) if optimizer is not None else {}
     grown = apply_growth(plan, model.to_weights(), moments, probe)
     return GrowthResult(TokenFormer.from_weights(grown.config, grown.weights), grown.optimizer)
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures for plots that are written to files."""
+"""Matplotlib figures of the plots that are written to files."""
 
 from typing import TYPE_CHECKING
 

@@ -18,7 +18,8 @@ from tokengrow.checkpoint.schema import (
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.optim.config import OptimConfig, build_optimizer, optimizer_state
+from tokengrow.optim.config import OptimConfig, build_optimizer
+from tokengrow.optim.state import collect_optimizer_state
 
 
 def _sizes(n: int) -> ModelConfig:
@@ -56,7 +57,7 @@ def _full_checkpoint(step: int = 3) -> Checkpoint:
     return Checkpoint(
         config=model.config,
         weights={name: tensor.clone() for name, tensor in model.state_dict().items()},
-        optimizer=optimizer_state(model, optimizer),
+        optimizer=collect_optimizer_state(model, optimizer),
         train_state=TrainState("a" * 64, step=step, tokens=16 * step, flops=1.5e18),
         run=RecordedRun(stages={}, seed=3, settings={"out": "runs/a", "log_every": 10}),
         lineage=(_entry(),),

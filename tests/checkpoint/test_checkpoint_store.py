@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, verified, fallen back from, pruned with care."""
+"""Checkpoints on disk: atomic writes, verification, fallback, deletion of old ones."""
 
 import json
 import logging
@@ -170,7 +170,7 @@ class TestSaving:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_a_save_that_fails_leaves_no_checkpoint_and_the_next_one_works(
+    def test_failed_save_leaves_no_checkpoint_and_next_works(
         self,
         run: Path,
         full_checkpoint: Full,
@@ -192,7 +192,7 @@ class TestSaving:
         assert_same(load_checkpoint(run), full_checkpoint(4))
         assert not [path for path in run.iterdir() if "partial" in path.name]
 
-    def test_a_killed_save_leaves_no_checkpoint_and_the_next_one_works(
+    def test_killed_save_leaves_no_checkpoint_and_next_works(
         self, run: Path, full_checkpoint: Full
     ) -> None:
         folder = run / "step_00000004"
@@ -211,7 +211,7 @@ save_checkpoint(sys.argv[2], load_checkpoint(sys.argv[1]))
         assert load_checkpoint(run).step == 4
         assert not [path for path in run.iterdir() if "partial" in path.name]
 
-    def test_files_are_on_the_disk_before_the_marker_and_the_marker_before_the_name(
+    def test_files_are_flushed_before_marker_and_marker_before_name(
         self, tmp_path: Path, full_checkpoint: Full, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         synced: list[str] = []
@@ -296,7 +296,7 @@ class TestLoading:
             save_checkpoint(tmp_path / layout.step_folder(step), full_checkpoint(step))
         assert load_checkpoint(tmp_path).step == 100_000_000
 
-    def test_a_damaged_checkpoint_is_named_in_the_log_and_an_older_one_taken(
+    def test_damaged_checkpoint_is_logged_and_older_one_loaded(
         self, run: Path, full_checkpoint: Full, caplog: pytest.LogCaptureFixture
     ) -> None:
         flip_byte(run / "step_00000003" / "model.safetensors")
@@ -350,7 +350,7 @@ class TestLoading:
 
 
 def newest_setting_aside(run: Path) -> Checkpoint | None:
-    """What a run's owner does before it goes on."""
+    """Load the newest checkpoint and quarantine damaged ones, as a resumed run does."""
     found = newest_checkpoint(run)
     quarantine_damaged(run, found)
     return found
@@ -390,9 +390,7 @@ class TestSettingAside:
             save_checkpoint(run / "step_00000003", full_checkpoint(3))
         assert len(list(run.glob("step_00000003.damaged*"))) == 3
 
-    def test_setting_aside_works_after_an_earlier_one_was_removed_by_hand(
-        self, run: Path, full_checkpoint: Full
-    ) -> None:
+    def test_quarantine_works_after_manual_removal(self, run: Path, full_checkpoint: Full) -> None:
         for _ in range(2):
             flip_byte(run / "step_00000003" / "model.safetensors")
             newest_setting_aside(run)
@@ -427,7 +425,7 @@ class TestPruning:
         delete_old_checkpoints(run, keep=1, keep_steps=set())
         assert {p.name for p in run.iterdir()} == {"step_00000002.damaged", "step_00000003"}
 
-    def test_what_a_killed_pruning_left_is_no_checkpoint_and_its_place_can_be_saved_to(
+    def test_leftover_of_killed_deletion_is_not_a_checkpoint(
         self, run: Path, full_checkpoint: Full, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def killed(*_: object, **__: object) -> None:
@@ -438,7 +436,7 @@ class TestPruning:
             with pytest.raises(KeyboardInterrupt):
                 delete_old_checkpoints(run, keep=1, keep_steps=set())
         assert [p.name for p in layout.find_checkpoints(run)] == ["step_00000002", "step_00000003"]
-        # Should both of these turn out damaged, training starts anew and comes by step 1 again.
+        # If both of these are damaged, training starts over and reaches step 1 again.
         save_checkpoint(run / "step_00000001", full_checkpoint(1))
         assert len(layout.find_checkpoints(run)) == 3
 
@@ -466,9 +464,7 @@ class TestLineage:
         grow_checkpoint(source, plan_growth(sizes(4), sizes(6)))
         assert_same(source, full_checkpoint(3))
 
-    def test_a_grown_checkpoint_keeps_step_tokenizer_and_moments_and_round_trips(
-        self, run: Path, tmp_path: Path, sizes: Sizes
-    ) -> None:
+    def test_grown_checkpoint_round_trips(self, run: Path, tmp_path: Path, sizes: Sizes) -> None:
         source = load_checkpoint(run)
         grown = grow_checkpoint(source, plan_growth(sizes(4), sizes(6)))
         found = load_checkpoint(save_checkpoint(tmp_path / "grown", grown))

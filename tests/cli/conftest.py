@@ -83,7 +83,7 @@ def killed_after(batches: list[int]) -> Callable[[int], AbstractContextManager[N
 
 @pytest.fixture
 def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder to stand in; every path below is relative to it."""
+    """Empty working directory; every path below is relative to it."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -22,7 +22,7 @@ def test_a_suite_is_a_table_and_rows(command: Command, tmp_path: Path) -> None:
     done = command("bench", "suite=decode", "fabric=cpu", f"out={out}")
     assert done.status == 0, done.err
     assert "A token of one text" in done.out and "weights read once" in done.out
-    assert "small shapes, which say nothing of a GPU" in done.out
+    assert "(small shapes, not comparable with a GPU)" in done.out
     rows = local_rows(out)
     assert [row["peer"] for row in rows][-1] == "tokengrow"
     assert all(row["device"].startswith("CPU (") and row["torch_version"] for row in rows)
@@ -63,17 +63,26 @@ def test_a_file_of_something_else_is_left_alone(command: Command, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["suite=steps"], "suite 'steps'. Did you mean 'step'?"),
-        (["suite=step", "models=[150m]"], "models and batches go together: give both, or neither"),
+        (["suite=steps"], "Unknown suite=steps. Did you mean 'step'?"),
+        (
+            ["suite=step", "models=[150m]"],
+            "models and batches must both be set, or neither. Set the other one.",
+        ),
         (
             ["suite=step", "models=[150m]", "batches=[1,2]"],
-            "batches has 2 entries for 1 models: give one for each",
+            "batches must have one entry per model (1), got 2.",
         ),
-        (["shapes=[[64]]"], "shapes must be pairs [D, N], not [[64]]"),
+        (["shapes=[[64]]"], "shapes must be pairs [D, N], got [[64]]."),
         (["shapes=[[64,0]]"], "shapes, tokens and batches must be above 0"),
-        (["suite=step", "peers=[tokengro]"], "peers 'tokengro'. Did you mean 'tokengrow'?"),
-        (["suite=decode", "peers=[tokengrow]"], "peers are of suite=step: leave them out"),
-        (["suite=data", "data=mixture", "data.sources={}"], "data=mixture is several texts: give"),
+        (["suite=step", "peers=[tokengro]"], "Unknown peer 'tokengro'. Did you mean 'tokengrow'?"),
+        (
+            ["suite=decode", "peers=[tokengrow]"],
+            "peers must be null with suite=decode; only suite=step has peers. Remove it.",
+        ),
+        (
+            ["suite=data", "data=mixture", "data.sources={}"],
+            "data must be one text, got a mixture. Give the data= of one of its texts.",
+        ),
         (
             ["suite=data", "data=text", "data.files=[no.txt]"],
             "data.files must name text files, got 'no.txt'",

@@ -165,7 +165,8 @@ class TestMegatron:
     ) -> None:
         again = command("data", *arguments, "to=megatron")
         assert again.status == 2
-        assert f"out={files} exists already" in again.err
+        message = f"out={files} exists. Choose another out=; nothing is overwritten.\n"
+        assert again.err == f"tokengrow data: {message}"
 
     def test_a_run_trains_on_the_files_and_resumes(
         self, command: Command, files: Path, tmp_path: Path
@@ -173,7 +174,8 @@ class TestMegatron:
         run = ["train", *SMALL, *self.given(files), f"out={tmp_path / 'run'}"]
         first = command(*run)
         assert first.status == 0, first.err
-        assert "samples of 16 tokens, 1 x the training documents of" in " ".join(first.out.split())
+        shown = " ".join(first.out.split())
+        assert "samples of 16 tokens, 1 epoch of the training documents of" in shown
         again = command(*run)
         assert "is finished" in " ".join(again.out.split())
 
@@ -198,7 +200,10 @@ class TestMegatron:
         assert command(*run).status == 0
         longer = command(*run, "data.epochs=2")
         assert longer.status == 2
-        assert "was made for data.epochs=1, and this one has 2" in longer.err
+        assert (
+            "whose samples were ordered for another number of epochs: data.epochs must be 1, got "
+            "2. Set data.epochs=1; that order repeats after its last sample."
+        ) in longer.err
         further = [*run, "+stages.more.steps=1", "data.epochs=1"]
         assert command(*further).status == 0
 
@@ -220,27 +225,37 @@ class TestMegatron:
     ) -> None:
         run = ["train", *SMALL, *self.given(files), f"out={tmp_path / 'run'}"]
         assert command(*run).status == 0
-        assert "seed was 0, now 1" in command(*run, "seed=1").err
+        message = "with another configuration: seed must be 0, got 1. Restore it, or choose another"
+        assert message in command(*run, "seed=1").err
 
     def test_without_a_tokenizer_the_way_out_is_named(
         self, command: Command, files: Path, tmp_path: Path
     ) -> None:
         outcome = command("train", *SMALL, *self.given(files)[:3], f"out={tmp_path / 'run'}")
         assert outcome.status == 2
-        assert "tokenizer.file is missing" in outcome.err
-        assert "give tokenizer=file tokenizer.file=PATH" in outcome.err
+        assert outcome.err == (
+            "tokengrow train: tokenizer.file is missing. data=megatron holds token ids, from which "
+            "no tokenizer can be trained. Give tokenizer=file tokenizer.file=PATH, the tokenizer "
+            "of the data.\n"
+        )
 
     def test_token_files_are_no_text_to_tokenise(
         self, command: Command, files: Path, tmp_path: Path
     ) -> None:
         outcome = command("data", *self.given(files)[:2], f"out={tmp_path / 'other'}")
         assert outcome.status == 2
-        assert "token ids already, not text" in outcome.err
+        assert outcome.err == (
+            "tokengrow data: data must be a text source, got megatron, which holds token ids. "
+            "Train on it directly.\n"
+        )
 
 
 def test_an_unknown_format_is_named(command: Command, arguments: list[str], tmp_path: Path) -> None:
-    for wrong, said in (("parquet", "valid are store, megatron"), ("megtron", "mean 'megatron'?")):
+    for wrong, remedy in (
+        ("parquet", "Valid values: store, megatron."),
+        ("megtron", "Did you mean 'megatron'?"),
+    ):
         outcome = command("data", *arguments, f"to={wrong}")
         assert outcome.status == 2
-        assert f"to={wrong}: there is no such format" in outcome.err and said in outcome.err
+        assert outcome.err == f"tokengrow data: Unknown format to={wrong}. {remedy}\n"
     assert not (tmp_path / "store").exists()

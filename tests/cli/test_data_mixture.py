@@ -99,11 +99,26 @@ def test_a_plan_needs_no_sources(command: Command) -> None:
             "{}",
             "data.sources must have at least one source, got none. Name a source and its weight.",
         ),
-        ("[books]", "data.sources must be a mapping, not ['books']"),
-        ("{books: 3}", "data.sources.books must say what it is: give {source: NAME, ..., weight:"),
-        ("{books: {weight: 3}}", "data.sources.books must say what it is"),
-        ("{books: {source: txt}}", "data.sources.books.source 'txt': valid are stdlib, text, hub"),
-        ("{books: {source: mixture}}", "data.sources.books.source 'mixture': valid are stdlib,"),
+        ("[books]", "data.sources must be a mapping, got ['books']."),
+        (
+            "{books: 3}",
+            "data.sources.books must have the key source or store, got 3. Write {source: NAME, "
+            "..., weight: 1} with the keys of data=NAME, or {store: DIR, weight: 1}.",
+        ),
+        (
+            "{books: {weight: 3}}",
+            "data.sources.books must have the key source or store, got {'weight': 3}. Write "
+            "{source: NAME, ..., weight: 1} with the keys of data=NAME, or {store: DIR, "
+            "weight: 1}.",
+        ),
+        (
+            "{books: {source: txt}}",
+            "data.sources.books.source must be one of stdlib, text, hub, got 'txt'.",
+        ),
+        (
+            "{books: {source: mixture}}",
+            "data.sources.books.source must be one of stdlib, text, hub, got 'mixture'.",
+        ),
         (
             "{books: {source: text, file: [a.txt]}}",
             "Unknown key data.sources.books.file. Did you mean 'files'?",
@@ -114,7 +129,7 @@ def test_a_plan_needs_no_sources(command: Command) -> None:
         ),
         (
             "{books: {source: text, files: [a.txt], weight: much}}",
-            "data.sources.books.weight must be a number, not 'much'",
+            "data.sources.books.weight must be a number, got 'much'.",
         ),
         (
             "{books: {source: text, files: [absent.txt]}}",
@@ -138,5 +153,9 @@ def test_a_mixture_has_no_token_files(
     command: Command, mixed: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     outcome = command("data", *mixed(), "to=megatron", f"out={tmp_path / 'files'}")
-    assert outcome.status == 2 and "to=megatron takes one source" in outcome.err
+    assert outcome.status == 2
+    assert outcome.err == (
+        "tokengrow data: to must be store for a mixture, got megatron. Convert each source by "
+        "itself.\n"
+    )
     assert not (tmp_path / "files").exists()

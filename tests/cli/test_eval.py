@@ -136,7 +136,7 @@ def test_after_a_kill_the_rest_is_asked(
     batches.clear()
     resumed = command(*words, f"out={tmp_path / 'killed'}")
     assert len(batches) == 9 - 4
-    assert "answers: 9, 4 of them known from before" in resumed.err
+    assert "answers: 9, 4 already done" in resumed.err
     whole = command(*words, f"out={tmp_path / 'whole'}")
     assert results(resumed)["scores"] == results(whole)["scores"]
 
@@ -194,13 +194,23 @@ def test_perplexity_is_one_of_the_tasks(command: Command, source: Path, tmp_path
     ("words", "message"),
     [
         (["tasks=[]"], "tasks is empty"),
-        (["tasks=[piqa,piqa]"], "tasks names one twice"),
-        (["tasks=[piqa]", "limit=0"], "limit must be a number above 0, not 0"),
-        (["tasks=[piqa]", "limit=inf"], "limit must be a number above 0, not inf"),
-        (["tasks=[perplexity]", "limit=0.5"], "limit must be a number of documents"),
-        (["tasks=[piqa]", "num_fewshot=-1"], "num_fewshot must not be negative"),
+        (
+            ["tasks=[piqa,piqa]"],
+            "tasks must be different, got piqa, piqa. Remove the repeated one.",
+        ),
+        (["tasks=[piqa]", "limit=0"], "limit must be a number above 0, got 0."),
+        (["tasks=[piqa]", "limit=inf"], "limit must be a number above 0, got inf."),
+        (
+            ["tasks=[perplexity]", "limit=0.5"],
+            "limit must be a whole number of documents for perplexity, got a fraction.",
+        ),
+        (["tasks=[piqa]", "num_fewshot=-1"], "num_fewshot must be 0 or more, got -1."),
         (["tasks=[piqa]", "batch_size=many"], "batch_size must be auto or a number above 0"),
-        (["tasks=[piqa]", "fabric=fsdp2"], "fabric.strategy fsdp2 is for training"),
+        (
+            ["tasks=[piqa]", "fabric=fsdp2"],
+            "fabric.strategy must be auto or ddp, got fsdp2: every device holds the full model. "
+            "Set fabric=ddp.",
+        ),
         (["tasks=[piqa]", "data_dir=nowhere"], "data_dir must be a directory, got nowhere"),
         (["tasks=[piqa]", "limt=4"], "Unknown key limt. Did you mean 'limit'?"),
     ],

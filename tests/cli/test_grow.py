@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(source: Path, tmp_path: 
     limited = f"ulimit -f 100; {sys.executable} {words}"  # 100 kB a file
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("make room on the disk, or choose another place")
+    assert done.stderr.splitlines()[-1].endswith("Free disk space, or choose another path.")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -93,9 +93,9 @@ def test_a_job_that_fails_is_told_and_the_others_are_trained(
     assert (failed["status"], failed["loss"], failed["error"]) == (
         "failed",
         "",
-        "optim.lr cannot be -1.0: it must be above 0",
+        "optim.lr must be above 0, got -1.0.",
     )
-    assert "job 0 failed: optim.lr cannot be -1.0: it must be above 0" in outcome.out
+    assert "job 0 failed: optim.lr must be above 0, got -1.0." in outcome.out
     assert not (tmp_path / "sweep" / failed["folder"]).exists()
 
 
@@ -194,7 +194,7 @@ def test_a_sweep_does_not_mix_with_a_run(sweep: Command, source: Path) -> None:
     outcome = sweep("seed=0,1", f"out={run}")
     assert (outcome.status, outcome.err) == (
         2,
-        f"tokengrow train: out={run} holds a run: give the sweep another out=\n",
+        f"tokengrow train: out={run} holds a run. Choose another out= for the sweep.\n",
     )
     assert sorted(run.rglob("*")) == before
 
@@ -211,8 +211,12 @@ def test_a_sweep_does_not_mix_with_a_run(sweep: Command, source: Path) -> None:
 def test_jobs_on_several_devices_are_refused(refused: Command, asked: str) -> None:
     # Lightning would start the second process with this command line, and it would sweep again.
     said = refused("seed=0,1", asked)
-    assert asked.replace("1,", "") in said
-    assert "a job of a sweep is one process on one device; set fabric=single" in said
+    value = asked.replace("1,", "")
+    assert f"A job of a sweep must be one process on one device, got {value}" in said
+    assert said.endswith(
+        ". Set fabric=single, start the runs from a shell loop, or let Slurm start the processes "
+        "of each job (docs/sweeps.md).\n"
+    )
 
 
 def test_a_job_on_several_devices_is_refused_where_its_recipe_asks_for_them(
@@ -221,7 +225,9 @@ def test_a_job_on_several_devices_is_refused_where_its_recipe_asks_for_them(
     assert sweep("fabric=single,ddp").status == 1
     done, failed = table(tmp_path / "sweep")
     assert (done["fabric"], failed["fabric"]) == ("single", "ddp")
-    assert "a job of a sweep is one process on one device" in failed["error"]
+    assert failed["error"].startswith(
+        "A job of a sweep must be one process on one device, got fabric.strategy=ddp"
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +250,10 @@ def test_a_process_among_others_does_not_sweep(
 ) -> None:
     for name, value in started.items():
         monkeypatch.setenv(name, value)
-    assert "--multirun was started in 2 processes" in refused("seed=0,1")
+    assert (
+        "--multirun must be started in one process, got 2, each of which would run the entire "
+        "sweep. Start it without torchrun, srun or fabric run."
+    ) in refused("seed=0,1")
 
 
 def test_tasks_of_a_job_are_for_slurm(refused: Command) -> None:
@@ -254,7 +263,10 @@ def test_tasks_of_a_job_are_for_slurm(refused: Command) -> None:
 
 def test_slurm_is_asked_for_as_many_processes_as_a_job_has_devices(refused: Command) -> None:
     said = refused("seed=0,1", "hydra/launcher=submitit_slurm", "fabric.devices=4")
-    assert "hydra.launcher.tasks_per_node=1: set that to 4" in said
+    assert said == (
+        "tokengrow train: hydra.launcher.tasks_per_node must be 4, the value of fabric.devices, "
+        "got 1. Change one of them.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,7 +276,7 @@ def test_slurm_is_asked_for_as_many_processes_as_a_job_has_devices(refused: Comm
 def test_a_plugin_that_is_not_there_is_an_extra(group: str, choice: str) -> None:
     error = MissingConfigException("", f"{group}/{choice}", ["basic"])
     assert error_message("train", error) == (
-        f"{group}={choice} is in an extra: pip install 'tokengrow[sweep]'"
+        f"{group}={choice} needs an extra: pip install 'tokengrow[sweep]'."
     )
 
 

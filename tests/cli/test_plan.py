@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tokengrow.checkpoint.store import load_checkpoint
 from tokengrow.cli.plan_tables import tables
-from tokengrow.console.format import bytes_text, count, power
+from tokengrow.console.format import format_bytes, format_count, format_power
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model import tokenformer
@@ -54,12 +54,12 @@ def test_the_rows_of_a_recipe_are_the_numbers_of_its_budget(
     for rung in run_budget(resolve_train(values)).rungs:
         shown = rows[rung.name]
         assert shown[0] == (
-            f"{rung.name} {rung.parameters:,} {count(rung.flops_per_token)} "
-            f"{power(rung.scratch_flops)} {bytes_text(rung.checkpoint_bytes)}"
+            f"{rung.name} {rung.parameters:,} {format_count(rung.flops_per_token)} "
+            f"{format_power(rung.scratch_flops)} {format_bytes(rung.checkpoint_bytes)}"
         )
-        assert shown[-2].endswith(bytes_text(rung.memory.total))
+        assert shown[-2].endswith(format_bytes(rung.memory.total))
         assert rung.stage is not None
-        assert power(rung.stage.cumulative_flops) in shown[-1]
+        assert format_power(rung.stage.cumulative_flops) in shown[-1]
 
 
 def test_the_published_ladder_worked_by_hand(command: Command) -> None:

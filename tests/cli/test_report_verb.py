@@ -80,7 +80,7 @@ def test_what_is_no_report_is_not_overwritten(
     (out / name).write_text("mine")
     outcome = command("report", f"runs=[{runs}]", f"out={out}")
     assert outcome.status == 2
-    assert f"out={out} exists already: choose another out=" in outcome.err
+    assert f"out={out} exists. Choose another out=; nothing is overwritten." in outcome.err
     assert [path.read_text() for path in out.iterdir()] == ["mine"]
 
 
@@ -88,8 +88,8 @@ def test_what_is_no_report_is_not_overwritten(
     ("given", "said"),
     [
         ("runs=[none]", "runs names none, which does not exist: give folders of runs"),
-        ("runs=[]", "runs is empty: give the folders of runs (runs=[DIR,DIR])"),
-        ("runs=none", "runs must be a list, not 'none': write runs=[none]"),
+        ("runs=[]", "runs is empty. Give directories of runs (runs=[DIR,DIR])."),
+        ("runs=none", "runs must be a list, got 'none'. Write runs=[none]."),
     ],
 )
 def test_a_wrong_input_is_one_sentence_and_nothing_is_written(
@@ -141,7 +141,8 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(
     (tmp_path / "run" / "report").write_text("a file of somebody's")
     outcome = command("train", *words, f"out={tmp_path}/run")
     assert outcome.status == 0
-    assert "report      not written (File exists): `tokengrow report runs=[" in outcome.out
+    assert "report      not written (File exists). Run `tokengrow report runs=[" in outcome.out
+    assert "out=DIR` to write it elsewhere." in outcome.out
     assert (tmp_path / "run" / "report").read_text() == "a file of somebody's"
 
 
@@ -162,7 +163,7 @@ def test_what_one_run_alone_was_asked_is_on_the_page(
 ) -> None:
     shutil.rmtree(evaluated / "grown" / "eval")
     outcome = command("report", f"runs=[{evaluated}]", f"out={tmp_path}/report")
-    assert "scores      1 that one run alone has: on the page" in outcome.out
+    assert "scores      1 of a single run; see the page" in outcome.out
     assert "bits per byte" not in outcome.out
     assert "bits per byte" in (tmp_path / "report" / "index.html").read_text()
 

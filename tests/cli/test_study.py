@@ -28,7 +28,7 @@ def arms(composed: Composed) -> Callable[[str], dict[str, TrainConfig]]:
         return {
             arm: resolve_train(
                 composed("train", f"recipes={recipe}", f"recipes/{recipe}/arm={arm}", *given)
-            ).run
+            )
             for arm in ARMS
         }
 

@@ -96,9 +96,8 @@ def test_the_stages_of_a_ladder_are_refused_together(command: Command, tmp_path:
     outcome = command("train", *given)
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err == (
-        "tokengrow train: stages medium, large change the model, and a transformer does not grow: "
-        "leave them out ('~stages.medium' '~stages.large'), and train each size as a run of its "
-        "own\n"
+        "tokengrow train: stages medium, large change the model, but a transformer cannot grow. "
+        "Remove them ('~stages.medium' '~stages.large'), and train each size in a run of its own.\n"
     )
     assert not (tmp_path / "run").exists()
 

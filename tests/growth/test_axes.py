@@ -6,23 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from growing import grow_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import block_origins
-from tokengrow.growth.engine import GrowthResult, apply_growth, grow
+from tokengrow.growth.engine import AppliedGrowth, apply_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.model.config import ROLES, ModelConfig, Tokens
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.optim.config import (
-    OptimConfig,
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-)
+from tokengrow.optim.config import OptimConfig, build_optimizer
+from tokengrow.optim.state import collect_optimizer_state, load_optimizer_state
 
 Sized = Callable[..., ModelConfig]
 RandomModel = Callable[..., TokenFormer]
@@ -79,7 +76,7 @@ def test_every_rung_of_a_ladder_computes_the_same_logits(
         wide = TokenFormer.from_weights(source.config, source.state_dict(), torch.float64)
         assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
         for target in ladder[1:]:
-            model = grow(model, target, GrowthConfig(tolerance=EXACT[dtype]))
+            model = grow_model(model, target, GrowthConfig(tolerance=EXACT[dtype]))
             assert model.config.num_parameters() == target.num_parameters()
             assert (model(ids) - logits).abs().max().item() < EXACT[dtype] * largest
 
@@ -100,7 +97,7 @@ def grown_pair(
 ) -> tuple[TokenFormer, TokenFormer]:
     """Source and grown model, for each axis and for all of them."""
     model = random_model(sized(6))
-    return model, grow(model, replace(model.config, **request.param))
+    return model, grow_model(model, replace(model.config, **request.param))
 
 
 def update(model: TokenFormer, optimizer: torch.optim.Optimizer) -> None:
@@ -129,7 +126,7 @@ def test_every_new_entry_moves_within_two_updates(
 
 def test_new_channels_become_different(random_model: RandomModel, sized: Sized) -> None:
     source = random_model(sized(6))
-    grown = grow(source, sized(6, width=23, head_dim=8)).train()
+    grown = grow_model(source, sized(6, width=23, head_dim=8)).train()
     new = grown.state_dict()["embedding.weight"][:, 16:]
     assert (new == new[:, :1]).all()  # initialised to the mean of the others
     optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
@@ -142,7 +139,7 @@ def test_new_channels_become_different(random_model: RandomModel, sized: Sized) 
 
 
 def test_two_copies_of_one_block_become_different(random_model: RandomModel, sized: Sized) -> None:
-    grown = grow(random_model(sized(6, layers=1)), sized(6, layers=3)).train()
+    grown = grow_model(random_model(sized(6, layers=1)), sized(6, layers=3)).train()
     optimizer = torch.optim.AdamW(grown.parameters(), lr=1e-3, weight_decay=0.0)
     for _ in range(2):
         update(grown, optimizer)
@@ -171,7 +168,7 @@ def test_new_blocks_are_spread_evenly(
 
 def test_new_block_is_bitwise_identity(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6), dtype=torch.float32)
-    grown = grow(model, sized(6, layers=7))
+    grown = grow_model(model, sized(6, layers=7))
     ids = BATCH[:, :-1]
     with torch.no_grad():
         assert torch.equal(model(ids), grown(ids))
@@ -179,7 +176,7 @@ def test_new_block_is_bitwise_identity(random_model: RandomModel, sized: Sized) 
 
 def test_new_blocks_are_placed_on_top_on_request(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6), dtype=torch.float32)
-    grown = grow(model, sized(6, layers=5), GrowthConfig(new_block_place="top"))
+    grown = grow_model(model, sized(6, layers=5), GrowthConfig(new_block_place="top"))
     for layer in (0, 1):
         for name, old in model.blocks[layer].state_dict().items():
             assert torch.equal(grown.blocks[layer].state_dict()[name], old)
@@ -199,7 +196,7 @@ class TestStack:
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         model = random_model(sized(6))
-        grown = grow(model, sized(6, layers=4), self.CONFIG)
+        grown = grow_model(model, sized(6, layers=4), self.CONFIG)
         for layer in range(4):
             for name, old in model.blocks[layer % 2].state_dict().items():
                 assert torch.equal(grown.blocks[layer].state_dict()[name], old)
@@ -213,7 +210,7 @@ class TestStack:
     def test_default_tolerance_refuses_it(self, random_model: RandomModel, sized: Sized) -> None:
         config = replace(self.CONFIG, tolerance=None)
         with pytest.raises(DriftError, match="not the same function"):
-            grow(random_model(sized(6)), sized(6, layers=4), config)
+            grow_model(random_model(sized(6)), sized(6, layers=4), config)
 
 
 def test_published_rotation_of_a_longer_head_changes_function(
@@ -221,7 +218,7 @@ def test_published_rotation_of_a_longer_head_changes_function(
 ) -> None:
     # rotary_channels is inherited for this reason: 25 % of 16 channels are 4, of 8 they are 2.
     model = random_model(sized(6))
-    grown = grow(model, sized(6, head_dim=16))
+    grown = grow_model(model, sized(6, head_dim=16))
     assert grown.config.rotary_channels == 2
     published = replace(grown.config, rotary_channels=4)
     moved = TokenFormer.from_weights(published, grown.state_dict())
@@ -234,9 +231,9 @@ def test_half_precision_becomes_float32_if_rounded(
     random_model: RandomModel, sized: Sized, changes: dict[str, int]
 ) -> None:
     model = random_model(sized(6), dtype=torch.float16)
-    grown = grow(model, replace(model.config, **changes))
+    grown = grow_model(model, replace(model.config, **changes))
     assert {parameter.dtype for parameter in grown.parameters()} == {torch.float32}
-    deeper = grow(model, replace(model.config, layers=3))
+    deeper = grow_model(model, replace(model.config, layers=3))
     assert {parameter.dtype for parameter in deeper.parameters()} == {torch.float16}
 
 
@@ -256,11 +253,11 @@ class TestOptimizer:
 
     def grown_from(
         self, model: TokenFormer, optimizer: torch.optim.Optimizer, **changes: int
-    ) -> GrowthResult:
+    ) -> AppliedGrowth:
         """Grow the model and its optimizer state by changes of the config."""
         plan = plan_growth(model.config, replace(model.config, **changes))
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        return apply_growth(plan, weights, optimizer_state(model, optimizer))
+        return apply_growth(plan, weights, collect_optimizer_state(model, optimizer))
 
     def gradients(self, model: TokenFormer) -> dict[str, Tensor]:
         """Return the gradient of the loss on the batch by parameter name."""
@@ -275,7 +272,7 @@ class TestOptimizer:
         model = TokenFormer.from_weights(grown.config, grown.weights)
         optimizer = build_optimizer(model, OptimConfig())
         load_optimizer_state(model, optimizer, grown.optimizer)
-        assert grown.optimizer.keys() == optimizer_state(model, optimizer).keys()
+        assert grown.optimizer.keys() == collect_optimizer_state(model, optimizer).keys()
 
     def test_gradients_after_width_match(
         self, trained: tuple[TokenFormer, torch.optim.Optimizer]
@@ -302,7 +299,7 @@ class TestOptimizer:
     def test_moments_of_scaled_entries_are_divided_by_the_scale(
         self, trained: tuple[TokenFormer, torch.optim.Optimizer]
     ) -> None:
-        state, rho = optimizer_state(*trained), (16 / 23) ** 0.5
+        state, rho = collect_optimizer_state(*trained), (16 / 23) ** 0.5
         grown = self.grown_from(*trained, width=23).optimizer
         for slot, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
             old, new = state[f"{slot}.final_norm.weight"], grown[f"{slot}.final_norm.weight"]
@@ -317,7 +314,7 @@ class TestOptimizer:
         grown = self.grown_from(model, optimizer, heads=3, head_dim=11)
         longer = TokenFormer.from_weights(grown.config, grown.weights)
         before, after, scale = self.gradients(model), self.gradients(longer), (11 / 8) ** 0.5
-        state = optimizer_state(model, optimizer)
+        state = collect_optimizer_state(model, optimizer)
         for name, gradient in before.items():
             new, moment = after[name], grown.optimizer[f"exp_avg.{name}"]
             if new.shape != gradient.shape:  # old head h, channel j is at (h, j) of the new layout
@@ -335,7 +332,7 @@ class TestOptimizer:
         grown = self.grown_from(model, optimizer, layers=4)
         deeper = TokenFormer.from_weights(grown.config, grown.weights)
         before, after = self.gradients(model), self.gradients(deeper)
-        state = optimizer_state(model, optimizer)
+        state = collect_optimizer_state(model, optimizer)
         for name, gradient in before.items():
             at = name.replace("blocks.1.", "blocks.2.")
             torch.testing.assert_close(after[at], gradient, rtol=1e-6, atol=1e-9, msg=name)

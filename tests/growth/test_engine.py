@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from growing import grow_model
 
 import tokengrow
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import apply_growth, grow, verify_growth
+from tokengrow.growth.engine import apply_growth, verify_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
 from tokengrow.interop.neox import write_neox
@@ -28,7 +29,7 @@ def test_growth_in_three_lines_of_python(
 ) -> None:
     tokengrow.save_checkpoint(tmp_path / "small", random_model(sized(6), dtype=torch.float32))
     model = tokengrow.load_checkpoint(tmp_path / "small").model
-    bigger = tokengrow.grow(model, target=sized(10))
+    bigger = tokengrow.grow(model, target=sized(10)).model
     with torch.no_grad():
         torch.testing.assert_close(bigger(IDS), model(IDS), rtol=1e-5, atol=1e-5)
 
@@ -37,7 +38,7 @@ def test_grown_model_has_source_precision_and_eval_mode(
     random_model: RandomModel, sized: Sized
 ) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        bigger = grow(random_model(sized(6), dtype=dtype), sized(10))
+        bigger = grow_model(random_model(sized(6), dtype=dtype), sized(10))
         assert {p.dtype for p in bigger.parameters()} == {dtype}
         assert not bigger.training
 
@@ -47,7 +48,7 @@ def test_source_is_not_modified_by_growing_or_training(
 ) -> None:
     model = random_model(sized(6)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    bigger = grow(model, sized(10))
+    bigger = grow_model(model, sized(10))
     with torch.no_grad():
         for parameter in bigger.parameters():
             parameter.add_(1.0)
@@ -58,7 +59,7 @@ def test_source_is_not_modified_by_growing_or_training(
 def test_same_seed_gives_the_same_values(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6))
     first, again, other = (
-        grow(model, sized(10), GrowthConfig(seed=seed)).state_dict() for seed in (1, 1, 2)
+        grow_model(model, sized(10), GrowthConfig(seed=seed)).state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     name = "blocks.0.ffn.value_param_tokens"
@@ -69,13 +70,13 @@ def test_same_seed_gives_the_same_values(random_model: RandomModel, sized: Sized
 def test_global_generator_is_not_used(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6))
     before = torch.get_rng_state()
-    grow(model, sized(10))
+    grow_model(model, sized(10))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_growing_to_the_same_size_is_a_copy(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6))
-    copy = grow(model, sized(6))
+    copy = grow_model(model, sized(6))
     assert copy is not model
     for name, tensor in model.state_dict().items():
         assert torch.equal(copy.state_dict()[name], tensor)
@@ -116,7 +117,7 @@ def test_source_with_nan_is_refused(random_model: RandomModel, sized: Sized) -> 
     with torch.no_grad():
         model.blocks[0].ffn.key_param_tokens[0, 0] = torch.nan
     with pytest.raises(DriftError, match="nan"):
-        grow(model, sized(10))
+        grow_model(model, sized(10))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
@@ -132,7 +133,7 @@ def test_a_negative_tolerance_is_refused() -> None:
 
 def test_a_smaller_target_is_refused(random_model: RandomModel, sized: Sized) -> None:
     with pytest.raises(UserError, match=r"model\.tokens\.query must be at least 6, got 5\."):
-        grow(random_model(sized(6)), sized(5))
+        grow_model(random_model(sized(6)), sized(5))
 
 
 class TestPublishedGrowth:
@@ -146,7 +147,7 @@ class TestPublishedGrowth:
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         source = random_model(sized(6))
-        grown = grow(source, sized(606), self.CONFIG).state_dict()
+        grown = grow_model(source, sized(606), self.CONFIG).state_dict()
         for name, old in source.state_dict().items():
             assert torch.equal(grown[name][: len(old)], old)
             if name.endswith("_param_tokens"):
@@ -158,7 +159,7 @@ class TestPublishedGrowth:
     def test_tau_is_that_of_a_new_model_of_this_size(
         self, random_model: RandomModel, sized: Sized
     ) -> None:
-        grown = grow(random_model(sized(6)), sized(9), self.CONFIG)
+        grown = grow_model(random_model(sized(6)), sized(9), self.CONFIG)
         assert grown.config == sized(9)
 
     def test_report_has_the_jump_and_the_settings(
@@ -174,17 +175,19 @@ class TestPublishedGrowth:
     def test_default_tolerance_refuses_it(self, random_model: RandomModel, sized: Sized) -> None:
         for config in (GrowthConfig(init="published"), GrowthConfig(tau="recompute")):
             with pytest.raises(DriftError):
-                grow(random_model(sized(6)), sized(9), config)
+                grow_model(random_model(sized(6)), sized(9), config)
 
     def test_other_axes_are_refused(self, random_model: RandomModel, sized: Sized) -> None:
         with pytest.raises(UserError, match=r"only parameter tokens.*got width, depth\."):
-            grow(random_model(sized(6)), sized(9, width=24, head_dim=8, layers=3), self.CONFIG)
+            grow_model(
+                random_model(sized(6)), sized(9, width=24, head_dim=8, layers=3), self.CONFIG
+            )
 
     def test_published_code_can_load_the_result(
         self, random_model: RandomModel, sized: Sized, tmp_path: Path
     ) -> None:
-        kept = grow(random_model(sized(6, init="published")), sized(9))
-        published = grow(random_model(sized(6, init="published")), sized(9), self.CONFIG)
+        kept = grow_model(random_model(sized(6, init="published")), sized(9))
+        published = grow_model(random_model(sized(6, init="published")), sized(9), self.CONFIG)
         write_neox(tmp_path, Checkpoint.of(published))
         with pytest.raises(UserError, match=r"model\.tau"):
             write_neox(tmp_path, Checkpoint.of(kept))

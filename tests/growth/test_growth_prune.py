@@ -13,7 +13,7 @@ from tokengrow.errors import UserError
 from tokengrow.growth.engine import apply_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import (
-    PruningResult,
+    AppliedPruning,
     apply_pruning,
     plan_pruning,
     rescaled_tau,
@@ -32,7 +32,7 @@ TEXT, PROBE = torch.randint(40, (2, 4, 13), generator=torch.Generator().manual_s
 FFN = "blocks.0.ffn.{}_param_tokens"
 
 
-def pruned(model: TokenFormer, target: ModelConfig, optimizer: Any = None) -> PruningResult:
+def pruned(model: TokenFormer, target: ModelConfig, optimizer: Any = None) -> AppliedPruning:
     """Prune a model to the sizes of `target`."""
     plan = plan_pruning(model.config, target)
     return apply_pruning(model.config, plan, model.to_weights(), optimizer or {}, TEXT, PROBE)

@@ -8,19 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import GrowthResult, apply_growth
-from tokengrow.growth.moments import COLUMN_AGE, ROW_AGE, grow_optimizer_state
+from tokengrow.growth.engine import AppliedGrowth, apply_growth
+from tokengrow.growth.moments import ADAM_SLOTS, COLUMN_AGE, ROW_AGE, grow_optimizer_state
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import token_tensors
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer
-from tokengrow.optim.config import (
-    SLOTS,
-    OptimConfig,
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-)
+from tokengrow.optim.config import OptimConfig, build_optimizer
+from tokengrow.optim.state import collect_optimizer_state, load_optimizer_state
 
 Sized = Callable[..., ModelConfig]
 RandomModel = Callable[..., TokenFormer]
@@ -49,14 +44,14 @@ def trained(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, torch
 
 def grown_from(
     model: TokenFormer, optimizer: torch.optim.Optimizer, to: ModelConfig
-) -> GrowthResult:
+) -> AppliedGrowth:
     """Grow the model and its optimizer state to a larger config."""
     plan = plan_growth(model.config, to)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return apply_growth(plan, weights, optimizer_state(model, optimizer))
+    return apply_growth(plan, weights, collect_optimizer_state(model, optimizer))
 
 
-def resumed(grown: GrowthResult) -> tuple[TokenFormer, torch.optim.Optimizer]:
+def resumed(grown: AppliedGrowth) -> tuple[TokenFormer, torch.optim.Optimizer]:
     """Return the grown model with an optimizer that loaded the grown state."""
     model = TokenFormer.from_weights(grown.config, grown.weights).train()
     optimizer = build_optimizer(model, OPTIM)
@@ -90,7 +85,7 @@ def test_grown_state_is_complete_and_shaped_like_parameters(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     grown = grown_from(*trained, sized(10))
-    wanted = {f"{slot}.{name}" for slot in (*SLOTS, ROW_AGE) for name in grown.weights}
+    wanted = {f"{slot}.{name}" for slot in (*ADAM_SLOTS, ROW_AGE) for name in grown.weights}
     wanted |= {f"{COLUMN_AGE}.{name}" for name, w in grown.weights.items() if w.dim() == 2}
     assert set(grown.optimizer) == wanted
     for name, weights in grown.weights.items():
@@ -102,7 +97,7 @@ def test_grown_state_is_complete_and_shaped_like_parameters(
 def test_old_moments_stay_and_new_ones_are_zero(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
-    source = {name: t.clone() for name, t in optimizer_state(*trained).items()}
+    source = {name: t.clone() for name, t in collect_optimizer_state(*trained).items()}
     grown = grown_from(*trained, sized(10)).optimizer
     growing = token_tensors(trained[0].config)
     for key, old in source.items():
@@ -118,7 +113,7 @@ def test_old_moments_stay_and_new_ones_are_zero(
 def test_source_state_is_not_modified(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
-    state = optimizer_state(*trained)
+    state = collect_optimizer_state(*trained)
     before = {key: tensor.clone() for key, tensor in state.items()}
     plan = plan_growth(trained[0].config, sized(10))
     weights = {name: tensor.clone() for name, tensor in trained[0].state_dict().items()}
@@ -131,7 +126,7 @@ def test_source_state_is_not_modified(
 def test_plan_without_steps_keeps_the_state(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
-    state = optimizer_state(*trained)
+    state = collect_optimizer_state(*trained)
     same = dict(grow_optimizer_state(plan_growth(sized(6), sized(6)), state))
     assert same.keys() == state.keys()
     assert all(torch.equal(same[key], state[key]) for key in state)
@@ -147,7 +142,7 @@ def test_fresh_optimizer_has_the_ages(
     trained: tuple[TokenFormer, torch.optim.Optimizer], sized: Sized
 ) -> None:
     plan = plan_growth(sized(6), sized(10), config=GrowthConfig(optimizer="fresh"))
-    grown = dict(grow_optimizer_state(plan, optimizer_state(*trained)))
+    grown = dict(grow_optimizer_state(plan, collect_optimizer_state(*trained)))
     assert {key.partition(".")[0] for key in grown} == {ROW_AGE, COLUMN_AGE}
     assert (
         grown[f"{ROW_AGE}.blocks.1.attention.key.value_param_tokens"].tolist() == [5] * 6 + [0] * 4
@@ -182,7 +177,7 @@ def test_row_and_column_ages_after_each_axis(
     columns: list[int] | None,
 ) -> None:
     plan = plan_growth(sized(6), sized(6, **{"head_dim": 8, **changes}))
-    grown = dict(grow_optimizer_state(plan, optimizer_state(*trained)))
+    grown = dict(grow_optimizer_state(plan, collect_optimizer_state(*trained)))
     assert grown[f"{ROW_AGE}.{name}"].tolist() == rows
     if columns is not None:
         assert grown[f"{COLUMN_AGE}.{name}"].tolist() == columns
@@ -195,7 +190,7 @@ def test_ages_after_two_growths(
     for _ in range(3):
         update(model, optimizer)
     plan = plan_growth(sized(10), sized(11, width=17, head_dim=8))
-    grown = dict(grow_optimizer_state(plan, optimizer_state(model, optimizer)))
+    grown = dict(grow_optimizer_state(plan, collect_optimizer_state(model, optimizer)))
     assert grown[f"{ROW_AGE}.{QUERY_KEY}"].tolist() == [8] * 6 + [3] * 4 + [0]
     assert grown[f"{COLUMN_AGE}.{QUERY_KEY}"].tolist() == [8] * 16 + [0]
     assert grown[f"step.{QUERY_KEY}"].item() == 8
@@ -206,6 +201,6 @@ def test_first_update_of_a_new_entry_has_the_full_rate(
 ) -> None:
     # lr, as in the first update of any entry, not 0.45 lr as with the step count 5 of the tensor.
     model, optimizer = resumed(grown_from(*trained, sized(10)))
-    optimizer.begin_stage(GrowthConfig(new_warmup_steps=0), done=0)
+    optimizer.begin_stage(GrowthConfig(new_warmup_steps=0), updates_done=0)
     moved = update(model, optimizer)["blocks.0.attention.query.key_param_tokens"][6:]
     torch.testing.assert_close(moved.abs(), torch.full_like(moved, OPTIM.lr), rtol=1e-3, atol=0)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from growing import grow_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from tokengrow.checkpoint.tensors import StateDict
 from tokengrow.errors import UserError
 from tokengrow.growth.config import GrowthConfig
-from tokengrow.growth.engine import apply_growth, grow
+from tokengrow.growth.engine import apply_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import grow_tokens, token_tensors
 from tokengrow.growth.verify import DriftError, measure_drift
@@ -69,7 +70,7 @@ def test_every_rung_of_a_ladder_computes_the_same_logits(
         wide = TokenFormer.from_weights(source.config, source.state_dict(), torch.float64)
         assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
         for target in ladder[1:]:
-            model = grow(model, target)
+            model = grow_model(model, target)
             assert model.config.tokens == target.tokens
             assert next(model.parameters()).dtype == dtype
             assert (model(ids) - logits).abs().max().item() < EXACT[dtype] * largest
@@ -84,7 +85,7 @@ def appended(source: StateDict, grown: StateDict, name: str) -> Tensor:
 def grown_pair(random_model: RandomModel, sized: Sized) -> tuple[TokenFormer, TokenFormer]:
     """Source with 6 tokens per role and grown model with 10."""
     model = random_model(sized(6))
-    return model, grow(model, sized(10))
+    return model, grow_model(model, sized(10))
 
 
 def test_old_rows_are_bitwise_unchanged(grown_pair: tuple[TokenFormer, TokenFormer]) -> None:
@@ -120,7 +121,7 @@ def test_std_of_new_values_is_scaled_from_old_ones(
     random_model: RandomModel, sized: Sized, scale: float
 ) -> None:
     model = random_model(sized(6))  # its values have a standard deviation of 0.5
-    grown = grow(model, sized(606), GrowthConfig(new_value_scale=scale))
+    grown = grow_model(model, sized(606), GrowthConfig(new_value_scale=scale))
     for name in token_tensors(model.config):
         if "value_param" in name:
             old = model.state_dict()[name]
@@ -132,7 +133,7 @@ def test_std_of_new_values_is_scaled_from_old_ones(
 
 def test_new_values_next_to_zeros_have_the_initial_std(sized: Sized) -> None:
     model = TokenFormer(sized(6, init="balanced"))  # output and FFN values start at 0
-    grown = grow(model, sized(606, init="balanced"))
+    grown = grow_model(model, sized(606, init="balanced"))
     for name, role in token_tensors(model.config).items():
         if "value_param" in name and role in ("output", "ffn"):
             new = appended(model.state_dict(), grown.state_dict(), name)
@@ -144,7 +145,7 @@ def test_two_growths_in_a_row_draw_different_values(
 ) -> None:
     models = [random_model(sized(6))]
     for n in (10, 14, 18):  # always four new tokens (eight in the FFN)
-        models.append(grow(models[-1], sized(n)))
+        models.append(grow_model(models[-1], sized(n)))
     last = models[-1].state_dict()
     for name in token_tensors(models[0].config):
         if "value_param" in name:
@@ -185,7 +186,7 @@ def test_new_tokens_move_within_two_updates(
     random_model: RandomModel, sized: Sized, activation: str
 ) -> None:
     model = random_model(sized(6, activation=activation))
-    assert_trainable(model, grow(model, sized(10, activation=activation)))
+    assert_trainable(model, grow_model(model, sized(10, activation=activation)))
 
 
 def test_first_update_moves_keys_second_moves_values(
@@ -222,12 +223,12 @@ def test_softmax_is_refused_because_of_its_drift(random_model: RandomModel, size
     # A zero key gets the weight exp(0), which the others lose.
     model = random_model(sized(6, activation="softmax"))
     with pytest.raises(DriftError, match="not the same function"):
-        grow(model, sized(10, activation="softmax"))
+        grow_model(model, sized(10, activation="softmax"))
 
 
 def test_softmax_grows_with_a_larger_tolerance(random_model: RandomModel, sized: Sized) -> None:
     model = random_model(sized(6, activation="softmax"))
-    grown = grow(model, sized(10, activation="softmax"), GrowthConfig(tolerance=100.0))
+    grown = grow_model(model, sized(10, activation="softmax"), GrowthConfig(tolerance=100.0))
     assert grown.config.tokens.query == 10
 
 
@@ -269,7 +270,7 @@ class TestGram:
             largest = max(1.0, logits.abs().max().item())
             wide = TokenFormer.from_weights(source, model.state_dict(), torch.float64)
             assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
-            grown = grow(model, replace(source, tokens=Tokens(**larger)), self.CONFIG)
+            grown = grow_model(model, replace(source, tokens=Tokens(**larger)), self.CONFIG)
             assert grown.config.tau == Taus.default(grown.config.tokens)
             assert (grown(ids) - logits).abs().max().item() < 10 * EXACT[dtype] * largest
 
@@ -277,7 +278,7 @@ class TestGram:
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         model = random_model(sized(6))
-        assert_trainable(model, grow(model, sized(22), self.CONFIG))
+        assert_trainable(model, grow_model(model, sized(22), self.CONFIG))
 
     def test_too_few_new_tokens_are_refused(self, sized: Sized) -> None:
         # The 12 keys of the FFN, with 16 channels, have rank 12.
@@ -296,11 +297,11 @@ class TestGram:
         self, random_model: RandomModel, sized: Sized
     ) -> None:
         # An earlier growth by zero keys kept the tau of the ffn.
-        kept = grow(
+        kept = grow_model(
             random_model(sized(6)), replace(sized(6), tokens=replace(sized(6).tokens, ffn=20))
         )
         wanted = replace(kept.config, tokens=replace(kept.config.tokens, query=22))
-        grown = grow(kept, wanted, self.CONFIG)
+        grown = grow_model(kept, wanted, self.CONFIG)
         assert grown.config.tau.ffn == 12**0.5
         assert grown.config.tau.query == 22**0.5
 
@@ -326,7 +327,7 @@ def test_parameters_increase_along_a_ladder(random_model: RandomModel, sized: Si
     counts = [random_model(sized(6)).config.num_parameters()]
     model = random_model(sized(6))
     for n in (7, 9):
-        model = grow(model, sized(n))
+        model = grow_model(model, sized(n))
         counts.append(sum(p.numel() for p in model.parameters()))
         assert counts[-1] == model.config.num_parameters()
     assert all(before < after for before, after in pairwise(counts))

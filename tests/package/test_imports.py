@@ -146,7 +146,7 @@ def test_only_triton_files_of_kernels_know_triton() -> None:
     assert all(module.startswith("kernels/triton_") for module in files_that_import("triton"))
 
 
-def test_only_the_code_that_is_exported_knows_transformers_and_none_of_ours() -> None:
+def test_only_exported_code_imports_transformers() -> None:
     exported = "interop/modeling_tokenformer"
     assert files_that_import("transformers") == {exported}
     libraries = {name.partition(".")[0] for name in imports_of(MODULES[exported])}
@@ -255,8 +255,7 @@ def test_the_configs_are_found() -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[ <>=;\[]", line)[0] for line in project["dependencies"]}
-    # Extras: all but one are asked for by find_spec before they are used; that one is imported by
-    # what is exported.
+    # Extras: find_spec checks all but one before their use; exported code imports that one.
     declared |= {"lm_eval", "mlflow-skinny", "tensorboard", "torchao", "transformers", "wandb"}
     distributions = packages_distributions()
     for module, tree in MODULES.items():

@@ -1,4 +1,4 @@
-"""Training with compiled blocks: the same run, compiled anew for each size."""
+"""Training with compiled blocks: the same results, compiled for each size."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ def test_a_stage_whose_tau_moves_is_compiled_once_it_has_arrived(
     assert log.getvalue().count(said) == 2, "a log file is not silent meanwhile"
 
 
-def test_a_ladder_of_compiled_formulas_has_more_shapes_than_torch_keeps_by_itself(
+def test_compiled_kernel_handles_many_shapes(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path / "run", steps=2, kernel="compiled", validation_sequences=6)
@@ -68,7 +68,7 @@ def test_a_ladder_of_compiled_formulas_has_more_shapes_than_torch_keeps_by_itsel
     assert state.rungs[-1].loss_end == pytest.approx(plain.rungs[-1].loss_end, rel=1e-5)
 
 
-def test_a_kernel_that_cannot_run_here_is_refused_before_anything_is_written(
+def test_unsupported_kernel_is_refused_before_writing(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path / "run", kernel="triton")

@@ -1,4 +1,4 @@
-"""What can happen to a run's folder: it is full, read-only, taken, or what is in it is damaged."""
+"""Faults of a run directory: full, read-only, in use, or with damaged content."""
 
 import errno
 import io
@@ -32,7 +32,7 @@ from tokengrow.training.trainer import fit
 Runs = Callable[..., TrainConfig]
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-"""In it anybody can mount, and nobody else sees what."""
+"""Command that runs another one in a namespace where mounting needs no privileges."""
 
 
 def can_mount() -> bool:
@@ -46,7 +46,7 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs a mount namespa
 
 
 def mounted(mount: str, arguments: list[str], then: str = "true") -> subprocess.CompletedProcess:
-    """Runs the command after a mount that it alone sees, and a line of shell after that."""
+    """Run the command in a private mount namespace, and a line of shell after it."""
     script = f'set -e; {mount}; status=0; "$@" || status=$?; {then}; exit $status'
     python = [sys.executable, "-m", "tokengrow", *arguments]
     return subprocess.run(
@@ -69,9 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     "training goes on; a stage's last save ends it with 2; older checkpoints whole; the same final "
     "bits on a larger disk",
 )
-def test_on_a_full_disk_training_goes_on_until_a_stage_cannot_be_saved(
-    climb: Any, tmp_path: Path
-) -> None:
+def test_full_disk_stops_only_at_end_of_stage(climb: Any, tmp_path: Path) -> None:
     one = sum(file.stat().st_size for file in find_checkpoints(climb.whole)[0].iterdir())
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
@@ -95,7 +93,7 @@ def test_on_a_full_disk_training_goes_on_until_a_stage_cannot_be_saved(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_save_for_which_there_is_no_room_changes_nothing_in_what_is_trained(
+def test_save_on_full_disk_does_not_change_training(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, number: int
 ) -> None:
     save, said = checkpoint_writer.save_checkpoint, io.StringIO()
@@ -117,7 +115,7 @@ def test_a_save_for_which_there_is_no_room_changes_nothing_in_what_is_trained(
 def test_a_save_has_been_made_if_there_was_room_for_it(
     tiny_run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
 ) -> None:
-    """As SIGTERM asks, right after a save has begun: one that failed it makes again."""
+    """SIGTERM right after a started save: a failed save is repeated."""
     save = checkpoint_writer.save_checkpoint
 
     def slow(folder: Path, checkpoint: Checkpoint) -> None:
@@ -167,9 +165,7 @@ def test_a_read_only_folder_is_refused_in_one_sentence(climb: Any, tmp_path: Pat
 @pytest.mark.fault(
     "two runs in one folder", "the first one in a step", "the second: refused with 2"
 )
-def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(
-    climb: Any, tmp_path: Path
-) -> None:
+def test_second_run_in_one_directory_is_refused(climb: Any, tmp_path: Path) -> None:
     out, statuses = tmp_path / "run", []
 
     def joined(first: int) -> None:
@@ -211,7 +207,7 @@ DAMAGES = {
     "a checkpoint's COMPLETE is missing": (Path.unlink, COMPLETE, None),
 }
 ALSO_FAST = ("a byte of a checkpoint's weights is flipped", "a checkpoint's COMPLETE is missing")
-"""Those of `make test`: what the store itself says to each is in its own tests."""
+"""Faults in `make test`; the tests of the store cover all of them."""
 
 
 @pytest.mark.parametrize(
@@ -232,7 +228,7 @@ ALSO_FAST = ("a byte of a checkpoint's weights is flipped", "a checkpoint's COMP
         for what, values in DAMAGES.items()
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_goes_on(
+def test_damaged_checkpoint_is_quarantined_and_run_resumes(
     climb: Any,
     tmp_path: Path,
     damage: Callable[[Path], None],
@@ -278,7 +274,7 @@ def test_somebody_elses_temporary_file_is_not(
     assert (tmp_path / "run" / "thesis.tmp").read_text() == "mine"
 
 
-def test_half_a_checkpoint_of_a_step_that_is_not_saved_again_is_cleared_up(
+def test_partial_checkpoint_of_unsaved_step_is_removed(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     fit(tiny_run(tmp_path / "run", rungs=(8,), steps=1), store)

@@ -45,7 +45,7 @@ def out_of(result: FitResult) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return the content of every file below a directory."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -140,7 +140,7 @@ def test_a_stage_may_train_at_the_size_of_the_one_before(
 
 @pytest.mark.parametrize("step", [4, 6, 10, 18], ids=lambda step: f"step_{step}")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_a_checkpoint_and_resumed_it_ends_with_the_same_bits(
+def test_killed_at_checkpoint_resumes_bit_identically(
     climbed: FitResult,
     tiny_run: Runs,
     store: TokenStore,
@@ -154,7 +154,7 @@ def test_killed_at_a_checkpoint_and_resumed_it_ends_with_the_same_bits(
     assert same_bits(fit(run, store), climbed)
 
 
-def test_killed_right_after_a_growth_and_resumed_it_ends_with_the_same_bits(
+def test_killed_after_growth_resumes_bit_identically(
     climbed: FitResult,
     tiny_run: Runs,
     store: TokenStore,
@@ -191,7 +191,7 @@ def test_a_stages_model_is_gone_before_the_next_one_is_made(
     assert alive == [before, before]
 
 
-def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
+def test_killed_on_megatron_files_resumes_bit_identically(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     train, validation = export_store(store, tmp_path / "files")
@@ -210,7 +210,7 @@ def test_killed_and_resumed_on_megatrons_files_it_ends_with_the_same_bits(
     assert same_bits(fit(run, tokens()), whole)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
+def test_damaged_checkpoint_is_quarantined(
     climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path / "run")
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
     assert (folder.with_name(f"{folder.name}.damaged") / WEIGHTS).read_bytes() == b"damaged"
 
 
-def test_a_finished_run_called_again_trains_nothing_and_changes_nothing(
+def test_finished_run_started_again_changes_nothing(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run(tmp_path / "run", rungs=(8, 12), steps=2, logger=LoggerConfig())
@@ -243,7 +243,7 @@ def test_a_finished_ladder_can_be_given_another_rung(
 # From another run's checkpoint
 
 
-def test_a_run_can_start_from_another_ones_checkpoint_and_grow_it(
+def test_run_grows_checkpoint_of_another_run(
     climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     source = out_of(climbed) / "step_00000012"  # the end of the second rung
@@ -255,10 +255,10 @@ def test_a_run_can_start_from_another_ones_checkpoint_and_grow_it(
     assert [entry.source.step for entry in grown.checkpoint.lineage] == [6, 12]
 
 
-def test_a_checkpoints_config_is_that_of_the_model_that_was_trained(
+def test_checkpoint_config_is_that_of_trained_model(
     climbed: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
-    # The stage is born with tau = sqrt(16); a growth keeps the source's, sqrt(8).
+    # The config of the stage has tau = sqrt(16); a growth keeps that of the source, sqrt(8).
     source = out_of(climbed) / "step_00000012"
     run = tiny_run(tmp_path / "run", rungs=(16,), steps=2, source=str(source))
     assert fit(run, store).checkpoint.config.tau == climbed.checkpoint.config.tau
@@ -333,7 +333,7 @@ def test_a_run_from_a_source_goes_on_in_its_data(
     assert started == [3, 2]  # batches of 4: the fourth; of 8: after the 12 seen, rounded up
 
 
-def test_a_folder_with_a_checkpoints_name_and_no_marker_stops_nothing(
+def test_checkpoint_without_marker_is_ignored(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path / "run", rungs=(8,))
@@ -395,7 +395,7 @@ def test_a_frozen_source_keeps_every_bit_through_the_stage(
             assert (after[name][len(old) :] != 0).any(dim=1).all()
 
 
-def test_an_annealed_tau_starts_at_that_of_the_source_and_ends_at_the_published_one(
+def test_annealed_tau_moves_from_source_to_published(
     tiny_run: Runs, tiny_model: Callable[..., ModelConfig], store: TokenStore, tmp_path: Path
 ) -> None:
     run = annealed(tiny_run(tmp_path / "run", (8, 12), checkpoint_every=2), tiny_model)
@@ -415,7 +415,7 @@ def annealed(run: TrainConfig, tiny_model: Callable[..., ModelConfig]) -> TrainC
 
 
 @pytest.mark.parametrize("lost", ["step_10", "step_12"])
-def test_killed_while_tau_moves_and_the_source_is_frozen_it_ends_with_the_same_bits(
+def test_killed_during_annealing_resumes_bit_identically(
     tiny_run: Runs,
     tiny_model: Callable[..., ModelConfig],
     store: TokenStore,

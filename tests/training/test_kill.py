@@ -12,7 +12,7 @@ import pytest
 from victim import Watched
 
 AT_MOST = {"step": 8, "save": 4, "growth": 1, "between": 3}
-"""What a run does, and how often it may have begun it before it is killed."""
+"""Activity of a run to the maximum number of times it started before the kill."""
 
 FAULT = pytest.mark.fault("SIGKILL", "at a random moment", "the same final bits")
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 
 
 def killed_while(kinds: list[str], climb: Any, folder: Path, seed: int) -> Counter[str]:
-    """Kills runs while they do these things, each going on where the one before it died.
+    """Kill runs during these activities; each resumes where the previous one was killed.
 
     Returns:
         What they did when they died, which is a little after the kill was sent.
@@ -43,7 +43,7 @@ def killed_while(kinds: list[str], climb: Any, folder: Path, seed: int) -> Count
 
 
 @FAULT
-def test_killed_in_a_step_a_save_a_growth_and_between_stages_it_ends_with_the_same_bits(
+def test_killed_in_any_activity_resumes_bit_identically(
     climb: Any, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     died = killed_while(["step", "save", "growth", "between"], climb, tmp_path, seed=1)

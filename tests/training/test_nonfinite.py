@@ -39,7 +39,7 @@ Runs = Callable[..., TrainConfig]
 
 
 def flags(watch: GradientMonitor, norms: list[float]) -> list[float]:
-    """Which updates are not to be taken, gradients of these norms coming one after the other."""
+    """Return which updates are skipped for gradients of these norms, in order."""
     return [
         watch.observe(update, torch.tensor(norm), torch.tensor([float(update)])).item()
         for update, norm in enumerate(norms, 1)
@@ -47,7 +47,7 @@ def flags(watch: GradientMonitor, norms: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_an_update_is_skipped_whose_gradient_is_not_finite_and_no_other(bad: float) -> None:
+def test_only_updates_with_nonfinite_gradient_are_skipped(bad: float) -> None:
     watch = GradientMonitor(CPU, limit=10)
     assert flags(watch, [1.0, bad, 1.0, bad, bad, 1.0]) == [0, 1, 0, 1, 1, 0]
     seen = watch.read()
@@ -110,7 +110,7 @@ DEVICE = pytest.mark.parametrize(
 
 
 def taught(norms: list[float], fused: bool | None, device: str, ages: bool) -> dict[str, Tensor]:
-    """A parameter, its state and its ages after gradients of which some may not be taken."""
+    """Return a parameter, its state and its ages after gradients of which some are skipped."""
     generator = torch.Generator().manual_seed(0)
     start, *gradients = torch.randn(1 + len(norms), 5, 6, generator=generator).to(device)
     weight = nn.Parameter(start.clone())
@@ -118,7 +118,7 @@ def taught(norms: list[float], fused: bool | None, device: str, ages: bool) -> d
     if ages:
         rows, columns = torch.tensor([9] * 3 + [0] * 2), torch.tensor([9] * 4 + [0] * 2)
         optimizer.set_ages({weight: Ages(rows, columns)})
-    optimizer.begin_stage(GrowthConfig(new_warmup_steps=4), done=0)
+    optimizer.begin_stage(GrowthConfig(new_warmup_steps=4), updates_done=0)
     for gradient, norm in zip(gradients, norms, strict=True):
         weight.grad = gradient * norm
         flag = torch.tensor(float(not math.isfinite(norm)), device=device)
@@ -182,7 +182,7 @@ def test_a_flag_is_of_one_update() -> None:
 
 @contextmanager
 def spoiled(*batches: int, loss: float = math.nan, batch_size: int = 4) -> Iterator[None]:
-    """The loss of these global batches is not finite; its gradient is, as after an overflow."""
+    """Make the loss of these global batches non-finite with a finite gradient."""
     step, seen = TokenFormerModule.training_step, iter(range(10**6))
 
     def spoils(self: TokenFormerModule, batch: Tensor, index: int) -> Tensor:
@@ -195,7 +195,7 @@ def spoiled(*batches: int, loss: float = math.nan, batch_size: int = 4) -> Itera
 
 
 def wild(run: TrainConfig, **changes: Any) -> TrainConfig:
-    """A run at a rate with which the first update ruins the weights."""
+    """Return a run whose learning rate makes the weights non-finite at the first update."""
     optim = OptimConfig(lr=1e30, warmup_steps=0, schedule="constant")
     return replace(run, stages=(replace(run.stages[0], optim=optim),), **changes)
 
@@ -206,7 +206,7 @@ def wild(run: TrainConfig, **changes: Any) -> TrainConfig:
     "the update is skipped, counted and told; the run ends",
 )
 @pytest.mark.parametrize("loss", BAD)
-def test_a_batch_whose_loss_is_not_finite_is_skipped_counted_and_told(
+def test_batch_with_nonfinite_loss_is_skipped_and_reported(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, loss: float
 ) -> None:
     told = io.StringIO()
@@ -226,7 +226,7 @@ def test_a_batch_whose_loss_is_not_finite_is_skipped_counted_and_told(
     "a learning rate of 1e30",
     "the run stops past its limit; nonfinite.json names the batch",
 )
-def test_too_many_in_a_row_stop_the_run_and_leave_the_batch_on_the_disk(
+def test_too_many_skipped_updates_stop_run_and_record_batch(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     run = wild(tiny_run(tmp_path / "run", rungs=(8,), steps=20), max_skipped_steps=2)
@@ -276,7 +276,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
 
 
 @pytest.mark.parametrize("growth", [GrowthConfig(), GrowthConfig(freeze_source=3)])
-def test_a_run_with_skipped_updates_that_was_killed_ends_with_the_same_bits(
+def test_killed_run_with_skipped_updates_resumes_bit_identically(
     tiny_run: Runs, store: TokenStore, tmp_path: Path, growth: GrowthConfig
 ) -> None:
     def run(name: str) -> TrainConfig:

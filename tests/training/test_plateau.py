@@ -1,4 +1,4 @@
-"""When a stage has learnt what it will: curves whose end is worked by hand."""
+"""Plateau rule, on curves whose end is worked out by hand."""
 
 import math
 import random
@@ -13,7 +13,7 @@ RULE = PlateauConfig(patience=3, min_delta=0.01)
 
 
 def ends_after(losses: list[float], rule: PlateauConfig = RULE) -> int | None:
-    """The number of validations after which a stage with this curve ends; None if it does not."""
+    """Return the number of validations after which a stage ends; None if it does not end."""
     for count in range(1, len(losses) + 1):
         if reached_plateau(losses[:count], rule):
             return count
@@ -21,18 +21,18 @@ def ends_after(losses: list[float], rule: PlateauConfig = RULE) -> int | None:
 
 
 def test_an_exponential_fall_ends_where_it_has_become_flat() -> None:
-    # 4 + 2^-k falls by 2^-k: up to k = 6 by more than 0.01, at k = 7 by 0.0078, which is no new
-    # best. k = 8 is: it lies 2^-6 - 2^-8 = 0.0117 below k = 6. What is left then is 0.0039.
+    # 4 + 2^-k falls by 2^-k: up to k = 6 by more than 0.01, at k = 7 by 0.0078, which is not a
+    # new best. k = 8 is one: 2^-6 - 2^-8 = 0.0117 below k = 6. The remainder is 0.0039.
     losses = [4 + 2.0**-k for k in range(30)]
-    assert ends_after(losses) == 9 + 3  # k = 0 to 8, then three that are no new best
+    assert ends_after(losses) == 9 + 3  # k = 0 to 8, then three without a new best
 
 
-def test_a_flat_curve_ends_after_its_first_validation_and_the_patience() -> None:
+def test_flat_curve_ends_after_first_validation_and_patience() -> None:
     assert ends_after([4.0] * 10) == 1 + 3
     assert ends_after([4.0] * 10, PlateauConfig(patience=1)) == 2
 
 
-def test_a_slow_steady_fall_goes_on_while_its_sum_passes_min_delta_within_the_patience() -> None:
+def test_slow_fall_continues_while_it_exceeds_min_delta() -> None:
     # 0.004 a validation: the third one is 0.012 below the best, which is more than 0.01.
     assert ends_after([5 - 0.004 * k for k in range(50)]) is None
     # 0.003 a validation: the third one is 0.009 below it.
@@ -45,7 +45,7 @@ def test_a_gain_of_min_delta_itself_is_none() -> None:
     assert ends_after([4.0, 3.4375, 3.5], rule) is None
 
 
-def test_a_bump_at_the_start_costs_patience_and_does_not_lower_the_best() -> None:
+def test_bump_at_start_costs_patience_only() -> None:
     # After a growth: 5.0, then two above it, then a fall.
     assert ends_after([5.0, 5.2, 5.1, 4.9, 4.8, 4.7]) is None
     assert ends_after([5.0, 5.2, 5.1, 5.0, 4.8, 4.7]) == 4

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: what is saved, what is said, and that the same command goes on."""
+"""SIGTERM and Ctrl-C: saved state, messages, and resuming with the same command."""
 
 import io
 import os
@@ -59,7 +59,7 @@ def sent_at(words: str, number: int = signal.SIGTERM) -> Console:
 
 
 def stopped(run: TrainConfig, store: TokenStore, console: Console | None = None) -> str:
-    """Asserts that a run stops as asked; what it says then."""
+    """Assert that a run stops on SIGTERM; return its message."""
     with pytest.raises(Stopped) as said:
         fit(run, store, console)
     return str(said.value)
@@ -77,9 +77,7 @@ def asked_to_stop(process: int) -> None:
 
 
 @pytest.mark.fault("SIGTERM", "in a step", "saved after the step, status 75, the same final bits")
-def test_the_command_finishes_its_step_saves_leaves_with_75_and_goes_on(
-    climb: Any, tmp_path: Path
-) -> None:
+def test_sigterm_finishes_step_saves_and_exits_with_75(climb: Any, tmp_path: Path) -> None:
     out, log, watched = tmp_path / "run", tmp_path / "log", Watched()
     status = watched.run(climb.arguments(out), log, "step", times=8, then=asked_to_stop)
     assert status == runner.STOPPED == 75
@@ -128,8 +126,14 @@ def test_in_a_growth_nothing_is_saved_anew(
 def sent_in_the_save_of(
     step: int, number: int = signal.SIGTERM, before: float = 0.0, after: float = 0.0
 ) -> Iterator[None]:
-    """A signal comes while the checkpoint of a step is written, so many seconds after its
-    beginning and before its end."""
+    """Send a signal while the checkpoint of a step is written.
+
+    Args:
+        step: step of the checkpoint.
+        number: signal.
+        before: delay after the start of the write, s.
+        after: delay before its end, s.
+    """
     save = checkpoint_writer.save_checkpoint
 
     def interrupted(folder: Path, checkpoint: Checkpoint) -> None:
@@ -191,7 +195,7 @@ def heard() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_the_first_signal_is_noted_and_the_second_one_does_what_it_did_before(
+def test_second_signal_has_its_previous_effect(
     heard: list[int],
 ) -> None:
     with StopRequest() as stop:

@@ -1,5 +1,4 @@
-"""A run goes on only as the run that it was; what does not fit is refused and nothing is
-touched."""
+"""A run resumes only with a matching config; otherwise it is refused and nothing changes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +55,7 @@ def refused(config: TrainConfig, store: TokenStore, said: str) -> None:
 
 
 def with_stage(run: TrainConfig, index: int, **changes: Any) -> TrainConfig:
-    """The run with one stage changed."""
+    """Return the run with one stage changed."""
     stages = list(run.stages)
     stages[index] = replace(stages[index], **changes)
     return replace(run, stages=tuple(stages))

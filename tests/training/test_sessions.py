@@ -1,4 +1,4 @@
-"""What sessions.json says of where a run was trained."""
+"""Records of training sessions in sessions.json."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def test_the_commit_of_a_checkout_and_whether_its_files_differ(checkout: Path) -
     assert git_commit(checkout) == (commit, True)
 
 
-def test_an_installed_package_inside_somebodys_repository_has_no_commit(checkout: Path) -> None:
+def test_package_inside_another_repository_has_no_commit(checkout: Path) -> None:
     package = checkout / "site-packages"
     package.mkdir()
     assert git_commit(package) == (None, None)

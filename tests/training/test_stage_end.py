@@ -24,7 +24,7 @@ Runs = Callable[..., TrainConfig]
 
 
 def at_a_plateau(run: TrainConfig, steps: int = 20) -> TrainConfig:
-    """The run at a constant rate, with stages that end at their second validation: step 6."""
+    """Return the run at a constant rate with stages that end at their second validation, step 6."""
     rule = PlateauConfig(patience=1, min_delta=100.0)  # no second validation is that much better
     return replace(
         run,
@@ -56,7 +56,7 @@ def test_a_stage_at_a_plateau_ends_and_the_next_one_grows(flattened: FitResult) 
     assert grown.loss_end is not None and grown.loss_end < first.loss_end
 
 
-def test_a_stage_that_its_rule_ends_is_one_that_was_given_those_steps(
+def test_stage_ended_by_rule_equals_stage_with_those_steps(
     flattened: FitResult, tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     given = at_a_plateau(tiny_run(tmp_path / "run", rungs=(8, 12)), steps=6)
@@ -87,7 +87,7 @@ def test_what_ended_a_stage_is_said(tiny_run: Runs, store: TokenStore, tmp_path:
     [(4, 4), (4, 6), (4, 10), (4, 12), (3, 3), (3, 6)],  # 3: one is due where the stage ends
 )
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_around_a_plateau_and_resumed_it_ends_with_the_same_bits(
+def test_killed_around_plateau_resumes_bit_identically(
     flattened: FitResult,
     tiny_run: Runs,
     store: TokenStore,

@@ -1,4 +1,4 @@
-"""How much wall time lies behind a model, over sessions, kills and growths."""
+"""Wall-clock time of a model over sessions, kills and growths."""
 
 import json
 import time
@@ -25,7 +25,7 @@ Runs = Callable[..., TrainConfig]
 
 @pytest.fixture
 def hands(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What `time.monotonic` says: its one entry, which a test may set."""
+    """Value of `time.monotonic`: its one entry, which a test may set."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -45,7 +45,7 @@ def test_a_session_goes_on_from_the_seconds_of_the_checkpoint(hands: list[float]
     hands[0] += 4
     saved = first.times()
     assert saved == WallTimes(seconds=7.0, before=0.0, validation=(3.0,))
-    hands[0] += 1000  # lost by a kill, and the time until somebody starts it again
+    hands[0] += 1000  # lost by a kill, and the time until the restart
     second = WallTime.resumed(saved, validations=1)
     hands[0] += 2
     second.note_validation()
@@ -90,7 +90,7 @@ def test_a_checkpoint_has_the_time_of_each_of_its_validations(
     assert times.before == 0
 
 
-def test_a_growth_outside_of_a_run_keeps_what_its_source_had_cost(
+def test_growth_outside_a_run_keeps_cost_of_source(
     tiny_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
     source = fit(tiny_run(tmp_path / "run", rungs=(8,), steps=2), store).checkpoint

@@ -1,4 +1,4 @@
-"""The command in a process that tells what it is doing at any time, and can be stopped in it.
+"""The command in a process that reports its activity, so that a test can stop it there.
 
 The process is forked off one that has imported everything, which takes longer than a small run.
 """
@@ -34,7 +34,7 @@ def killed(process: int) -> None:
 
 
 class Watched:
-    """What a victim is doing, by what it tells, and how long it usually does that."""
+    """Current activity of the process, and the usual duration of each activity."""
 
     def __init__(self) -> None:
         self._open: list[str] = []
@@ -61,7 +61,7 @@ class Watched:
             arguments: of the command.
             log: file for what it prints.
             aim: what it is doing then.
-            times: how often that has begun then; 0: it is left alone.
+            times: how often that has begun then; 0: never.
             delay: seconds after that.
             then: what is done, given its process id.
 
@@ -77,7 +77,7 @@ class Watched:
             for sign, doing, clock in _heard(hearing):
                 was_open = aim in self._open
                 self._hear(sign, doing, clock)
-                if aim in self._open and not was_open:  # a save goes on beside steps
+                if aim in self._open and not was_open:  # a save runs next to steps
                     begun += 1
                     if begun == times:
                         time.sleep(delay)
@@ -105,7 +105,7 @@ def _heard(hearing: Connection) -> Iterator[tuple[str, str, float]]:
 
 
 def live(arguments: list[str], log: Path, telling: Connection) -> None:
-    """What the process does."""
+    """Run the command in the forked process, and report its activities."""
 
     def tell(sign: str, doing: str) -> None:
         telling.send((sign, doing, time.monotonic()))

@@ -15,7 +15,7 @@ from tokengrow.bench import data, decode, pattention, step
 from tokengrow.bench.rows import Measurement, append_rows, check_appendable
 from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import run_command
-from tokengrow.console.format import table
+from tokengrow.console.format import empty_table
 from tokengrow.data.sections import resolve_corpus, resolve_tokenizer
 from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
@@ -78,7 +78,7 @@ class BenchArguments:
             raise UserError("models and batches must both be set, or neither. Set the other one.")
         if self.batches and self.models and len(self.batches) != len(self.models):
             raise UserError(
-                f"batches must have {len(self.models)} entries, one per model, got "
+                f"batches must have one entry per model ({len(self.models)}), got "
                 f"{len(self.batches)}."
             )
         if self.peers and self.suite != "step":
@@ -161,7 +161,7 @@ def _table(suite: str, rows: list[Measurement]) -> Table:
     """Return the table, with a section per case."""
     title, against = SUITES[suite]
     last = "rate" if suite == "data" else "peak\nGB"
-    made = table(title, "", ("median\nms", "p20", "p80", against, last))
+    made = empty_table(title, "", ("median\nms", "p20", "p80", against, last))
     case = None
     for row in rows:
         if row.case != case:

@@ -16,7 +16,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpo
 from tokengrow.checkpoint.tensors import StateDict, dtype_name
 from tokengrow.cli.neox_recipe import NeoxRecipe, neox_recipe
 from tokengrow.cli.runner import new_folder, run_command
-from tokengrow.console.format import table
+from tokengrow.console.format import empty_table
 from tokengrow.data.tokenizer import END_OF_TEXT, Tokenizer
 from tokengrow.errors import UserError
 from tokengrow.files import atomic_directory
@@ -287,7 +287,7 @@ def _next_command(out: Path, checkpoint: Checkpoint, to: str) -> str:
 
 def show_recipe(console: Console, out: Path, recipe: NeoxRecipe) -> None:
     """Print the keys that were not converted exactly, the assumptions, and the train command."""
-    rows = table("Keys not converted exactly", "GPT-NeoX key", ())
+    rows = empty_table("Keys not converted exactly", "GPT-NeoX key", ())
     rows.add_column("reason")
     for key, reason in recipe.inexact.items():
         rows.add_row(key, reason)

@@ -20,8 +20,8 @@ from tokengrow import __version__
 from tokengrow.checkpoint.store import Checkpoint, load_source
 from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import run_command
-from tokengrow.console.format import count
-from tokengrow.console.progress import doing
+from tokengrow.console.format import format_count
+from tokengrow.console.progress import status_progress
 from tokengrow.data.corpus import Text
 from tokengrow.data.open_tokens import resolve_text, text_section
 from tokengrow.distributed.collectives import rank, world_size
@@ -141,7 +141,7 @@ def evaluate(arguments: EvalArguments, console: Console) -> tuple[dict[str, Any]
     Returns:
         The results, complete only on rank 0, and their file.
     """
-    with doing(console, "reading the checkpoint and the tasks"):
+    with status_progress(console, "reading the checkpoint and the tasks"):
         checkpoint = load_source(arguments.source)
         assert checkpoint.folder is not None
         plan = plan_evaluation(arguments, checkpoint)
@@ -247,7 +247,7 @@ def run_evaluation(
 def show(console: Console, results: dict[str, Any], path: Path) -> None:
     """Print the tables, with the nearest published model, and the path of the results."""
     checkpoint = results["checkpoint"]
-    console.print(f"{checkpoint['folder']}: {count(checkpoint['parameters'])} parameters\n")
+    console.print(f"{checkpoint['folder']}: {format_count(checkpoint['parameters'])} parameters\n")
     if "scores" in results:
         near = nearest_published_model(checkpoint["parameters"])
         console.print(score_table([Score(**score) for score in results["scores"]], near))

@@ -18,7 +18,7 @@ from tokengrow.checkpoint.store import Checkpoint, load_source
 from tokengrow.cli.config import plain_values
 from tokengrow.cli.prompts import read_prompts
 from tokengrow.cli.runner import new_file, run_command
-from tokengrow.console.format import three_digits
+from tokengrow.console.format import format_three_digits
 from tokengrow.data.open_tokens import checkpoint_tokenizer
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
@@ -169,7 +169,7 @@ class SpeedMeter:
             text += f" of each of {self.batches:,} batches"
         text += f" after {self._waited / self.batches:.2f} s"
         if self._timed:
-            text += f", then {three_digits(self._timed / self._seconds)} tokens/s"
+            text += f", then {format_three_digits(self._timed / self._seconds)} tokens/s"
         return text
 
 

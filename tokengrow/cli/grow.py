@@ -14,7 +14,7 @@ from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import Checkpoint, load_source
 from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import new_folder, run_command
-from tokengrow.console.format import table
+from tokengrow.console.format import empty_table
 from tokengrow.data.loader import probe_batch
 from tokengrow.data.mixture import open_store
 from tokengrow.errors import UserError
@@ -79,7 +79,7 @@ def _number(value: int | float) -> str:
 
 def show(console: Console, plan: GrowthPlan, grown: Checkpoint, tokens: str) -> None:
     """Print the changed sizes, the drift, and the path of the result."""
-    rows = table("Growth", "key", ("before", "after"))
+    rows = empty_table("Growth", "key", ("before", "after"))
     for step in plan.steps:
         for key, (before, after) in step.changes.items():
             rows.add_row(key, *(_number(value) for value in (before, after)))

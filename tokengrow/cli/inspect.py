@@ -55,13 +55,14 @@ def main(config: DictConfig) -> None:
     earlier = _earlier(Path(arguments.source), newest, console) if arguments.history else []
     ids, problem = _text(arguments, newest, console)
     if arguments.history and problem:
-        raise UserError(f"history=true needs a text. {problem}")
+        raise UserError(f"history=true cannot measure contributions. {problem}")
     past = _inspected([*earlier, newest], ids, console)
     for shown in inspection_tables(past[-1]):
         console.print(shown)
     if arguments.history:
         console.print(history_table(past))
-    for line in DEFINITIONS if ids is not None else [problem]:
+    missing = f"Contributions are not measured. {problem}"
+    for line in DEFINITIONS if ids is not None else [missing]:
         console.print(line, highlight=False, soft_wrap=True)
     if out:
         for path in _write(out, past, arguments.history):
@@ -83,7 +84,7 @@ def _text(
     except UserError as error:
         if arguments.store:
             raise
-        return None, f"Contributions need a text: {error}"
+        return None, str(error)
     length = source.config.context_length
     validation = tokens.sequences("validation", length)
     return evenly_spaced_batch(validation, arguments.sequences)[:, :-1], ""

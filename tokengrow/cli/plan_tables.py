@@ -5,7 +5,13 @@ from typing import Any
 
 from rich.table import Table
 
-from tokengrow.console.format import bytes_text, count, power, table, three_digits
+from tokengrow.console.format import (
+    empty_table,
+    format_bytes,
+    format_count,
+    format_power,
+    format_three_digits,
+)
 from tokengrow.growth.plan import AXES
 from tokengrow.model.config import ROLES
 from tokengrow.planning.cost import Appended, Budget
@@ -26,17 +32,17 @@ def _name(budget: Budget) -> str:
 
 
 def _sizes(budget: Budget) -> Table:
-    scratch = f"FLOPs from scratch\n({count(budget.scratch_tokens)} tokens)"
-    rows = table(
+    scratch = f"FLOPs from scratch\n({format_count(budget.scratch_tokens)} tokens)"
+    rows = empty_table(
         "Sizes", _name(budget), ("parameters", "FLOPs\n/token", scratch, "checkpoint\non disk")
     )
     for rung in budget.rungs:
         rows.add_row(
             rung.name,
             f"{rung.parameters:,}",
-            count(rung.flops_per_token),
-            power(rung.scratch_flops),
-            bytes_text(rung.checkpoint_bytes),
+            format_count(rung.flops_per_token),
+            format_power(rung.scratch_flops),
+            format_bytes(rung.checkpoint_bytes),
         )
     return rows
 
@@ -45,7 +51,7 @@ def _growths(budget: Budget) -> Table:
     """Return the table of appended sizes, with a column for each axis that grows."""
     steps = {rung.name: {step.axis: step for step in rung.appended} for rung in budget.rungs}
     axes = [axis for axis in AXES if any(axis in grown for grown in steps.values())]
-    rows = table("Appended sizes", _name(budget), ())
+    rows = empty_table("Appended sizes", _name(budget), ())
     for axis in axes:
         rows.add_column("layers" if axis == "depth" else axis)
     for name, grown in steps.items():
@@ -73,7 +79,7 @@ def _tokens(counts: dict[str, Any]) -> str:
 
 
 def _memory(budget: Budget) -> Table:
-    rows = table(
+    rows = empty_table(
         f"Memory of a training step ({budget.precision}, micro-batch {budget.micro_batch_size})",
         _name(budget),
         ("weights", "copies of\nweights", "gradients", "Adam's\nmoments", "activations", "total"),
@@ -81,7 +87,7 @@ def _memory(budget: Budget) -> Table:
     for rung in budget.rungs:
         held = rung.memory
         parts = (held.weights, held.copies, held.gradients, held.moments, held.activations)
-        rows.add_row(rung.name, *map(bytes_text, (*parts, held.total)))
+        rows.add_row(rung.name, *map(format_bytes, (*parts, held.total)))
     return rows
 
 
@@ -91,19 +97,25 @@ def _cost(budget: Budget) -> Table:
     columns = ["steps", "tokens", "FLOPs", "cumulative\nFLOPs", "/ from\nscratch"]
     columns += ["FLOP/s", "hours"] if timed else []
     where = f", from a few measured steps on {budget.device}" if budget.device else ""
-    rows = table(f"Training{where}", "stage", tuple(columns))
+    rows = empty_table(f"Training{where}", "stage", tuple(columns))
     for rung in budget.rungs:
         stage = rung.stage
         assert stage
-        amounts = [f"{stage.steps:,}", count(stage.tokens), power(stage.flops)]
-        amounts += [power(stage.cumulative_flops), three_digits(stage.of_scratch)]
+        amounts = [f"{stage.steps:,}", format_count(stage.tokens), format_power(stage.flops)]
+        amounts += [
+            format_power(stage.cumulative_flops),
+            format_three_digits(stage.of_scratch),
+        ]
         if stage.flops_per_second is not None and stage.hours is not None:
-            amounts += [power(stage.flops_per_second), three_digits(stage.hours)]
+            amounts += [
+                format_power(stage.flops_per_second),
+                format_three_digits(stage.hours),
+            ]
         rows.add_row(rung.name, *amounts)
     total = budget.total
-    amounts = [f"{total.steps:,}", count(total.tokens), power(total.flops)]
+    amounts = [f"{total.steps:,}", format_count(total.tokens), format_power(total.flops)]
     if total.hours is not None:
-        amounts += ["", "", "", three_digits(total.hours)]
+        amounts += ["", "", "", format_three_digits(total.hours)]
     rows.add_section()
     rows.add_row("total", *amounts)
     if early := [rung.name for rung in budget.rungs if rung.stage and rung.stage.may_end_before]:

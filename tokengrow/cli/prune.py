@@ -11,7 +11,7 @@ from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.store import Checkpoint, load_source, save_checkpoint
 from tokengrow.cli.config import plain_values
 from tokengrow.cli.runner import new_folder, run_command
-from tokengrow.console.format import table
+from tokengrow.console.format import empty_table
 from tokengrow.data.loader import evenly_spaced_batch
 from tokengrow.data.open_tokens import open_checkpoint_tokens
 from tokengrow.errors import UserError
@@ -84,7 +84,7 @@ def show(
 ) -> None:
     """Print the removed tokens, the drift, and the path of the result."""
     entry = pruned.lineage[-1]
-    rows = table("Pruning", "key", ("before", "after", "contribution\nkept"))
+    rows = empty_table("Pruning", "key", ("before", "after", "contribution\nkept"))
     for role, kept in entry.settings["kept_contribution"].items():
         sizes = (getattr(config.tokens, role) for config in (source, target))
         rows.add_row(f"tokens.{role}", *(f"{size:,}" for size in sizes), f"{kept:.2%}")

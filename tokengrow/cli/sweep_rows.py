@@ -12,7 +12,12 @@ from typing import Any
 
 from rich.table import Table
 
-from tokengrow.console.format import count, power, table, three_digits
+from tokengrow.console.format import (
+    empty_table,
+    format_count,
+    format_power,
+    format_three_digits,
+)
 from tokengrow.files import write_atomically
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
@@ -104,16 +109,16 @@ def sweep_table(rows: Sequence[Row]) -> Table:
         "seconds",
         "status",
     )
-    made = table("Jobs of the sweep, best first", "job", headers)
+    made = empty_table("Jobs of the sweep, best first", "job", headers)
     for row in rows:
         made.add_row(
             _format(row.job, str),
             *(_short(row.settings.get(key, "")) for key in keys),
             _format(row.loss, "{:.5f}".format),
-            _format(row.parameters, count),
-            _format(row.tokens, count),
-            _format(row.flops, power),
-            three_digits(row.seconds),
+            _format(row.parameters, format_count),
+            _format(row.tokens, format_count),
+            _format(row.flops, format_power),
+            format_three_digits(row.seconds),
             row.status,
         )
     return made

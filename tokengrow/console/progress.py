@@ -1,4 +1,4 @@
-"""What an evaluation shows while it goes on: a moving line at a terminal, else lines of a log."""
+"""Progress of a command: a live line on a terminal, plain lines in a log file."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,85 +7,80 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-Advance = Callable[[], None]
-"""To be called when one more is done."""
+from tokengrow.console.format import format_clock
 
-SECONDS = 10
-"""From line to line of a log, of what has no known end."""
+Advance = Callable[[], None]
+"""Function to call after each completed item."""
+
+LOG_INTERVAL = 10
+"""Minimum time between two lines of a log file in `status_progress`, seconds."""
 
 
 @contextmanager
-def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
-    """Says what is done while the block runs; gives what says how far it is by now.
+def status_progress(console: Console, status: str) -> Iterator[Callable[[str], None]]:
+    """Show the status of an activity of unknown length, and yield a function that updates it.
 
     Args:
-        console: where; a quiet one shows nothing.
-        what: is done.
+        console: console to write to; a quiet one shows nothing.
+        status: first status line.
     """
     if console.is_interactive:
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        with Progress(*columns, console=console, disable=console.quiet, transient=True) as moving:
-            task = moving.add_task(what, total=None)
-            yield lambda line: moving.update(task, description=line)
+        with Progress(*columns, console=console, disable=console.quiet, transient=True) as bar:
+            task = bar.add_task(status, total=None)
+            yield lambda line: bar.update(task, description=line)
         return
-    console.print(what, highlight=False)
-    shown, waiting = time.monotonic(), ""
+    console.print(status, highlight=False)
+    printed_at, pending = time.monotonic(), ""
 
-    def say(line: str) -> None:
-        nonlocal shown, waiting
-        waiting = line
-        if time.monotonic() - shown >= SECONDS:
+    def update(line: str) -> None:
+        nonlocal printed_at, pending
+        pending = line
+        if time.monotonic() - printed_at >= LOG_INTERVAL:
             console.print(line, highlight=False)
-            shown, waiting = time.monotonic(), ""
+            printed_at, pending = time.monotonic(), ""
 
-    yield say
-    if waiting:
-        console.print(waiting, highlight=False)
+    yield update
+    if pending:
+        console.print(pending, highlight=False)
 
 
 @contextmanager
-def counted(console: Console, what: str, done: int, total: int) -> Iterator[Advance]:
-    """Shows how many are done while the block runs, how fast, and how long the rest takes.
+def count_progress(console: Console, label: str, done: int, total: int) -> Iterator[Advance]:
+    """Show the number of completed items, their rate and the time left.
 
     Args:
-        console: where; a quiet one shows nothing.
-        what: they are.
-        done: before the block.
-        total: in the end.
+        console: console to write to; a quiet one shows nothing.
+        label: plural noun for the items.
+        done: number of items that were completed before.
+        total: number of all items.
     """
-    known = f", {done:,} of them known from before" if done else ""
-    begun, count = time.monotonic(), done
+    started_at, count = time.monotonic(), done
 
-    def line() -> str:
-        rate = (count - done) / max(time.monotonic() - begun, 1e-9)
-        left = f", {_clock((total - count) / rate)} left" if count < total else ""
-        return f"{what} {count:,} of {total:,}, {rate:,.3g}/s{left}"
+    def progress_line() -> str:
+        rate = (count - done) / max(time.monotonic() - started_at, 1e-9)
+        left = f", {format_clock((total - count) / rate)} left" if count < total else ""
+        return f"{label} {count:,} of {total:,}, {rate:,.3g}/s{left}"
 
     if console.is_interactive:
         columns = BarColumn(bar_width=20), TextColumn("{task.description}")
         with Progress(*columns, console=console, disable=console.quiet) as bar:
-            task = bar.add_task(f"{what} {done:,} of {total:,}", total=total, completed=done)
+            task = bar.add_task(f"{label} {done:,} of {total:,}", total=total, completed=done)
 
-            def moved() -> None:
+            def advance_bar() -> None:
                 nonlocal count
                 count += 1
-                bar.update(task, completed=count, description=line())
+                bar.update(task, completed=count, description=progress_line())
 
-            yield moved
+            yield advance_bar
         return
-    console.print(f"{what}: {total:,}{known}", highlight=False)
+    already_done = f", {done:,} already done" if done else ""
+    console.print(f"{label}: {total:,}{already_done}", highlight=False)
 
-    def advance() -> None:
+    def advance_log() -> None:
         nonlocal count
         count += 1
         if 10 * count // total > 10 * (count - 1) // total:
-            console.print(line(), highlight=False)
+            console.print(progress_line(), highlight=False)
 
-    yield advance
-
-
-def _clock(seconds: float) -> str:
-    """As 1:06, or 2:01:06."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    yield advance_log

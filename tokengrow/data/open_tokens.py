@@ -113,8 +113,9 @@ def _open_megatron(
             cache=cache_dir(),
         )
         samples = len(source.sequences("train", request.context_length))
+    epochs = f"{source.epochs} {'epoch' if source.epochs == 1 else 'epochs'}"
     console.print(
-        f"data: {samples:,} samples of {request.context_length:,} tokens, {source.epochs} epochs "
+        f"data: {samples:,} samples of {request.context_length:,} tokens, {epochs} "
         f"of the training documents of {files.prefix}",
         highlight=False,
         soft_wrap=True,

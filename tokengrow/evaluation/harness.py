@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tokengrow.checkpoint.store import load_checkpoint
-from tokengrow.console.progress import Advance, counted
+from tokengrow.console.progress import Advance, count_progress
 from tokengrow.distributed.collectives import all_gather_object, barrier, rank, world_size
 from tokengrow.distributed.fabric import AcceleratorName, FabricConfig, build_fabric
 from tokengrow.errors import UserError
@@ -231,7 +231,8 @@ class TokengrowLM(TemplateLM):
         uncached = [request for request, response in pairs if response is None]
         share = f" (rank 0 of {self.world_size})" if self.world_size > 1 else ""
         counts = len(requests) - len(uncached), len(requests)
-        with counted(self._console, f"{PROGRESS_LABELS[kind]}{share}", *counts) as self._advance:
+        label = f"{PROGRESS_LABELS[kind]}{share}"
+        with count_progress(self._console, label, *counts) as self._advance:
             computed = iter(compute(uncached) if uncached else [])
         return (next(computed) if response is None else response for response in cached)
 

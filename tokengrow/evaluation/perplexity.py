@@ -19,8 +19,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from tokengrow.console.format import table
-from tokengrow.console.progress import doing
+from tokengrow.console.format import empty_table
+from tokengrow.console.progress import status_progress
 from tokengrow.data.corpus import Split, Text, first_bytes
 from tokengrow.data.store_writer import CHARACTERS_PER_BATCH, batch_documents
 from tokengrow.data.tokenizer import Tokenizer
@@ -196,7 +196,7 @@ def measure_perplexity(
         )
     run = _Measurement(tokenizer, context_length, stride or context_length)
     cache = responses or ResponseCache()
-    with doing(console or Console(quiet=True), "perplexity: reading the text") as write:
+    with status_progress(console or Console(quiet=True), "perplexity: reading the text") as write:
 
         def on_score(windows: Sequence[Window], index: int, score: WindowScore) -> None:
             window = windows[index]
@@ -326,7 +326,7 @@ def _chunks(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
 
 def perplexity_table(result: Perplexity) -> Table:
     """Build a table with one row per ratio."""
-    rows = table("Perplexity", "measure", ("value",))
+    rows = empty_table("Perplexity", "measure", ("value",))
     rows.add_row("loss (nats per token)", f"{result.loss:.5f}")
     rows.add_row("token perplexity", _format_number(result.token_perplexity))
     rows.add_row("bits per byte", f"{result.bits_per_byte:.5f}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from tokengrow.console.format import table
+from tokengrow.console.format import empty_table
 from tokengrow.evaluation.published_scores import PublishedModel
 
 FOUR_DECIMALS = ("bits_per_byte", "bits per byte")
@@ -40,7 +40,7 @@ def score_table(scores: Sequence[Score], published: PublishedModel) -> Table:
         published: model of the last column; it has zero-shot scores only.
     """
     headers = ("metric", "shots", "n", "value", "±", published.name.replace("-", "\n"))
-    rows, task = table("Tasks", "task", headers), None
+    rows, task = empty_table("Tasks", "task", headers), None
     for score in scores:
         first, task = score.task != task, score.task
         reported = None if score.shots else published.scores.get((score.task, score.metric))

@@ -14,7 +14,7 @@ from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.depth import grow_depth
 from tokengrow.growth.heads import grow_heads
 from tokengrow.growth.moments import grow_optimizer_state
-from tokengrow.growth.plan import GrowthPlan, plan_growth
+from tokengrow.growth.plan import GrowthPlan
 from tokengrow.growth.tensors import generator_for
 from tokengrow.growth.tokens import grow_tokens
 from tokengrow.growth.verify import (
@@ -27,7 +27,7 @@ from tokengrow.growth.verify import (
 )
 from tokengrow.growth.width import grow_width
 from tokengrow.model.config import ModelConfig
-from tokengrow.model.tokenformer import TokenFormer, dtype_of
+from tokengrow.model.tokenformer import dtype_of
 
 Operator = Callable[[StateDict, ModelConfig, ModelConfig, GrowthConfig, int], StateDict]
 
@@ -44,8 +44,8 @@ ROUNDED_AXES = {"width", "heads"}
 
 
 @dataclass(frozen=True)
-class GrowthResult:
-    """Model, optimizer state and report after a growth."""
+class AppliedGrowth:
+    """Weights, optimizer state and report after a growth."""
 
     config: ModelConfig
     """Config of the grown model."""
@@ -58,40 +58,12 @@ class GrowthResult:
     """Steps, settings and drift: one entry of a lineage."""
 
 
-def grow(
-    model: TokenFormer,
-    target: ModelConfig,
-    config: GrowthConfig | None = None,
-    probe: Tensor | None = None,
-) -> TokenFormer:
-    """Grow a model into a larger one that computes the same function.
-
-    Args:
-        model: the source; not modified.
-        target: requested sizes, none smaller than in the source; tau and rotary channels stay
-            those of the source.
-        config: initialisation of new parameters and drift tolerance.
-        probe: [B, T + 1] int64 token ids on which the drift is measured; random ones by default.
-
-    Returns:
-        The grown model on the CPU, in the precision of the source. Half precision becomes float32
-        if width or heads grow.
-
-    Raises:
-        UserError: the target cannot be reached.
-        DriftError: the grown model is not the same function.
-    """
-    plan = plan_growth(model.config, target, config=config or GrowthConfig())
-    grown = apply_growth(plan, model.to_weights(), {}, probe)
-    return TokenFormer.from_weights(grown.config, grown.weights)
-
-
 def apply_growth(
     plan: GrowthPlan,
     weights: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     probe: Tensor | None = None,
-) -> GrowthResult:
+) -> AppliedGrowth:
     """Execute a plan on weights and optimizer state, and measure the drift.
 
     Args:
@@ -106,7 +78,7 @@ def apply_growth(
     grown = dict(grow_weights(plan, weights))
     drift = verify_growth(plan, weights, grown, probe)
     moments = dict(grow_optimizer_state(plan, optimizer))
-    return GrowthResult(plan.target, grown, moments, growth_report(plan, drift))
+    return AppliedGrowth(plan.target, grown, moments, growth_report(plan, drift))
 
 
 def grow_weights(plan: GrowthPlan, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

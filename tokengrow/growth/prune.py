@@ -50,8 +50,8 @@ from tokengrow.model.tokenformer import TokenFormer
 
 
 @dataclass(frozen=True)
-class PruningResult:
-    """Model, optimizer state and report after a pruning."""
+class AppliedPruning:
+    """Weights, optimizer state and report after a pruning."""
 
     config: ModelConfig
     """Config of the pruned model."""
@@ -104,7 +104,7 @@ def apply_pruning(
     optimizer: Mapping[str, Tensor],
     text: Tensor,
     probe: Tensor,
-) -> PruningResult:
+) -> AppliedPruning:
     """Remove parameter tokens and measure the drift.
 
     Args:
@@ -130,7 +130,7 @@ def apply_pruning(
         "drift": asdict(drift),
     }
     moments = select_optimizer_rows(optimizer, rows, weights)
-    return PruningResult(config, smaller, moments, report, kept)
+    return AppliedPruning(config, smaller, moments, report, kept)
 
 
 def select_tokens(activity: Mapping[Layer, Activity], target: ModelConfig) -> dict[Layer, Tensor]:

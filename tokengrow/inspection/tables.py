@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 
-from tokengrow.console.format import count, exponent, table
+from tokengrow.console.format import empty_table, format_count, format_small_number
 from tokengrow.inspection.analysis import DEAD, Generation, Inspection, LayerSummary, fractions
 from tokengrow.model.config import ROLES
 
@@ -53,7 +53,7 @@ def history_table(inspections: Sequence[Inspection]) -> Table:
     newest = inspections[-1]
     shown = nonempty_generations(newest)
     columns = (*(generation_name(generation) for generation in shown), "dead")
-    rows = table("Contribution by generation in %, mean of roles", "step", columns)
+    rows = empty_table("Contribution by generation in %, mean of roles", "step", columns)
     for inspection in inspections:
         shares = [*inspection.mean_shares(), *[None] * len(newest.generations)]
         cells = [format_percent(shares[generation.number]) for generation in shown]
@@ -90,13 +90,13 @@ def format_percent(share: float | None) -> str:
 def _model_table(inspection: Inspection) -> Table:
     """Build the table of the config, the sizes and the training counters."""
     checkpoint = inspection.checkpoint
-    rows = table(str(checkpoint.folder or "a model"), "model", ("",))
+    rows = empty_table(str(checkpoint.folder or "a model"), "model", ("",))
     for key, value in checkpoint.config.to_dict().items():
         if not isinstance(value, dict):  # values by role are in the table of roles
             rows.add_row(key, f"{value:,}" if type(value) is int else str(value))
     rows.add_section()
     rows.add_row("parameters", f"{checkpoint.config.num_parameters():,}")
-    rows.add_row("FLOPs per token", count(checkpoint.config.flops_per_token()))
+    rows.add_row("FLOPs per token", format_count(checkpoint.config.flops_per_token()))
     rows.add_row("weights", ", ".join(inspection.dtypes))
     if checkpoint.train_state:
         rows.add_row("step", f"{checkpoint.step:,}")
@@ -107,7 +107,7 @@ def _model_table(inspection: Inspection) -> Table:
 def _role_table(inspection: Inspection) -> Table:
     """Build the table of the sizes and parameters by role."""
     roles = inspection.role_parameters
-    rows = table(
+    rows = empty_table(
         "Parameters by role",
         "role",
         ("N", "D_in", "D_out", "tau", "parameters", "share"),
@@ -130,7 +130,7 @@ def _role_table(inspection: Inspection) -> Table:
 
 def _lineage_table(inspection: Inspection) -> Table:
     """Build the table of growths and prunings, one row per axis."""
-    rows = table("Lineage", "#", ())
+    rows = empty_table("Lineage", "#", ())
     for header in ("axis", "change"):
         rows.add_column(header, no_wrap=True)
     for header in ("at step", "parameters", "max\n|Δ logit|", "SHA-256\nbefore"):
@@ -144,7 +144,7 @@ def _lineage_table(inspection: Inspection) -> Table:
                 measured = (
                     f"{entry.source.step:,}",
                     f"{entry.target.parameters:,}",
-                    exponent(entry.drift.max_logit),
+                    format_small_number(entry.drift.max_logit),
                     (entry.source.weights_sha256 or "-")[:8],
                 )
             axis = "pruned" if entry.operation == "prune" else step.axis
@@ -175,7 +175,7 @@ def _describe_changes(changes: Mapping[str, Sequence[int]]) -> Iterator[str]:
 
 def _contribution_table(inspection: Inspection) -> Table:
     """Build the table of contributions, one row per generation."""
-    rows = table(
+    rows = empty_table(
         f"Contribution by generation in %, on {inspection.text_tokens:,} tokens of text",
         "generation",
         ("tokens", "updates", "dead", *ROLES),
@@ -197,7 +197,7 @@ def _layer_table(
     inspection: Inspection, title: str, format_cell: Callable[[LayerSummary], str]
 ) -> Table:
     """Build a table with one row per layer and one column per role."""
-    rows = table(title, "layer", ROLES)
+    rows = empty_table(title, "layer", ROLES)
     layers = {(layer.layer, layer.role): layer for layer in inspection.layers}
     for number in sorted({number for number, _ in layers}):
         rows.add_row(str(number), *(format_cell(layers[number, role]) for role in ROLES))
@@ -221,7 +221,7 @@ def _score_norm(layer: LayerSummary) -> str:
 
 def _norm_table(inspection: Inspection) -> Table:
     """Build the table of the lengths of keys and values, which need no text."""
-    rows = table(
+    rows = empty_table(
         "Length of keys and values by generation (root mean square)",
         "generation",
         ("tokens", "", *ROLES),

@@ -1,1 +1,1 @@
-"""Optimizers with growth-aware state, parameter groups and learning-rate schedules."""
+"""Optimizer with growth-aware state, parameter groups and learning-rate schedules."""

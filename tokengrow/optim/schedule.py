@@ -1,4 +1,4 @@
-"""The learning rate of every update of a stage."""
+"""Learning rate of every update of a stage."""
 
 import math
 
@@ -6,16 +6,16 @@ from tokengrow.optim.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, update: int, updates: int) -> float:
-    """The rate of one update of a stage.
+    """Return the learning rate of one update of a stage.
 
-    `neox_cosine` is GPT-NeoX's schedule, with which the published models were trained. It counts
-    the updates already done, so the first update has rate 0 and the last one not quite min_lr, and
-    past its end the cosine rises again.
+    `neox_cosine` is the schedule of GPT-NeoX, with which the published models were trained. It
+    counts the updates already done. The first update therefore has rate 0, the last one is slightly
+    above min_lr, and after its end the cosine rises again.
 
     Args:
-        config: of the stage.
-        update: 1 for the stage's first.
-        updates: how many the stage has.
+        config: settings of the stage.
+        update: number of the update in the stage, from 1.
+        updates: number of updates in the stage.
     """
     as_published = config.schedule == "neox_cosine"
     position = update - 1 if as_published else update
@@ -25,21 +25,21 @@ def learning_rate(config: OptimConfig, update: int, updates: int) -> float:
         return config.lr
     if config.schedule == "wsd":
         start, end = max(config.warmup, updates * (1 - config.decay_share)), updates
-        progress = _progress(position, start, end)
-        return config.lr if progress <= 0 else _between(config, 1 - min(progress, 1.0))
+        progress = _decay_progress(position, start, end)
+        return config.lr if progress <= 0 else _interpolate(config, 1 - min(progress, 1.0))
     end = updates if config.decay_steps is None else config.decay_steps
-    progress = _progress(position, config.warmup, end)
+    progress = _decay_progress(position, config.warmup, end)
     if not as_published:
         progress = min(progress, 1.0)
-    return _between(config, (math.cos(math.pi * progress) + 1) / 2)
+    return _interpolate(config, (math.cos(math.pi * progress) + 1) / 2)
 
 
-def _progress(position: float, start: float, end: float) -> float:
-    """How far a decay is: 0 at its start, 1 at its end."""
+def _decay_progress(position: float, start: float, end: float) -> float:
+    """Return the progress of a decay: 0 at its start, 1 at its end."""
     length = end - start
     return (position - start) / (length if length > 0 else 1)
 
 
-def _between(config: OptimConfig, share: float) -> float:
-    """The rate that lies this share of the way up from min_lr to lr."""
+def _interpolate(config: OptimConfig, share: float) -> float:
+    """Return the rate between min_lr (share 0) and lr (share 1)."""
     return config.min_lr + (config.lr - config.min_lr) * share

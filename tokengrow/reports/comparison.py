@@ -9,7 +9,7 @@ from typing import Any
 
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.schema import LineageEntry
-from tokengrow.console.format import exponent
+from tokengrow.console.format import format_small_number
 from tokengrow.reports.run_data import LeftOut, RunRecord, Values
 
 SAYS_NOTHING = {"out", "resume", "logger", "checkpoint_every", "keep_checkpoints", "log_every"}
@@ -164,7 +164,7 @@ def _growth(entry: LineageEntry) -> str:
         for (section, change), names in same.items()
     ]
     what = "pruned" if entry.operation == "prune" else "grown"
-    moved = exponent(entry.drift.max_logit)
+    moved = format_small_number(entry.drift.max_logit)
     return f"{what}: {'; '.join(changes)}; largest |Δ logit| {moved}"
 
 

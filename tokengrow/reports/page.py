@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from tokengrow.console.format import count, exponent, power
+from tokengrow.console.format import format_count, format_power, format_small_number
 from tokengrow.evaluation.scores import format_value_and_error, metric_label
 from tokengrow.reports.plots import Png, style
 
@@ -53,11 +53,11 @@ def page(report: Mapping[str, Any], figures: Mapping[str, Png]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "power": _or_dash(power),
-        "count": _or_dash(count),
+        "power": _or_dash(format_power),
+        "count": _or_dash(format_count),
         "whole": _or_dash("{:,}".format),
         "loss": _or_dash("{:.4f}".format),
-        "drift": _or_dash(exponent),
+        "drift": _or_dash(format_small_number),
         "duration": _or_dash(duration),
         "metric": metric_label,
         "times": lambda ratio: "not reached" if ratio is None else f"{ratio:.2f} ×",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from tokengrow.console.format import count, folded, power
+from tokengrow.console.format import fold_name, format_count, format_power
 from tokengrow.figures import empty_figure
 from tokengrow.reports.run_data import Point, RunRecord
 
@@ -67,7 +67,7 @@ def lines_of(runs: Sequence[RunRecord]) -> list[Line]:
     for number, rung in enumerate(run.rungs):
         points = [point for point in run.points if point.rung == number]
         grown = points[:1] if rung.drift is not None else []
-        label = f"{rung.name}, {count(rung.parameters)}"
+        label = f"{rung.name}, {format_count(rung.parameters)}"
         lines.append(Line(label, number, points, grown))
     return lines
 
@@ -127,7 +127,7 @@ def _loss_plot(lines: Sequence[Line], label: str, cost: Cost) -> Png:
         xs, ys = zip(*shown, strict=True)
         many = len(xs) > 60
         axes.plot(xs, ys, color=color, linestyle=dashes, linewidth=1.6,
-                  label=folded(line.label, LEGEND), marker=None if many else ".", markersize=4,
+                  label=fold_name(line.label, LEGEND), marker=None if many else ".", markersize=4,
                   zorder=2.5 - 0.01 * line.style)  # fmt: skip
         if grown := _on_axis(line.grown, cost):
             axes.plot(*zip(*grown, strict=True), linestyle="none", marker="D", markersize=6,
@@ -221,11 +221,11 @@ def cost_plot(runs: Sequence[RunRecord]) -> Png:
             axes.barh(number, flops, left=left, color=face, edgecolor="white", height=0.6,
                       alpha=1.0 if index == 0 else _shade(index, len(parts) - 1))  # fmt: skip
             left += flops
-        axes.text(1.02, number, f"{power(left)}\nloss {run.lowest.loss:.3f}", va="center",
+        axes.text(1.02, number, f"{format_power(left)}\nloss {run.lowest.loss:.3f}", va="center",
                   fontsize=SMALL, transform=axes.get_yaxis_transform())  # fmt: skip
         if (at_once := flops_at_last_size(run)) is not None:
             axes.plot([at_once] * 2, [number - 0.38, number + 0.38], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(runs)), [folded(run.name, LABEL) for run in runs])
+    axes.set_yticks(range(len(runs)), [fold_name(run.name, LABEL) for run in runs])
     axes.invert_yaxis()
     axes.set_xlim(right=1.03 * max(_reach(runs)))
     axes.set_xlabel("training FLOPs, cumulative")

@@ -15,7 +15,13 @@ from rich.table import Table
 
 from tokengrow import __version__
 from tokengrow.checkpoint.schema import Rung
-from tokengrow.console.format import count, exponent, folded, power, table
+from tokengrow.console.format import (
+    empty_table,
+    fold_name,
+    format_count,
+    format_power,
+    format_small_number,
+)
 from tokengrow.files import is_stale_temporary, write_atomically
 from tokengrow.reports.comparison import config_differences, lineage_tree, notes
 from tokengrow.reports.compute_ratio import RULE, compute_ratios
@@ -109,7 +115,7 @@ class Report:
 
     def table(self) -> Table:
         """One line per run."""
-        made = table(
+        made = empty_table(
             "Runs (nats per token; costs with what lies behind a source)",
             "run",
             ("lowest\nloss", "last\nloss", "para-\nmeters", "tokens", "FLOPs", "wall\ntime"),
@@ -117,12 +123,12 @@ class Report:
         for run in self.runs:
             seconds = run.total_seconds
             made.add_row(
-                folded(run.name),
+                fold_name(run.name),
                 f"{run.lowest.loss:.4f}",
                 f"{run.points[-1].loss:.4f}",
-                count(run.rungs[-1].parameters),
-                count(run.total_tokens),
-                power(run.total_flops),
+                format_count(run.rungs[-1].parameters),
+                format_count(run.total_tokens),
+                format_power(run.total_flops),
                 "-" if seconds is None else duration(seconds),
             )
         return made
@@ -164,7 +170,7 @@ def rung_table(rungs: Sequence[Rung]) -> Table:
     Args:
         rungs: rungs of a ladder, smallest first.
     """
-    rows = table(
+    rows = empty_table(
         "Validation loss up the ladder (nats per token)",
         "rung",
         (
@@ -186,7 +192,7 @@ def rung_table(rungs: Sequence[Rung]) -> Table:
             _loss(rung.loss_before),
             _loss(rung.loss_start),
             _loss(rung.loss_end),
-            "-" if rung.drift is None else exponent(rung.drift),
+            "-" if rung.drift is None else format_small_number(rung.drift),
         )
     return rows
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from tokengrow.console.format import bytes_text, folded, table
+from tokengrow.console.format import empty_table, fold_name, format_bytes
 from tokengrow.evaluation.results import PERPLEXITY
 from tokengrow.evaluation.scores import Score, format_value_and_error, metric_label
 from tokengrow.reports.run_data import RunRecord, Values
@@ -130,7 +130,7 @@ def _of_perplexity(results: Values) -> Iterator[_Found]:
     windows = found["context_length"], found["stride"]
     asked = _Asked(PERPLEXITY, json.dumps([found["text_sha256"], *windows]))
     words = "{}: {}; windows of {:,} tokens, {:,} new".format(
-        _text_name(results["settings"]), bytes_text(found["bytes"]), *windows
+        _text_name(results["settings"]), format_bytes(found["bytes"]), *windows
     )
     for metric, key in COMPARABLE.items():
         yield _Found(asked, words, metric, Figure(value=found.get(key)))
@@ -147,10 +147,10 @@ def _text_name(settings: Values) -> str:
 def score_table(scores: Scores, runs: Sequence[RunRecord]) -> Table:
     """A line for each run that was asked, a column for each metric."""
     headers = tuple(metric_label(metric).replace(" (", "\n(") for metric in scores.metrics)
-    made = table(f"{scores.task} ({scores.asked})".replace("; ", ";\n"), "run", headers)
+    made = empty_table(f"{scores.task} ({scores.asked})".replace("; ", ";\n"), "run", headers)
     for run, answer in zip(runs, scores.answers, strict=True):
         if answer is not None:
-            name = folded(run.name)
+            name = fold_name(run.name)
             if answer.step != run.step:
                 name += f"\nstep {answer.step:,}"
             made.add_row(name, *(_text(metric, answer) for metric in scores.metrics))

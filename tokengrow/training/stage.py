@@ -23,7 +23,7 @@ from tokengrow.model.architectures import build_model
 from tokengrow.model.config import ModelConfig, Taus
 from tokengrow.model.tokenformer import LanguageModel, TokenFormer, fastest_attention
 from tokengrow.optim.adamw import AgedAdamW
-from tokengrow.optim.config import load_optimizer_state
+from tokengrow.optim.state import load_optimizer_state
 from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.module import TokenFormerModule
 from tokengrow.training.nonfinite import GradientMonitor

@@ -47,8 +47,8 @@ from tokengrow.errors import Stopped, UserError
 from tokengrow.growth.plan import anneal_start_tau
 from tokengrow.metrics.logger_collection import LoggerCollection, LoggerConfig, RunPosition
 from tokengrow.metrics.throughput import Throughput
-from tokengrow.optim.config import optimizer_state
 from tokengrow.optim.schedule import learning_rate
+from tokengrow.optim.state import collect_optimizer_state
 from tokengrow.training.batches import mean_validation_loss, train_batches
 from tokengrow.training.checkpoint_writer import CheckpointWriter
 from tokengrow.training.config import StageConfig, TrainConfig
@@ -217,7 +217,7 @@ class Trainer:
                 if ended or step % config.log_every == 0:
                     self._log_step(progress, loss, grad_norm, lr, throughput.read())
                 if ended or step % config.validation_every == 0:
-                    progress.validated(step, self.validate())
+                    progress.update_validation(step, self.validate())
                     ended = ended or self._ends_at_plateau()
                     throughput.reset()
                 if not ended and step % config.checkpoint_every == 0:
@@ -249,7 +249,7 @@ class Trainer:
                     loss = stage.module.training_step(batch, part) / parts
                 fabric.backward(poison_nonfinite_grad(loss))
             losses.append(loss.detach())
-        stage.adamw.drop_frozen_gradients()
+        stage.adamw.zero_frozen_gradients()
         norm = fabric.clip_gradients(
             stage.module, stage.optimizer, max_norm=optim.grad_clip, error_if_nonfinite=False
         )
@@ -288,7 +288,7 @@ class Trainer:
         checkpoint = Checkpoint(
             config=stage.model.config,
             weights=copy_to_host(stage.model.state_dict().items()),
-            optimizer=optimizer_state(stage.model, stage.adamw),
+            optimizer=collect_optimizer_state(stage.model, stage.adamw),
             train_state=deepcopy(self.state),  # a thread writes it
             run=RecordedRun.from_dict(self.config.to_dict()),
             lineage=stage.lineage,
