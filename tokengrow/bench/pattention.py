@@ -15,7 +15,7 @@ from torch import Tensor
 from tokengrow.bench.rows import Measurement
 from tokengrow.bench.timing import peak_memory, relative_error, reset_peak_memory, time_together
 from tokengrow.errors import UserError
-from tokengrow.kernels.dispatch import pattention
+from tokengrow.kernels.dispatch import Kernel, pattention
 
 CHECKED_TOKENS = 256
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -67,7 +67,7 @@ class Layer:
 def peers(n: int) -> dict[str, Peer]:
     """Name to function: the published formula eager and compiled, a GELU MLP of this size, ours."""
 
-    def formula(kernel: str) -> Peer:
+    def formula(kernel: Kernel) -> Peer:
         return lambda x, key, value: pattention(x, key, value, "l2_norm_gelu", n**0.5, kernel)
 
     return {
