@@ -72,7 +72,7 @@ def time_scorers(
         "scored_s": f"{scored:.3f}",
         "everywhere_s": f"{everywhere:.3f}",
         "ratio": f"{scored / everywhere:.3f}",
-        "share_of_head": f"{head / config.multiplied_parameters():.3f}",
+        "share_of_head": f"{head / config.matmul_parameters():.3f}",
         "device": device_name(device),
         "torch": torch.__version__,
         "python": platform.python_version(),

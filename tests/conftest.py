@@ -113,7 +113,7 @@ def _tiny_run(
 
 
 def _tiny_transformer(**changes: Any) -> TransformerConfig:
-    return TransformerConfig.beside(replace(_tiny_model(), **changes))
+    return TransformerConfig.matching(replace(_tiny_model(), **changes))
 
 
 @pytest.fixture(scope="session")

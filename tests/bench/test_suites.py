@@ -104,7 +104,7 @@ def test_the_peer_is_a_transformer_of_the_same_sizes(
     tiny_model: Callable[..., ModelConfig],
 ) -> None:
     model = tiny_model()
-    peer = TransformerConfig.beside(model)
+    peer = TransformerConfig.matching(model)
     # Four D x D projections and a feed-forward layer of 4 D in each of 2 layers, D = 32, all with
     # biases, and three norms with affine.
     blocks = 2 * (4 * (32 * 32 + 32) + 2 * 32 * 128 + 128 + 32 + 2 * 2 * 32)

@@ -87,7 +87,7 @@ def test_a_file_of_something_else_is_left_alone(command: Command, tmp_path: Path
             ["suite=data", "data=text", "data.files=[no.txt]"],
             "data.files must name text files, got 'no.txt'",
         ),
-        (["suite=decode", "models=[2b]"], "model.preset '2b': valid are 150m,"),
+        (["suite=decode", "models=[2b]"], "model.preset must be one of 150m, 450m,"),
     ],
 )
 def test_wrong_input_is_one_sentence(command: Command, arguments: list[str], message: str) -> None:

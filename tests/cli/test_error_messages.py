@@ -282,7 +282,7 @@ def test_a_logger_that_is_not_installed_is_named_with_its_extra(
 
 def test_heads_that_do_not_divide_the_width_are_refused(refused: Command) -> None:
     said = refused("train", *LADDER, "model.heads=5")
-    assert "model.heads (5) does not divide model.width (32)" in said
+    assert "model.width must be a multiple of model.heads (5), got 32." in said
 
 
 def test_a_stage_smaller_than_the_one_before_is_refused(refused: Command) -> None:

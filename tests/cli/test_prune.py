@@ -131,7 +131,7 @@ def refused(command: Command, tmp_path: Path) -> Command:
             ["model.tokens.ffn=9", "model.rotary_base=5"],
             "model.rotary_base must be null, because pruning keeps the value of source. Remove it.",
         ),
-        (["model.tokens.ffn=0"], "model.tokens.ffn must be at least 1, not 0"),
+        (["model.tokens.ffn=0"], "model.tokens.ffn must be at least 1, got 0"),
         (["model.tokens.ffn=9", "batch_sequences=0"], "batch_sequences must be at least 1, got 0."),
         (["model.tokens.ffn=9", "store=nowhere"], "nowhere"),
     ],

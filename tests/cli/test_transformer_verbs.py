@@ -54,7 +54,7 @@ def test_a_size_stands_beside_its_tokenformer(name: str, composed: Composed) -> 
         resolve_model(composed("plan", f"model={each}")["model"])
         for each in (f"transformer-{name}", name)
     )
-    assert found == TransformerConfig.beside(beside)
+    assert found == TransformerConfig.matching(beside)
 
 
 def test_plan_counts_a_transformer(command: Command) -> None:
@@ -107,15 +107,23 @@ def test_the_stages_of_a_ladder_are_refused_together(command: Command, tmp_path:
     [
         ("grow", "model.layers=4", "model must keep the sizes of the source, because a tra"),
         ("grow", "model.tokens.ffn=4", "model must keep the sizes of the source, because a tra"),
-        ("grow", "growth=stack", "source is a transformer, and that does not grow"),
+        ("grow", "growth=stack", "source must be a TokenFormer, got a transformer. Train each"),
         ("plan", "model.width=64", "model must keep the sizes of the source, because a tra"),
         (
             "prune",
             "model.tokens.ffn=4",
-            "source is a transformer, and pruning takes away parameter",
+            "source must be a TokenFormer, got a transformer. Only parameter tokens",
         ),
-        ("convert", "to=hf", "what is written for transformers are TokenFormers alone"),
-        ("convert", "to=neox", "the published format is of TokenFormers alone"),
+        (
+            "convert",
+            "to=hf",
+            "source must be a TokenFormer, got a transformer. to=hf exports no other",
+        ),
+        (
+            "convert",
+            "to=neox",
+            "source must be a TokenFormer, got a transformer. The published format",
+        ),
     ],
 )
 def test_a_verb_for_tokenformers_says_so(
@@ -143,8 +151,16 @@ def test_a_tokenformer_becomes_none(
 @pytest.mark.parametrize(
     ("model", "given", "said"),
     [
-        ("transformer-tiny", "tokens.ffn=8", "model.tokens is of a tokenformer, and this is a tra"),
-        ("tiny", "tied=false", "model.tied is of a transformer, and this is a tokenformer: leave"),
+        (
+            "transformer-tiny",
+            "tokens.ffn=8",
+            "model.tokens is a key of a tokenformer, but the model is a transformer. Remove",
+        ),
+        (
+            "tiny",
+            "tied=false",
+            "model.tied is a key of a transformer, but the model is a tokenformer. Remove",
+        ),
     ],
 )
 def test_a_key_of_the_other_is_refused(model: str, given: str, said: str, command: Command) -> None:

@@ -99,16 +99,16 @@ class TestCache:
         return cache
 
     def test_padding_sees_itself_and_nobody_else_sees_it(self) -> None:
-        seen = self.cache([2, 0], length=1).visible(3)
+        seen = self.cache([2, 0], length=1).attention_mask(3)
         assert seen is not None
         first, second = seen[:, 0].int().tolist()
         assert first == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
         assert second == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
 
     def test_without_padding_a_chunk_is_causal_and_the_rest_needs_no_mask(self) -> None:
-        assert self.cache(None, length=0).visible(3) is None
-        assert self.cache(None, length=2).visible(1) is None
-        seen = self.cache(None, length=1).visible(2)
+        assert self.cache(None, length=0).attention_mask(3) is None
+        assert self.cache(None, length=2).attention_mask(1) is None
+        seen = self.cache(None, length=1).attention_mask(2)
         assert seen is not None
         assert seen.int().tolist() == [[1, 1, 0], [1, 1, 1]]
 

@@ -12,13 +12,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def device() -> str:
-    """The GPU if there is one, otherwise the CPU with Triton's interpreter."""
+    """Return the GPU if there is one, otherwise the CPU with Triton's interpreter."""
     return DEVICE
 
 
 @pytest.fixture(autouse=True)
 def exact_float32() -> Iterator[None]:
-    """Products of float32 numbers without rounding to TF32."""
+    """Multiply float32 numbers without rounding to TF32."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     yield
@@ -27,7 +27,7 @@ def exact_float32() -> Iterator[None]:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """New memory filled with NaN, which reveals elements that a kernel does not write."""
+    """Fill new memory with NaN, to reveal elements that a kernel does not write."""
 
     def poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def allocate_nan(*arguments: Any, **options: Any) -> Tensor:

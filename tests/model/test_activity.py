@@ -1,4 +1,4 @@
-"""What each parameter token does on a text: worked by hand, and by taking tokens away."""
+"""Tests of the activity of parameter tokens: computed by hand, and by removing tokens."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tokengrow.model.tokenformer import TokenFormer
 Figures = dict[str, Tensor]
 
 
-def test_two_tokens_worked_by_hand() -> None:
+def test_two_tokens_by_hand() -> None:
     config = ModelConfig(
         vocab_size=2,
         context_length=2,
@@ -30,9 +30,9 @@ def test_two_tokens_worked_by_hand() -> None:
     weights["blocks.0.attention.query.key_param_tokens"] = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
     weights["blocks.0.attention.query.value_param_tokens"] = torch.tensor([[1.0, 1.0], [0.5, 0.0]])
     query = measure_activity(config, weights, torch.tensor([[0, 1]]))[0, "query"]
-    # The norm makes (1, -1) of the first embedding and (-1, 1) of the second. The scores are (3, 4)
-    # and (-3, -4), of length 5, which is tau. So the weights are GELU(3) = 2.9959503 and
-    # GELU(4) = 3.9998733, then GELU(-3) = -0.0040497 and GELU(-4) = -0.0001267.
+    # The norm turns the embeddings into (1, -1) and (-1, 1). The scores are (3, 4) and (-3, -4), of
+    # norm 5, which is tau. So the weights are GELU(3) = 2.9959503 and GELU(4) = 3.9998733, then
+    # GELU(-3) = -0.0040497 and GELU(-4) = -0.0001267.
     first = (2.9959503**2 + 0.0040497**2) / 2 * 2.0  # ‖v‖² = 2
     second = (3.9998733**2 + 0.0001267**2) / 2 * 0.25
     assert query.contribution.tolist() == pytest.approx([first, second], rel=1e-6)
@@ -44,57 +44,55 @@ def test_two_tokens_worked_by_hand() -> None:
 def model(
     request: pytest.FixtureRequest, published_config: ModelConfig, published_weights: Figures
 ) -> TokenFormer:
-    """The published model A, with each activation."""
+    """Return published model A with each activation."""
     config = replace(published_config, activation=request.param)
     return TokenFormer.from_weights(config, published_weights)
 
 
-def test_a_contribution_is_the_mean_squared_length_of_what_a_token_adds_to_the_output(
+def test_contribution_equals_the_effect_of_removing_a_token(
     model: TokenFormer, published_figures: Figures
 ) -> None:
     ids, layer, outputs = published_figures["input_ids"], model.blocks[1].ffn, list[Tensor]()
-    found = measure_activity(model.config, model.to_weights(), ids)[1, "ffn"].contribution
-    layer.register_forward_hook(lambda *called: outputs.append(called[2]))
+    actual = measure_activity(model.config, model.to_weights(), ids)[1, "ffn"].contribution
+    layer.register_forward_hook(lambda *call: outputs.append(call[2]))
     values = layer.value_param_tokens
     with torch.no_grad():
         model(ids)
         for token in range(6):
-            held, values[token] = values[token].clone(), 0.0  # it weighs what it did, and adds none
+            value, values[token] = values[token].clone(), 0.0  # keeps its weight, adds nothing
             model(ids)
-            values[token] = held
+            values[token] = value
     added = torch.stack([(outputs[0] - without).square().sum(-1).mean() for without in outputs[1:]])
-    torch.testing.assert_close(found[:6].float(), added, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual[:6].float(), added, rtol=1e-4, atol=1e-6)
 
 
-def test_the_shares_of_a_layer_add_up_to_one(
-    model: TokenFormer, published_figures: Figures
-) -> None:
+def test_shares_of_a_layer_sum_to_one(model: TokenFormer, published_figures: Figures) -> None:
     ids = published_figures["input_ids"]
-    for each in measure_activity(model.config, model.to_weights(), ids).values():
-        assert each.share.sum().item() == pytest.approx(1, abs=1e-5)
-        assert bool((each.share >= 0).all())
+    for activity in measure_activity(model.config, model.to_weights(), ids).values():
+        assert activity.share.sum().item() == pytest.approx(1, abs=1e-5)
+        assert bool((activity.share >= 0).all())
 
 
-def test_what_later_layers_read_has_passed_the_earlier_ones(
+def test_later_layers_read_outputs_of_earlier_ones(
     published_model: TokenFormer, published_figures: Figures
 ) -> None:
-    ids, read = published_figures["input_ids"], list[Tensor]()
+    ids, inputs = published_figures["input_ids"], list[Tensor]()
     layer = published_model.blocks[2].ffn
-    layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.no_grad():
         published_model(ids)
-        scores = torch.nn.functional.linear(read[0], layer.key_param_tokens)
-    found = measure_activity(published_model.config, published_model.to_weights(), ids)
+        scores = torch.nn.functional.linear(inputs[0], layer.key_param_tokens)
+    actual = measure_activity(published_model.config, published_model.to_weights(), ids)
     expected = scores.square().flatten(0, 1).mean(0).double()
-    torch.testing.assert_close(found[2, "ffn"].square, expected, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(actual[2, "ffn"].square, expected, rtol=1e-4, atol=1e-9)
 
 
-def test_half_precision_weights_are_computed_with_in_float32(
+def test_half_precision_weights_are_computed_in_float32(
     published_model: TokenFormer, published_figures: Figures
 ) -> None:
-    weights = {name: each.bfloat16() for name, each in published_model.to_weights().items()}
-    wide = {name: each.float() for name, each in weights.items()}
+    weights = {name: w.bfloat16() for name, w in published_model.to_weights().items()}
+    wide = {name: w.float() for name, w in weights.items()}
     ids = published_figures["input_ids"]
-    found, expected = (measure_activity(published_model.config, w, ids) for w in (weights, wide))
-    for layer, each in expected.items():
-        assert torch.equal(found[layer].contribution, each.contribution)
+    actual, expected = (measure_activity(published_model.config, w, ids) for w in (weights, wide))
+    for layer, activity in expected.items():
+        assert torch.equal(actual[layer].contribution, activity.contribution)

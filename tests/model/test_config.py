@@ -1,4 +1,4 @@
-"""Sizes: what is derived, what is counted, what is refused."""
+"""Tests of model configs: derived sizes, counts and refused values."""
 
 import json
 import math
@@ -45,12 +45,12 @@ def built_parameters(sizes: ModelConfig) -> int:
         return sum(parameter.numel() for parameter in TokenFormer(sizes).parameters())
 
 
-def test_every_official_model_has_its_preset() -> None:
+def test_every_official_model_has_a_preset() -> None:
     assert set(OFFICIAL) == set(COUNTS["models"])
 
 
 @pytest.mark.parametrize("official", OFFICIAL)
-def test_a_preset_has_the_published_sizes_and_parameter_count(official: str) -> None:
+def test_preset_has_the_published_sizes_and_count(official: str) -> None:
     preset, published = ModelConfig.preset(OFFICIAL[official]), COUNTS["models"][official]
     assert preset.num_parameters() == published["total"]
     assert preset.vocab_size == published["padded_vocab_size"]
@@ -63,7 +63,7 @@ def test_a_preset_has_the_published_sizes_and_parameter_count(official: str) -> 
 
 
 @pytest.mark.parametrize("official", OFFICIAL)
-def test_a_preset_builds_as_many_tensors_and_parameters_as_published(official: str) -> None:
+def test_preset_builds_the_published_tensors(official: str) -> None:
     published = COUNTS["models"][official]
     with torch.device("meta"):
         model = TokenFormer(ModelConfig.preset(OFFICIAL[official]))
@@ -74,11 +74,11 @@ def test_a_preset_builds_as_many_tensors_and_parameters_as_published(official: s
 @pytest.mark.parametrize(
     ("name", "millions"), [("paper-124m", 124), ("paper-354m", 354), ("paper-757m", 757)]
 )
-def test_the_ladder_of_the_paper_has_the_sizes_it_is_named_after(name: str, millions: int) -> None:
+def test_presets_of_the_paper_have_the_sizes_of_their_names(name: str, millions: int) -> None:
     assert ModelConfig.preset(name).num_parameters() / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-def test_presets_are_born_as_published() -> None:
+def test_presets_use_the_published_initialisation() -> None:
     for name in PRESETS:
         preset = ModelConfig.preset(name)
         assert preset.init == "published"
@@ -86,15 +86,17 @@ def test_presets_are_born_as_published() -> None:
         assert preset.tau == Taus.default(preset.tokens)
 
 
-def test_an_unknown_preset_is_refused_with_the_valid_names() -> None:
-    with pytest.raises(UserError, match=r"model\.preset '160m': valid are 150m, 450m, 900m"):
+def test_unknown_preset_is_refused_with_the_valid_names() -> None:
+    with pytest.raises(
+        UserError, match=r"model\.preset must be one of 150m, 450m, 900m,.* got '160m'"
+    ):
         ModelConfig.preset("160m")
 
 
-def test_parameters_by_hand() -> None:
-    # Embedding 11 * 8 = 88; a block (3 + 4 + 5 + 6 + 7) * (8 + 8) = 400, twice; final norm 16.
+def test_parameter_count_by_hand() -> None:
+    # Embedding 11 * 8 = 88; two blocks of (3 + 4 + 5 + 6 + 7) * (8 + 8) = 400; final norm 16.
     assert config().num_parameters() == 88 + 800 + 16
-    # Heads of 5: inner dim 10. A block (3 + 4 + 5 + 6) * 18 + 7 * 16 = 436.
+    # With head_dim 5 the inner dim is 10, and a block has (3 + 4 + 5 + 6) * 18 + 7 * 16 = 436.
     assert config(head_dim=5).num_parameters() == 88 + 2 * 436 + 16
 
 
@@ -107,7 +109,7 @@ def test_parameters_by_hand() -> None:
     head_dim=st.integers(1, 9),
     tokens=st.tuples(*[st.integers(1, 20)] * len(ROLES)),
 )
-def test_parameters_are_those_of_a_built_model(
+def test_parameter_count_equals_that_of_a_built_model(
     vocab: int, layers: int, width: int, heads: int, head_dim: int, tokens: tuple[int, ...]
 ) -> None:
     sizes = config(
@@ -137,11 +139,11 @@ def test_head_dim_rotary_channels_and_tau_are_derived() -> None:
     assert sizes.tau.ffn == math.sqrt(7)
 
 
-def test_an_odd_quarter_of_the_head_is_rotated_without_its_last_channel() -> None:
+def test_rotated_channels_are_rounded_down_to_even() -> None:
     assert [config(head_dim=c).rotary_channels for c in (7, 8, 12, 16, 20)] == [0, 2, 2, 4, 4]
 
 
-def test_given_values_are_kept() -> None:
+def test_given_values_are_not_derived() -> None:
     sizes = config(head_dim=10, rotary_channels=6, tau=Taus(query=1.5))
     assert (sizes.head_dim, sizes.inner_dim, sizes.rotary_channels) == (10, 20, 6)
     assert (sizes.tau.query, sizes.tau.key) == (1.5, 2.0)
@@ -162,27 +164,27 @@ def test_each_role_has_its_shape() -> None:
         ({"width": 0}, "model.width must be at least 1"),
         ({"heads": 0}, "model.heads must be at least 1"),
         ({"heads": -2}, "model.heads must be at least 1"),
-        ({"heads": 3}, r"model.heads \(3\) does not divide model.width \(8\)"),
-        ({"head_dim": -1}, "model.head_dim must be at least 1, not -1"),
+        ({"heads": 3}, r"model.width must be a multiple of model.heads \(3\), got 8"),
+        ({"head_dim": -1}, "model.head_dim must be at least 1, got -1"),
         (
             {"tokens": Tokens(query=3, key=0, value=5, output=6, ffn=7)},
-            "model.tokens.key must be at least 1, not 0",
+            "model.tokens.key must be at least 1, got 0",
         ),
-        ({"activation": "relu"}, "model.activation 'relu': valid are l2_norm_gelu"),
-        ({"init": "zeros"}, "model.init 'zeros': valid are balanced, published"),
-        ({"rotary_channels": 6}, r"model.rotary_channels .* at most head_dim \(4\), not 6"),
-        ({"rotary_channels": 3}, "model.rotary_channels must be even .* not 3"),
-        ({"rotary_channels": -2}, "model.rotary_channels must be even .* not -2"),
+        ({"activation": "relu"}, "model.activation must be one of l2_norm_gelu, .* got 'relu'"),
+        ({"init": "zeros"}, "model.init must be one of balanced, published, got 'zeros'"),
+        ({"rotary_channels": 6}, r"model.rotary_channels .* at most head_dim \(4\), got 6"),
+        ({"rotary_channels": 3}, "model.rotary_channels must be even .* got 3"),
+        ({"rotary_channels": -2}, "model.rotary_channels must be even .* got -2"),
         ({"tau": Taus(value=-1.0)}, "model.tau.value must be positive"),
         ({"tau": Taus(ffn=math.nan)}, "model.tau.ffn must be positive"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_invalid_sizes_are_refused_with_their_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config(**changes)
 
 
-def test_differences_are_dotted_keys_with_both_values() -> None:
+def test_differences_have_dotted_keys_and_both_values() -> None:
     other = config(layers=3, tokens=Tokens(query=3, key=9, value=5, output=6, ffn=7))
     assert config().differences(other) == {
         "layers": (2, 3),
@@ -192,7 +194,7 @@ def test_differences_are_dotted_keys_with_both_values() -> None:
     assert config().differences(config()) == {}
 
 
-def test_the_plain_dict_holds_every_derived_size() -> None:
+def test_plain_dict_contains_every_derived_size() -> None:
     values = config().to_dict()
     assert (values["head_dim"], values["rotary_channels"]) == (4, 0)
     assert values["tau"]["key"] == 2.0

@@ -1,4 +1,4 @@
-"""The model: against the published figures, its cache, its initialisation."""
+"""Tests of the TokenFormer: published figures, cache and initialisation."""
 
 import math
 from typing import Any
@@ -16,9 +16,9 @@ from tokengrow.model.tokenformer import KVCache, TokenFormer
 Figures = dict[str, Tensor]
 
 
-def distance(found: Tensor, reference: Tensor) -> float:
-    assert found.shape == reference.shape
-    return (found - reference).abs().max().item()
+def distance(actual: Tensor, reference: Tensor) -> float:
+    assert actual.shape == reference.shape
+    return (actual - reference).abs().max().item()
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -44,14 +44,14 @@ def random_ids(*shape: int) -> Tensor:
     return torch.randint(50, shape, generator=torch.Generator().manual_seed(1))
 
 
-def recorded(modules: dict[str, nn.Module], run: TokenFormer, ids: Tensor) -> Figures:
-    """The output of each module during one forward pass."""
-    seen: Figures = {}
+def record_outputs(modules: dict[str, nn.Module], run: TokenFormer, ids: Tensor) -> Figures:
+    """Return the output of each module in one forward pass."""
+    outputs: Figures = {}
     for name, module in modules.items():
-        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+        module.register_forward_hook(lambda _, __, out, name=name: outputs.update({name: out}))
     with torch.no_grad():
         run(ids)
-    return seen
+    return outputs
 
 
 class TestPublishedFigures:
@@ -68,9 +68,9 @@ class TestPublishedFigures:
             **{f"layer_{i}": block for i, block in enumerate(published_model.blocks)},
             "final_norm": published_model.final_norm,
         }
-        seen = recorded(modules, published_model, published_figures["input_ids"])
+        outputs = record_outputs(modules, published_model, published_figures["input_ids"])
         for name in modules:
-            assert distance(seen[name], published_figures[f"hidden.{name}"]) <= 2e-5, name
+            assert distance(outputs[name], published_figures[f"hidden.{name}"]) <= 2e-5, name
 
     def test_every_pattention_layer_of_the_first_block(
         self, published_model: TokenFormer, published_figures: Figures
@@ -83,9 +83,9 @@ class TestPublishedFigures:
             "proj": block.attention.output,
             "mlp": block.ffn,
         }
-        seen = recorded(modules, published_model, published_figures["input_ids"])
+        outputs = record_outputs(modules, published_model, published_figures["input_ids"])
         for name in modules:
-            assert distance(seen[name], published_figures[f"layer0.{name}"]) <= 2e-5, name
+            assert distance(outputs[name], published_figures[f"layer0.{name}"]) <= 2e-5, name
 
     def test_loss_of_every_token(
         self, published_model: TokenFormer, published_figures: Figures
@@ -123,7 +123,7 @@ class TestPublishedFigures:
 
 @torch.no_grad()
 def cached_logits(run: TokenFormer, ids: Tensor, chunks: list[int], cache: KVCache) -> Tensor:
-    """Logits of all positions, fed to the cache in chunks of these lengths."""
+    """Return the logits of all positions, computed with a cache in chunks of these lengths."""
     return torch.cat([run(chunk, cache) for chunk in ids.split(chunks, dim=1)], dim=1)
 
 
@@ -132,26 +132,26 @@ class TestPublishedDecoding:
         self, published_model: TokenFormer, published_decoding: Figures
     ) -> None:
         cache = KVCache(published_model.config, 2, 32)
-        found = cached_logits(published_model, published_decoding["input_ids"], [1] * 32, cache)
-        assert distance(found, published_decoding["stepwise_cached_logits"]) <= 5e-6
-        assert distance(found, published_decoding["full_forward_logits"]) <= 5e-6
+        actual = cached_logits(published_model, published_decoding["input_ids"], [1] * 32, cache)
+        assert distance(actual, published_decoding["stepwise_cached_logits"]) <= 5e-6
+        assert distance(actual, published_decoding["full_forward_logits"]) <= 5e-6
 
-    def test_eight_tokens_at_once_and_then_one_at_a_time(
+    def test_prefill_of_eight_tokens_then_single_tokens(
         self, published_model: TokenFormer, published_decoding: Figures
     ) -> None:
         cache = KVCache(published_model.config, 2, 32)
         chunks = [8] + [1] * 24
-        found = cached_logits(published_model, published_decoding["input_ids"], chunks, cache)
-        assert distance(found, published_decoding["prefill8_then_steps_logits"]) <= 5e-6
+        actual = cached_logits(published_model, published_decoding["input_ids"], chunks, cache)
+        assert distance(actual, published_decoding["prefill8_then_steps_logits"]) <= 5e-6
 
     @pytest.mark.parametrize("chunks", [[8, 4, 20], [1, 31], [16, 16], [3, 1, 5, 23]])
-    def test_chunks_behind_a_prefix_are_causal(
+    def test_chunks_after_a_prefix_are_causal(
         self, published_model: TokenFormer, published_decoding: Figures, chunks: list[int]
     ) -> None:
-        # The published code is not: four tokens after eight are off by 0.09 there.
+        # The published code is not causal here: four tokens after eight are off by 0.09.
         cache = KVCache(published_model.config, 2, 32)
-        found = cached_logits(published_model, published_decoding["input_ids"], chunks, cache)
-        assert distance(found, published_decoding["full_forward_logits"]) <= 5e-6
+        actual = cached_logits(published_model, published_decoding["input_ids"], chunks, cache)
+        assert distance(actual, published_decoding["full_forward_logits"]) <= 5e-6
 
     def test_every_prefix(self, published_model: TokenFormer, published_decoding: Figures) -> None:
         for length in range(1, 17):
@@ -160,7 +160,7 @@ class TestPublishedDecoding:
             reference = published_decoding[f"prefix_{length:02}.last_logits"]
             assert distance(logits[:, -1], reference) <= 5e-6
 
-    def test_the_cache_holds_the_published_keys_and_values(
+    def test_cache_has_the_published_keys_and_values(
         self, published_model: TokenFormer, published_decoding: Figures
     ) -> None:
         cache = KVCache(published_model.config, 2, 32)
@@ -177,49 +177,49 @@ class TestPublishedDecoding:
     ) -> None:
         tokens = published_decoding["greedy.tokens"]
         sampling = SamplingConfig(max_tokens=16, temperature=0)
-        found = torch.stack(list(generate(published_model, tokens[:, :8], sampling)), dim=1)
-        assert torch.equal(found, tokens[:, 8:])
+        actual = torch.stack(list(generate(published_model, tokens[:, :8], sampling)), dim=1)
+        assert torch.equal(actual, tokens[:, 8:])
 
 
 class TestCache:
     @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_cached_logits_are_those_of_the_whole_text(self, activation: str) -> None:
+    def test_cached_logits_equal_those_of_the_full_text(self, activation: str) -> None:
         run, ids = model(activation=activation, head_dim=12), random_ids(3, 16)
         with torch.no_grad():
-            whole = run(ids)
+            full = run(ids)
         cache = KVCache(run.config, 3, 20)
-        assert distance(cached_logits(run, ids, [5, 1, 4, 6], cache), whole) <= 5e-6
+        assert distance(cached_logits(run, ids, [5, 1, 4, 6], cache), full) <= 5e-6
 
-    def test_a_token_too_many_is_refused_and_leaves_the_cache_as_it_was(self) -> None:
+    def test_full_cache_refuses_a_token_and_is_unchanged(self) -> None:
         run, cache = model(), KVCache(config(), 1, 4)
         run(random_ids(1, 3), cache)
         keys = cache.keys[:, :, :, :3].clone()
-        with pytest.raises(ValueError, match="holds 4 tokens; 5 were given"):
+        with pytest.raises(ValueError, match="must hold 5 tokens, but has 4 slots"):
             run(random_ids(1, 2), cache)
         assert cache.length == 3
         assert torch.equal(cache.keys[:, :, :, :3], keys)
 
-    def test_under_autocast_the_cache_keeps_its_own_precision(self) -> None:
+    def test_cache_keeps_its_dtype_under_autocast(self) -> None:
         run, ids = model(), random_ids(2, 16)
         cache = KVCache(run.config, 2, 16)
         with torch.autocast("cpu", torch.bfloat16):
-            found = cached_logits(run, ids, [8] + [1] * 8, cache)
+            actual = cached_logits(run, ids, [8] + [1] * 8, cache)
         assert cache.keys.dtype == torch.float32
         with torch.no_grad():
-            whole = run(ids)
-        assert (found.float() - whole).norm() / whole.norm() < 0.05
+            full = run(ids)
+        assert (actual.float() - full).norm() / full.norm() < 0.05
 
-    def test_a_float64_model_decodes_in_float64(self) -> None:
+    def test_float64_model_decodes_in_float64(self) -> None:
         run, ids = model().double(), random_ids(2, 16)
         with torch.no_grad():
-            whole = run(ids)
+            full = run(ids)
         cache = KVCache(run.config, 2, 16, torch.float64)
-        assert distance(cached_logits(run, ids, [4] * 4, cache), whole) <= 1e-12
+        assert distance(cached_logits(run, ids, [4] * 4, cache), full) <= 1e-12
 
 
 class TestForward:
     @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_a_later_token_does_not_change_an_earlier_logit(self, activation: str) -> None:
+    def test_later_token_does_not_change_earlier_logits(self, activation: str) -> None:
         run, ids = model(activation=activation), random_ids(2, 12)
         changed = ids.clone()
         changed[:, 7] = (ids[:, 7] + 1) % 50
@@ -228,24 +228,24 @@ class TestForward:
         assert torch.equal(before[:, :7], after[:, :7])
         assert (before[:, 7:] != after[:, 7:]).any(dim=-1).all()
 
-    def test_rows_of_a_batch_do_not_meet(self) -> None:
+    def test_rows_of_a_batch_are_independent(self) -> None:
         run, ids = model(), random_ids(3, 12)
         with torch.no_grad():
-            alone = torch.cat([run(row[None]) for row in ids])
-            assert distance(run(ids), alone) <= 5e-6
+            single = torch.cat([run(row[None]) for row in ids])
+            assert distance(run(ids), single) <= 5e-6
 
-    def test_one_token_is_a_text(self) -> None:
+    def test_text_of_one_token(self) -> None:
         assert model()(random_ids(1, 1)).shape == (1, 1, 50)
 
-    def test_the_embedding_is_the_output_head(self) -> None:
+    def test_embedding_is_the_output_head(self) -> None:
         run = model()
         assert not any("head" in name for name in run.state_dict())
         run(random_ids(1, 4))[..., 49].sum().backward()
         assert run.embedding.weight.grad is not None
         assert run.embedding.weight.grad[49].abs().max() > 0
 
-    def test_a_token_after_the_context_is_still_a_token(self) -> None:
-        # Rotary positions have no table to fall off: context_length is how it was trained.
+    def test_text_may_exceed_the_context_length(self) -> None:
+        # Rotary positions have no maximum; context_length is only the length in training.
         assert model()(random_ids(1, 40)).isfinite().all()
 
     def test_bfloat16(self) -> None:
@@ -267,7 +267,7 @@ class TestFromWeights:
         assert source.embedding.weight.abs().max() > 0
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-    def test_the_precision_is_that_of_the_weights_unless_given(self, dtype: torch.dtype) -> None:
+    def test_dtype_is_that_of_the_weights_by_default(self, dtype: torch.dtype) -> None:
         weights = {name: t.to(dtype) for name, t in model().state_dict().items()}
         kept = TokenFormer.from_weights(config(), weights)
         assert {p.dtype for p in kept.parameters()} == {dtype}
@@ -275,19 +275,19 @@ class TestFromWeights:
         assert {p.dtype for p in given.parameters()} == {torch.float64}
         assert all(torch.equal(t, kept.state_dict()[name]) for name, t in weights.items())
 
-    def test_of_mixed_weights_none_is_rounded(self) -> None:
+    def test_mixed_dtypes_are_not_rounded(self) -> None:
         weights = model().state_dict()
         weights["embedding.weight"] = weights["embedding.weight"].half()
         mixed = TokenFormer.from_weights(config(), weights)
         assert {p.dtype for p in mixed.parameters()} == {torch.float32}
         assert all(torch.equal(t, mixed.state_dict()[name]) for name, t in weights.items())
 
-    def test_the_model_is_in_eval_mode_and_its_parameters_can_be_trained(self) -> None:
+    def test_model_is_in_eval_mode_and_trainable(self) -> None:
         copy = TokenFormer.from_weights(config(), model().state_dict())
         assert not copy.training
         assert all(p.requires_grad and p.device.type == "cpu" for p in copy.parameters())
 
-    def test_the_global_generator_is_left_alone(self) -> None:
+    def test_global_generator_is_unchanged(self) -> None:
         weights = model().state_dict()
         before = torch.get_rng_state()
         TokenFormer.from_weights(config(), weights)
@@ -318,12 +318,12 @@ class TestInitialisation:
             if name.startswith("final_norm"):
                 continue
             # Values: 2 / layers / sqrt(width) = 2 / 4 / 8.
-            wanted = 0.0625 if name.endswith("value_param_tokens") else 0.02
-            assert tensor.std().item() == pytest.approx(wanted, rel=0.03), name
-            assert abs(tensor.mean().item()) < 0.03 * wanted, name
+            expected = 0.0625 if name.endswith("value_param_tokens") else 0.02
+            assert tensor.std().item() == pytest.approx(expected, rel=0.03), name
+            assert abs(tensor.mean().item()) < 0.03 * expected, name
 
     @pytest.mark.parametrize("init", ["published", "balanced"])
-    def test_the_final_norm_starts_as_the_plain_norm(self, init: str) -> None:
+    def test_final_norm_starts_without_effect(self, init: str) -> None:
         norm = model(init=init).final_norm
         assert torch.equal(norm.weight, torch.ones(16))
         assert torch.equal(norm.bias, torch.zeros(16))
@@ -341,17 +341,17 @@ class TestInitialisation:
 
     def test_balanced_blocks_start_as_the_identity(self) -> None:
         run, ids = model(init="balanced"), random_ids(2, 16)
-        seen = recorded({"first": run.embedding, "last": run.blocks[-1]}, run, ids)
-        assert torch.equal(seen["first"], seen["last"])
+        outputs = record_outputs({"first": run.embedding, "last": run.blocks[-1]}, run, ids)
+        assert torch.equal(outputs["first"], outputs["last"])
 
-    def test_a_balanced_block_can_leave_the_identity(self) -> None:
+    def test_balanced_blocks_have_gradients(self) -> None:
         run, ids = model(init="balanced"), random_ids(2, 16)
         F.cross_entropy(run(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
         for block in run.blocks:
             for layer in (block.attention.output, block.ffn):
                 assert layer.value_param_tokens.grad.abs().max() > 0
 
-    def test_an_untrained_model_predicts_all_tokens_alike(self) -> None:
+    def test_untrained_model_predicts_uniformly(self) -> None:
         run, ids = model(init="balanced", vocab_size=50), random_ids(4, 16)
         loss = F.cross_entropy(run(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
         assert loss.item() == pytest.approx(math.log(50), rel=0.05)

@@ -1,4 +1,4 @@
-"""The Transformer: against GPT-NeoX, its cache, its initialisation, its sizes, its config."""
+"""Tests of the Transformer: equality with GPT-NeoX, cache, initialisation, sizes, config."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ def config(**changes: Any) -> TransformerConfig:
 
 
 def model(dtype: torch.dtype = torch.float32, **changes: Any) -> Transformer:
-    """Every tensor is drawn at random, biases and norms too; logits have a spread of about 1."""
+    """Return a model with random weights, biases and norms; its logits have a std of about 1."""
     built = Transformer(config(**changes)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -36,8 +36,8 @@ def random_ids(*shape: int) -> Tensor:
     return torch.randint(50, shape, generator=torch.Generator().manual_seed(1))
 
 
-def neox(ours: Transformer) -> GPTNeoXForCausalLM:
-    """The same model by transformers: GPT-NeoX, whose sublayers come one after the other here."""
+def as_neox(ours: Transformer) -> GPTNeoXForCausalLM:
+    """Return the same model as a GPT-NeoX of transformers, with sequential sublayers."""
     size = ours.config
     theirs = GPTNeoXForCausalLM(
         GPTNeoXConfig(
@@ -70,13 +70,13 @@ def neox(ours: Transformer) -> GPTNeoXForCausalLM:
         for layer in range(size.layers):
             for name, other in names.items():
                 tensor = weights[f"blocks.{layer}.{name}.{part}"]
-                if name.endswith("query_key_value"):  # theirs has the three of each head together
+                if name.endswith("query_key_value"):  # GPT-NeoX groups the three of each head
                     heads = tensor.view(3, size.heads, size.head_dim, -1)
                     tensor = heads.transpose(0, 1).reshape(tensor.shape)
                 state[f"gpt_neox.layers.{layer}.{other}.{part}"] = tensor
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
-    head = theirs.get_output_embeddings()  # called otherwise in transformers 4 and 5
+    head = theirs.get_output_embeddings()  # its name differs between transformers 4 and 5
     assert all(
         dict(theirs.named_parameters()).get(name, head.weight) is head.weight for name in missing
     )
@@ -87,35 +87,37 @@ def neox(ours: Transformer) -> GPTNeoXForCausalLM:
 
 class TestLikeGPTNeoX:
     @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-    def test_logits(self, tied: bool) -> None:
+    def test_logits_equal_those_of_neox(self, tied: bool) -> None:
         ours, ids = model(tied=tied, width=32), random_ids(2, 16)
         with torch.no_grad():
-            found, reference = ours(ids), neox(ours)(ids).logits
+            actual, reference = ours(ids), as_neox(ours)(ids).logits
         assert reference.std() > 0.5
-        assert (found - reference).abs().max() <= 1e-5
+        assert (actual - reference).abs().max() <= 1e-5
 
-    def test_the_loss_is_the_mean_over_all_tokens(self) -> None:
+    def test_loss_is_the_mean_over_all_tokens(self) -> None:
         ours, ids = model(width=32), random_ids(2, 17)
         with torch.no_grad():
-            found = ours(ids[:, :-1], targets=ids[:, 1:])
-            logits = neox(ours)(ids[:, :-1]).logits
-        assert found.item() == pytest.approx(F.cross_entropy(logits.mT, ids[:, 1:]).item(), 1e-5)
+            actual = ours(ids[:, :-1], targets=ids[:, 1:])
+            logits = as_neox(ours)(ids[:, :-1]).logits
+        assert actual.item() == pytest.approx(F.cross_entropy(logits.mT, ids[:, 1:]).item(), 1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("sizes", [{}, {"head_dim": 20}, {"tied": False, "mlp_width": 40}])
 class TestDecoding:
     @torch.no_grad()
-    def test_with_a_cache_in_chunks(
+    def test_chunks_with_a_cache_equal_the_full_forward(
         self, sizes: dict[str, Any], dtype: torch.dtype, limit: float
     ) -> None:
         run, ids = model(dtype, **sizes), random_ids(2, 12)
         cache = KVCache(run.config, batch=2, capacity=12, dtype=dtype)
-        pieces = [run(part, cache) for part in ids.split([5, 1, 6], dim=1)]
-        assert (torch.cat(pieces, dim=1) - run(ids)).abs().max() <= limit
+        chunks = [run(part, cache) for part in ids.split([5, 1, 6], dim=1)]
+        assert (torch.cat(chunks, dim=1) - run(ids)).abs().max() <= limit
 
     @torch.no_grad()
-    def test_by_the_decoder(self, sizes: dict[str, Any], dtype: torch.dtype, limit: float) -> None:
+    def test_decoder_equals_the_full_forward(
+        self, sizes: dict[str, Any], dtype: torch.dtype, limit: float
+    ) -> None:
         run, ids = model(dtype, **sizes), random_ids(2, 12)
         decoder = Decoder(run, batch=2, capacity=12)
         logits = [decoder.prefill(ids[:, :5])]
@@ -123,37 +125,39 @@ class TestDecoding:
         assert (torch.stack(logits, dim=1) - run(ids)[:, 4:]).abs().max() <= limit
 
     @torch.no_grad()
-    def test_behind_padding(self, sizes: dict[str, Any], dtype: torch.dtype, limit: float) -> None:
+    def test_decoder_after_padding(
+        self, sizes: dict[str, Any], dtype: torch.dtype, limit: float
+    ) -> None:
         run, ids = model(dtype, **sizes), random_ids(2, 12)
         start = torch.tensor([0, 3])
         decoder = Decoder(run, batch=2, capacity=12)
         logits = [decoder.prefill(ids[:, :5], start)]
         logits += [decoder.step(token).clone() for token in ids[:, 5:].unbind(1)]
-        alone = [
+        single = [
             run(text[None, begin:])[0, 4 - begin :] for text, begin in zip(ids, start, strict=True)
         ]
-        assert (torch.stack(logits, dim=1) - torch.stack(alone)).abs().max() <= limit
+        assert (torch.stack(logits, dim=1) - torch.stack(single)).abs().max() <= limit
 
 
 class TestInitialWeights:
     @pytest.mark.parametrize("init", ["balanced", "published"])
     @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-    def test_are_those_of_the_generator(self, init: str, tied: bool) -> None:
+    def test_initial_weights_depend_only_on_the_generator(self, init: str, tied: bool) -> None:
         first, second, other = (Transformer(config(init=init, tied=tied)) for _ in range(3))
         for run, seed in ((first, 7), (second, 7), (other, 8)):
             run.init_weights(torch.Generator().manual_seed(seed))
-        again, else_drawn = dict(second.named_parameters()), dict(other.named_parameters())
+        repeated, different = dict(second.named_parameters()), dict(other.named_parameters())
         for name, tensor in first.named_parameters():
-            assert torch.equal(tensor, again[name])
-            drawn = tensor.dim() == 2 and tensor.any()
-            assert torch.equal(tensor, else_drawn[name]) != drawn, name
+            assert torch.equal(tensor, repeated[name])
+            random = tensor.dim() == 2 and tensor.any()
+            assert torch.equal(tensor, different[name]) != random, name
 
-    def test_balanced_every_block_is_the_identity(self) -> None:
+    def test_balanced_blocks_start_as_the_identity(self) -> None:
         run, ids = Transformer(config(init="balanced")), random_ids(2, 8)
         embedded = run.embedding(ids)
         assert torch.equal(run(ids), F.linear(run.final_norm(embedded), run.embedding.weight))
 
-    def test_balanced_query_key_value_and_up_have_unit_variance(self) -> None:
+    def test_balanced_projections_have_unit_variance(self) -> None:
         run = Transformer(config(init="balanced", width=512, vocab_size=2048))
         x = run.embedding(torch.arange(2048))
         block = run.blocks[0]
@@ -161,11 +165,11 @@ class TestInitialWeights:
             block.attention.query_key_value(block.attention_norm(x)),
             block.ffn.up(block.ffn_norm(x)),
         ):
-            # But for the norm's epsilon, beside an embedding of standard deviation 0.02.
+            # Corrected for the epsilon of the norm, with an embedding of standard deviation 0.02.
             variance = channels.var().item() * (1 + 1e-5 / 0.02**2)
             assert variance == pytest.approx(1.0, rel=0.01)
 
-    def test_published_is_that_of_pythia(self) -> None:
+    def test_published_initialisation_is_that_of_pythia(self) -> None:
         run = Transformer(config(init="published", width=256, vocab_size=1024, tied=False))
         small, wang = math.sqrt(2 / (5 * 256)), 2 / 3 / math.sqrt(256)
         for name, tensor in run.named_parameters():
@@ -178,69 +182,71 @@ class TestInitialWeights:
 
 class TestSizes:
     @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"head_dim": 20}, {"mlp_width": 40}])
-    def test_the_config_counts_the_parameters(self, changes: dict[str, Any]) -> None:
+    def test_parameter_count_equals_that_of_a_built_model(self, changes: dict[str, Any]) -> None:
         built = Transformer(config(**changes))
         assert sum(p.numel() for p in built.parameters()) == built.config.num_parameters()
 
     def test_flops_by_hand(self) -> None:
-        # Of D = 24 and F = 96 in 3 layers: projections 4 x 24 x 24 and 4 x 24 biases, 2 x 24 x 96
-        # and 96 + 24 biases, 2 norms of 2 x 24; then a norm of 2 x 24 and the head's 50 x 24.
+        # D = 24, F = 96, 3 layers. A layer: projections 4 x 24 x 24 and 4 x 24 biases, 2 x 24 x 96
+        # and 96 + 24 biases, 2 norms of 2 x 24. Then a norm of 2 x 24 and the head, 50 x 24.
         block = 4 * 24 * 24 + 4 * 24 + 2 * 24 * 96 + 96 + 24 + 4 * 24
         multiplied = 3 * block + 2 * 24 + 50 * 24
         attended = 6 * 3 * 16 * 24
         assert config().flops_per_token() == 6 * multiplied + attended
-        # An embedding that is only looked up is multiplied with nothing.
+        # An untied embedding takes part in no product.
         assert config(tied=False).num_parameters() == multiplied + 50 * 24
         assert config(tied=False).flops_per_token() == 6 * multiplied + attended
 
-    def test_the_feed_forward_layer_has_four_times_the_width(self) -> None:
+    def test_feed_forward_layer_has_four_times_the_width(self) -> None:
         assert config().mlp_width == 96
 
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
-            ({"mlp_width": -1}, "model.mlp_width must not be negative, not -1"),
-            ({"heads": 5}, "model.heads (5) does not divide model.width (24)"),
-            ({"init": "zero"}, "model.init 'zero': valid are balanced, published"),
-            ({"architecture": "tokenformer"}, "must be transformer, not 'tokenformer'"),
+            ({"mlp_width": -1}, "model.mlp_width must be at least 0, got -1"),
+            ({"heads": 5}, "model.width must be a multiple of model.heads (5), got 24"),
+            ({"init": "zero"}, "model.init must be one of balanced, published, got 'zero'"),
+            ({"architecture": "tokenformer"}, "must be transformer, got 'tokenformer'"),
         ],
     )
-    def test_sizes_that_do_not_fit_are_refused(self, changes: dict[str, Any], said: str) -> None:
-        with pytest.raises(UserError) as refused:
+    def test_invalid_sizes_are_refused(self, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError) as error:
             config(**changes)
-        assert said in str(refused.value)
+        assert message in str(error.value)
 
-    def test_weights_come_back_as_they_were(self) -> None:
+    def test_from_weights_restores_to_weights(self) -> None:
         first = model(torch.bfloat16, tied=False)
         second = Transformer.from_weights(first.config, first.to_weights())
         assert torch.equal(first(random_ids(1, 8)), second(random_ids(1, 8)))
 
 
 class TestArchitectures:
-    def test_a_section_without_the_key_is_a_tokenformer(self) -> None:
+    def test_section_without_the_key_is_a_tokenformer(self) -> None:
         tokens = Tokens(query=4, key=4, value=4, output=4, ffn=8)
-        wanted = ModelConfig(
+        expected = ModelConfig(
             vocab_size=9, context_length=4, layers=1, width=8, heads=2, tokens=tokens
         )
-        written = wanted.to_dict()
-        assert "architecture" not in written
-        assert read_config(written) == wanted
-        assert read_config({**written, "architecture": "tokenformer"}) == wanted
+        values = expected.to_dict()
+        assert "architecture" not in values
+        assert read_config(values) == expected
+        assert read_config({**values, "architecture": "tokenformer"}) == expected
 
-    def test_what_a_transformer_writes_is_read_as_one(self) -> None:
-        wanted = config(tied=False, mlp_width=40)
-        assert wanted.to_dict()["architecture"] == "transformer"
-        assert read_config(wanted.to_dict()) == wanted
-        assert isinstance(build_model(wanted), Transformer)
+    def test_config_of_a_transformer_round_trips(self) -> None:
+        expected = config(tied=False, mlp_width=40)
+        assert expected.to_dict()["architecture"] == "transformer"
+        assert read_config(expected.to_dict()) == expected
+        assert isinstance(build_model(expected), Transformer)
 
-    def test_an_unknown_one_is_refused_with_the_nearest(self) -> None:
+    def test_unknown_architecture_is_refused_with_the_nearest(self) -> None:
         with pytest.raises(
-            UserError, match=r"architecture 'transfomer'. Did you mean 'transformer'"
+            UserError, match=r"Unknown model\.architecture=transfomer\. Did you mean 'transformer'"
         ):
             read_config({**config().to_dict(), "architecture": "transfomer"})
 
-    def test_a_key_of_the_other_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"model\.tokens is of a tokenformer"):
+    def test_key_of_another_architecture_is_refused(self) -> None:
+        with pytest.raises(
+            UserError, match=r"model\.tokens is a key of a tokenformer, but the model is a trans"
+        ):
             read_config({**config().to_dict(), "tokens": {"ffn": 8}})
-        with pytest.raises(UserError, match=r"model\.(mlp_width|tied) is of a tra"):
+        with pytest.raises(UserError, match=r"model\.(mlp_width|tied) is a key of a tra"):
             read_config({**config().to_dict(), "architecture": "tokenformer"})

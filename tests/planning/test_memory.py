@@ -113,7 +113,7 @@ def test_activations_of_the_fused_kernels_are_estimated_within_2_percent(
 def test_activations_of_a_transformer_are_estimated_within_2_percent(
     config: ModelConfig, batch: int, changes: dict[str, Any], precision: str
 ) -> None:
-    beside = replace(TransformerConfig.beside(config), **changes)
+    beside = replace(TransformerConfig.matching(config), **changes)
     kept = activation_bytes(beside, batch, precision, fused=False)
     kept += copy_bytes(beside, precision, fused=False)
     assert kept == pytest.approx(saved_bytes(beside, batch, precision, "auto"), rel=0.02)

@@ -105,8 +105,8 @@ def test_biases_and_norms_do_not_decay(tiny_transformer: Sized) -> None:
 def test_a_kernel_of_pattention_is_refused(
     kernel: str, transformer_run: Runs, store: TokenStore, tmp_path: Path
 ) -> None:
-    said = f"kernel={kernel} in stage only: it is of Pattention, which a Transformer has none of"
-    with pytest.raises(UserError, match=said):
+    message = f"kernel={kernel} in stage only: it computes Pattention, which a Transformer does not"
+    with pytest.raises(UserError, match=message):
         fit(transformer_run(tmp_path / "run", kernel=kernel), store)
     assert not (tmp_path / "run").exists()
 

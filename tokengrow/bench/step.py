@@ -150,7 +150,7 @@ def _set_up(
     reset_peak_memory(fabric.device)
     torch.manual_seed(0)
     with fabric.init_module():
-        model = build_model(config if kernel else TransformerConfig.beside(config))
+        model = build_model(config if kernel else TransformerConfig.matching(config))
     model.set_kernel(kernel or "auto")
     if compiles:
         compile_blocks(model.blocks)

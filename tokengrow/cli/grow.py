@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
     source = load_source(arguments.source, streamed=True)
     plan = resolve_growth(arguments.model, source.config, config=arguments.growth)
     if not plan.steps:
-        size = as_tokenformer(source.config, "that does not grow: train each size from scratch")
+        size = as_tokenformer(source.config, "Train each size from scratch.")
         raise UserError(
             "model must be larger than source, got the same sizes. Set a larger one, for example "
             f"model.tokens.ffn={2 * size.tokens.ffn}."

@@ -18,7 +18,7 @@ from tokengrow.errors import UserError
 from tokengrow.growth.checkpoint import prune_checkpoint
 from tokengrow.growth.plan import INHERITED_FIELDS
 from tokengrow.growth.prune import plan_pruning
-from tokengrow.model.architectures import KEY, as_tokenformer
+from tokengrow.model.architectures import ARCHITECTURE_KEY, as_tokenformer
 from tokengrow.model.config import ModelConfig
 from tokengrow.parsing import drop_nulls, parse_dataclass
 from tokengrow.training.model_section import resolve_model
@@ -49,7 +49,7 @@ def main(composed: DictConfig) -> None:
     arguments = parse_dataclass(PruneArguments, plain_values(composed))
     out = new_folder(arguments.out)
     source = load_source(arguments.source)
-    config = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
+    config = as_tokenformer(source.config, "Only parameter tokens can be pruned.")
     target = resolve_pruning(arguments.model, config)
     console = Console()
     tokens = open_checkpoint_tokens(arguments.store, source, console)
@@ -71,7 +71,7 @@ def resolve_pruning(changes: dict[str, Any], source: ModelConfig) -> ModelConfig
     Raises:
         UserError: a key is set that pruning never changes, or the target cannot be reached.
     """
-    for key in (*INHERITED_FIELDS, KEY):
+    for key in (*INHERITED_FIELDS, ARCHITECTURE_KEY):
         if key in drop_nulls(changes):
             raise UserError(
                 f"model.{key} must be null, because pruning keeps the value of source. Remove it."

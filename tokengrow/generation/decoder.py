@@ -70,7 +70,7 @@ def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Pla
 
 def _attend(attention: Attention, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
     shape = (x.shape[0], attention.heads, 1, attention.head_dim)
-    query, key, value = (each.view(shape) for each in attention.project_one(x))  # [B, H, 1, C]
+    query, key, value = (each.view(shape) for each in attention.project_token(x))  # [B, H, 1, C]
     query, key = rotate(query, place.table), rotate(key, place.table)
     keys.index_copy_(2, place.slot, key.to(keys))
     values.index_copy_(2, place.slot, value.to(values))

@@ -99,7 +99,7 @@ def prune_checkpoint(
         text: [B, T + 1] int64 token ids on which tokens are ranked.
         probe: [B, T + 1] int64 token ids, different from `text`, on which the drift is measured.
     """
-    config = as_tokenformer(source.config, "pruning takes away parameter tokens: it has none")
+    config = as_tokenformer(source.config, "Only parameter tokens can be pruned.")
     before = count_generations(config, source.lineage)
     pruned = apply_pruning(config, target, source.weights, source.optimizer, text, probe)
     report = pruned.report | {GENERATIONS_KEY: count_kept(before, pruned.kept)}

@@ -78,7 +78,7 @@ def write_hf(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: a tokenizer that cannot be read or lacks the end of text, or no TokenFormer.
     """
-    as_tokenformer(checkpoint.config, "what is written for transformers are TokenFormers alone")
+    as_tokenformer(checkpoint.config, "to=hf exports no other models.")
     ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if checkpoint.tokenizer is not None:
         tokenizer = _tokenizer(checkpoint.tokenizer, "the checkpoint's tokenizer")

@@ -152,7 +152,7 @@ def write_neox(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: it cannot; nothing is written then.
     """
-    config = as_tokenformer(checkpoint.config, "the published format is of TokenFormers alone")
+    config = as_tokenformer(checkpoint.config, "The published format has no other models.")
     keys = NeoxConfig.describing(config).to_dict()  # which refuses, so it comes first
     names = official_names(config)
     tensors = {theirs: _alone(checkpoint.weights[ours]) for ours, theirs in names.items()}

@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
 
 from tokengrow.errors import UserError
+from tokengrow.kernels.reference import Activation
 from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
 from tokengrow.parsing import join_key, parse_dataclass
 
@@ -195,7 +196,7 @@ class NeoxConfig:
             tokens=Tokens(
                 query=qkv, key=qkv, value=qkv, output=self.proj_slot_num, ffn=self.ffn_slot_num
             ),
-            activation=self.norm_activation_type,
+            activation=cast(Activation, self.norm_activation_type),
             rotary_channels=self.rotary_channels,
             rotary_base=self.rotary_emb_base,
             norm_eps=self.layernorm_epsilon,

@@ -1,1 +1,1 @@
-"""The model room: what a TokenFormer is. Single-device modules; no I/O, no Lightning, no Hydra."""
+"""Models and their configs: single-device modules without I/O, Lightning or Hydra."""

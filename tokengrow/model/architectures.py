@@ -1,4 +1,4 @@
-"""The models that can be trained, by name: what a config is, and what is built of it."""
+"""Registry of the models that can be trained: the config and the class of each architecture."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -13,82 +13,86 @@ from tokengrow.model.tokenformer import LanguageModel, TokenFormer
 from tokengrow.model.transformer import Transformer, TransformerConfig
 from tokengrow.parsing import parse_dataclass, suggest
 
-KEY = "architecture"
-DEFAULT = "tokenformer"
-"""What a `model` section without the key describes."""
+ARCHITECTURE_KEY = "architecture"
+"""Key of a `model` section that names the architecture."""
+DEFAULT_ARCHITECTURE = "tokenformer"
+"""Architecture of a `model` section without the key."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of model."""
+    """Classes of one architecture."""
 
     config: type[LanguageModelConfig]
-    """Its sizes."""
+    """Class of the sizes."""
     model: type[LanguageModel]
-    """What is built of them."""
+    """Class of the model."""
     kernel_unsupported_reason: Callable[[str, Any, torch.dtype], str | None]
-    """(kernel, config, dtype) to why the kernel cannot compute it: the end of a sentence."""
+    """Function from (kernel, config, dtype) to why the kernel cannot compute the model, or None."""
 
 
 ARCHITECTURES = {
-    DEFAULT: Architecture(ModelConfig, TokenFormer, pattention.kernel_unsupported_reason),
+    DEFAULT_ARCHITECTURE: Architecture(
+        ModelConfig, TokenFormer, pattention.kernel_unsupported_reason
+    ),
     "transformer": Architecture(
         TransformerConfig, Transformer, transformer.kernel_unsupported_reason
     ),
 }
+"""Name of an architecture to its classes."""
 
 
 def read_config(values: Mapping[str, Any], where: str = "model") -> LanguageModelConfig:
-    """The config that a `model` section describes, of a recipe or of a checkpoint.
+    """Return the config that the `model` section of a recipe or a checkpoint describes.
 
     Args:
-        values: the section; `architecture` says which kind, and may be absent.
-        where: the section's name in error messages.
+        values: the section; its `architecture` may be absent.
+        where: name of the section, for error messages.
 
     Raises:
-        UserError: a kind that is not there, or a section that does not fit it.
+        UserError: the architecture is unknown, or the section does not match it.
     """
     if not isinstance(values, Mapping):
-        return parse_dataclass(ModelConfig, values, where)  # which refuses it
-    name = values.get(KEY, DEFAULT)
+        return parse_dataclass(ModelConfig, values, where)  # raises the error
+    name = values.get(ARCHITECTURE_KEY, DEFAULT_ARCHITECTURE)
     if name not in ARCHITECTURES:
-        raise UserError(f"{where}.{KEY} {name!r}{suggest(str(name), list(ARCHITECTURES))}")
-    _check_kind(values, name, where)
-    if name == DEFAULT:
-        # No field of a TokenFormer's: its files are what they were before there was another kind.
-        values = {key: value for key, value in values.items() if key != KEY}
+        raise UserError(
+            f"Unknown {where}.{ARCHITECTURE_KEY}={name}. {suggest(str(name), list(ARCHITECTURES))}"
+        )
+    keys = {
+        other: {item.name for item in fields(architecture.config)}
+        for other, architecture in ARCHITECTURES.items()
+    }
+    for key in values:
+        for other in keys:
+            if key != ARCHITECTURE_KEY and key in keys[other] and key not in keys[name]:
+                raise UserError(
+                    f"{where}.{key} is a key of a {other}, but the model is a {name}. "
+                    "Remove the key."
+                )
+    if name == DEFAULT_ARCHITECTURE:
+        # ModelConfig has no field for the architecture, so that its files have not changed.
+        values = {key: value for key, value in values.items() if key != ARCHITECTURE_KEY}
     return parse_dataclass(ARCHITECTURES[name].config, values, where)
 
 
-def _check_kind(values: Mapping[str, Any], name: str, where: str) -> None:
-    """Refuses a key that another kind of model has, and this one has not."""
-    keys = {kind: {item.name for item in fields(it.config)} for kind, it in ARCHITECTURES.items()}
-    for key in values:
-        for kind in keys:
-            if key != KEY and key in keys[kind] and key not in keys[name]:
-                raise UserError(f"{where}.{key} is of a {kind}, and this is a {name}: leave it out")
-
-
 def build_model(config: LanguageModelConfig) -> LanguageModel:
-    """A new model of a config."""
+    """Build a newly initialised model of a config."""
     return architecture_of(config).model(config)
 
 
 def architecture_of(config: LanguageModelConfig) -> Architecture:
-    """The kind of model that a config describes."""
+    """Return the architecture of a config."""
     return ARCHITECTURES[config.architecture]
 
 
-def as_tokenformer(config: LanguageModelConfig, what: str) -> ModelConfig:
-    """The config, if it is that of a TokenFormer.
+def as_tokenformer(config: LanguageModelConfig, explanation: str) -> ModelConfig:
+    """Return the config of a source unchanged, or raise `UserError` unless it is a TokenFormer.
 
     Args:
-        config: of what was given as a source.
-        what: about which it is no use, as the second half of a sentence.
-
-    Raises:
-        UserError: it is of another model.
+        config: config of the source.
+        explanation: sentence that ends the message: the reason, or the remedy.
     """
     if not isinstance(config, ModelConfig):
-        raise UserError(f"source is a {config.architecture}, and {what}")
+        raise UserError(f"source must be a TokenFormer, got a {config.architecture}. {explanation}")
     return config

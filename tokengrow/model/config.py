@@ -1,4 +1,4 @@
-"""The sizes of a model, and what follows from them without building it.
+"""Model configs: sizes, and the counts that follow from them without building the model.
 
 Shapes: `D` width, `N` parameter tokens, `H` heads, `C` head dim, `L` layers, `V` vocabulary.
 """
@@ -6,24 +6,28 @@ Shapes: `D` width, `N` parameter tokens, `H` heads, `C` head dim, `L` layers, `V
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tokengrow.errors import UserError
-from tokengrow.kernels.reference import ACTIVATIONS
+from tokengrow.kernels.reference import ACTIVATIONS, Activation
 from tokengrow.model.presets import PADDED_VOCABULARY, PRESETS
 
 ROLES = ("query", "key", "value", "output", "ffn")
-"""The five Pattention layers of a block."""
+"""Roles of the five Pattention layers of a block."""
 
-INITS = ("balanced", "published")
-"""The weight initialisations: see `TokenFormer.init_weights`."""
+Init = Literal["balanced", "published"]
+"""Initialisation of the weights: see `TokenFormer.init_weights`."""
+
+INITS: tuple[Init, ...] = get_args(Init)
+"""Names of the initialisations."""
 
 PUBLISHED_ROTARY_FRACTION = 0.25
+"""Share of the channels of a head that the published models rotate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """N, the number of parameter tokens, of each Pattention role."""
+    """Number of parameter tokens, N, of each Pattention role."""
 
     query: int
     """Parameter tokens of the query projection."""
@@ -37,13 +41,17 @@ class Tokens:
     """Parameter tokens of the feed-forward layer."""
 
     def items(self) -> Iterator[tuple[str, int]]:
-        """(role, N) pairs in the order of `ROLES`."""
+        """Yield (role, N) in the order of `ROLES`."""
         return ((role, getattr(self, role)) for role in ROLES)
+
+
+ParameterTokens = Tokens
+"""Public name of `Tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taus:
-    """tau, the scale after the L2 norm, of each Pattention role; 0 means sqrt(N) at birth."""
+    """Scale after the L2 norm, tau, of each Pattention role; 0 means sqrt(N) at initialisation."""
 
     query: float = 0.0
     """tau of the query projection."""
@@ -58,11 +66,11 @@ class Taus:
 
     @classmethod
     def default(cls, tokens: Tokens) -> "Taus":
-        """sqrt(N) for each role: the published definition."""
+        """Return sqrt(N) for each role, the published definition."""
         return cls(**{role: math.sqrt(n) for role, n in tokens.items()})
 
-    def towards(self, end: "Taus", share: float) -> "Taus":
-        """Those on the way to others: tau² moves linearly, and is there at a share of 1."""
+    def interpolate(self, end: "Taus", share: float) -> "Taus":
+        """Interpolate to other taus: tau² changes linearly, and a share of 1 gives `end`."""
         if share >= 1:
             return end
 
@@ -74,147 +82,147 @@ class Taus:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
-    """What a TokenFormer and the Transformer beside it have in common.
+    """Sizes that a TokenFormer and the baseline Transformer have in common.
 
     Raises:
-        UserError: sizes that do not fit together, naming the key.
+        UserError: a size is invalid; the message names its key.
     """
 
     vocab_size: int
-    """V: rows of the embedding."""
+    """Rows of the embedding (V)."""
     context_length: int
     """Tokens in a training sequence (T)."""
     layers: int
-    """L: transformer blocks."""
+    """Transformer blocks (L)."""
     width: int
-    """D: channels of the residual stream."""
+    """Channels of the residual stream (D)."""
     heads: int
-    """H: attention heads."""
+    """Attention heads (H)."""
     head_dim: int = 0
-    """C: channels of a head; 0 means width / heads."""
+    """Channels of a head (C); 0 means width / heads."""
     rotary_channels: int = -1
-    """Rotated channels of each head (even); -1 means the published 25 % of head_dim."""
+    """Rotated channels of each head, an even number; -1 means the published 25 % of head_dim."""
     rotary_base: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
-    """Epsilon of the block layer norms."""
+    """Epsilon of the layer norms in the blocks."""
     final_norm_eps: float = 1e-5
     """Epsilon of the final layer norm."""
-    init: str = "balanced"
-    """How weights start: balanced (unit variance, blocks start as the identity) or published."""
+    init: Init = "balanced"
+    """Initialisation: balanced (unit variance, blocks start as the identity) or published."""
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "context_length", "layers", "width", "heads"):
             value = getattr(self, key)
-            require(value >= 1, f"model.{key} must be at least 1, not {value}")
-        require(self.init in INITS, f"model.init {self.init!r}: valid are {', '.join(INITS)}")
+            require(value >= 1, f"model.{key} must be at least 1, got {value}.")
+        require(
+            self.init in INITS,
+            f"model.init must be one of {', '.join(INITS)}, got {self.init!r}.",
+        )
         for key in ("rotary_base", "norm_eps", "final_norm_eps"):
             value = getattr(self, key)
-            require(value > 0, f"model.{key} must be positive, not {value}")
-        self._derive_head()
-        require(
-            0 <= self.rotary_channels <= self.head_dim and self.rotary_channels % 2 == 0,
-            f"model.rotary_channels must be even and at most head_dim ({self.head_dim}), "
-            f"not {self.rotary_channels}",
-        )
-
-    def _derive_head(self) -> None:
+            require(value > 0, f"model.{key} must be positive, got {value}.")
         if self.head_dim == 0:
             require(
                 self.width % self.heads == 0,
-                f"model.heads ({self.heads}) does not divide model.width ({self.width}): "
-                "change one of them or give model.head_dim",
+                f"model.width must be a multiple of model.heads ({self.heads}), got {self.width}. "
+                "Change one of them, or set model.head_dim.",
             )
             object.__setattr__(self, "head_dim", self.width // self.heads)
-        require(self.head_dim >= 1, f"model.head_dim must be at least 1, not {self.head_dim}")
+        require(self.head_dim >= 1, f"model.head_dim must be at least 1, got {self.head_dim}.")
         if self.rotary_channels == -1:
-            # An odd quarter (head_dim 12: 3 channels) cannot be split in halves: round down.
+            # Rounded down to an even number, because the channels are split in halves.
             channels = int(self.head_dim * PUBLISHED_ROTARY_FRACTION) // 2 * 2
             object.__setattr__(self, "rotary_channels", channels)
+        require(
+            0 <= self.rotary_channels <= self.head_dim and self.rotary_channels % 2 == 0,
+            f"model.rotary_channels must be even and at most head_dim ({self.head_dim}), "
+            f"got {self.rotary_channels}.",
+        )
 
     @property
     def architecture(self) -> str:
-        """Which model this is: a key of `tokengrow.model.architectures.ARCHITECTURES`."""
+        """Name of the architecture: a key of `tokengrow.model.architectures.ARCHITECTURES`."""
         raise NotImplementedError
 
     @property
-    def grows(self) -> bool:
-        """Whether a model of this config can be made larger, or smaller, as it is trained."""
+    def can_grow(self) -> bool:
+        """Whether a trained model of this config can be grown or pruned."""
         return False
 
     @property
     def inner_dim(self) -> int:
-        """H * C: channels of all heads together."""
+        """Channels of all heads together, H * C."""
         return self.heads * self.head_dim
 
     def num_parameters(self) -> int:
-        """All parameters, a tied embedding counted once."""
+        """Return the number of parameters; a tied embedding counts once."""
         raise NotImplementedError
 
-    def multiplied_parameters(self) -> int:
-        """P, those that every token is multiplied by: all, where the embedding is the head too."""
+    def matmul_parameters(self) -> int:
+        """Return P, the parameters that multiply every token: all of them if the head is tied."""
         return self.num_parameters()
 
     def flops_per_token(self, context_length: int | None = None) -> int:
-        """Training FLOPs (forward and backward) of one token: 6 P + 6 L T H C.
+        """Return the training FLOPs (forward and backward) of one token: 6 P + 6 L T H C.
 
-        6 P: a multiply and an add per parameter forward, twice that backward (Kaplan et al.,
-        arXiv 2001.08361, section 2.1). A tied embedding counts for the output head; one that is
-        only looked up does not. 6 L T H C: scores and mixing of causal attention, where a token
-        sees T / 2 others on average.
+        6 P: a multiply and an add per parameter in the forward pass, and twice that in the backward
+        pass (Kaplan et al., arXiv 2001.08361, section 2.1). A tied embedding counts as the output
+        head, and an untied one does not count. 6 L T H C: scores and weighted sums of causal
+        attention, where a token attends to T / 2 others on average.
 
         Args:
-            context_length: T; by default that of the config.
+            context_length: T; default: that of the config.
         """
         length = self.context_length if context_length is None else context_length
-        return 6 * self.multiplied_parameters() + 6 * self.layers * length * self.inner_dim
+        return 6 * self.matmul_parameters() + 6 * self.layers * length * self.inner_dim
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, every derived size included."""
+        """Return a plain nested dict, which includes every derived size."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(LanguageModelConfig):
-    """What a TokenFormer is. Derived sizes are numbers once the object exists.
+    """Sizes of a TokenFormer. Derived sizes are filled in at construction.
 
     Raises:
-        UserError: sizes that do not fit together, naming the key.
+        UserError: a size is invalid; the message names its key.
     """
 
     tokens: Tokens
-    """N: parameter tokens per Pattention role."""
+    """Parameter tokens per Pattention role (N)."""
     tau: Taus = field(default_factory=Taus)
-    """Scale after the L2 norm per role: sqrt(N) at birth, kept by growth."""
-    activation: str = "l2_norm_gelu"
-    """What turns scores into weights: l2_norm_gelu, gelu_l2_norm or softmax."""
+    """Scale after the L2 norm per role: sqrt(N) at initialisation, unchanged by growth."""
+    activation: Activation = "l2_norm_gelu"
+    """Function from scores to weights: l2_norm_gelu, gelu_l2_norm or softmax."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for role, n in self.tokens.items():
-            require(n >= 1, f"model.tokens.{role} must be at least 1, not {n}")
+            require(n >= 1, f"model.tokens.{role} must be at least 1, got {n}.")
         require(
             self.activation in ACTIVATIONS,
-            f"model.activation {self.activation!r}: valid are {', '.join(ACTIVATIONS)}",
+            f"model.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.",
         )
-        birth = Taus.default(self.tokens)
-        taus = {role: getattr(self.tau, role) or getattr(birth, role) for role in ROLES}
+        default = Taus.default(self.tokens)
+        taus = {role: getattr(self.tau, role) or getattr(default, role) for role in ROLES}
         for role, tau in taus.items():
-            require(tau > 0, f"model.tau.{role} must be positive, not {tau}")
+            require(tau > 0, f"model.tau.{role} must be positive, got {tau}.")
         object.__setattr__(self, "tau", Taus(**taus))
 
     @classmethod
     def preset(cls, name: str) -> "ModelConfig":
-        """A published size, with the published initialisation.
+        """Return the config of a published model, with the published initialisation.
 
         Args:
             name: a key of `tokengrow.model.presets.PRESETS`.
 
         Raises:
-            UserError: a name that is not there.
+            UserError: the name is unknown.
         """
         if name not in PRESETS:
-            raise UserError(f"model.preset {name!r}: valid are {', '.join(PRESETS)}")
+            raise UserError(f"model.preset must be one of {', '.join(PRESETS)}, got {name!r}.")
         layers, width, heads, n, n_ffn, context = PRESETS[name]
         return cls(
             vocab_size=PADDED_VOCABULARY,
@@ -228,22 +236,22 @@ class ModelConfig(LanguageModelConfig):
 
     @property
     def architecture(self) -> str:
-        """A TokenFormer: what a config is that says nothing else."""
+        """Name of the architecture: tokenformer, the default."""
         return "tokenformer"
 
     @property
-    def grows(self) -> bool:
-        """By parameter tokens, width, heads and layers."""
+    def can_grow(self) -> bool:
+        """True, by parameter tokens, width, heads and layers."""
         return True
 
     def role_shape(self, role: str) -> tuple[int, int, int]:
-        """(N, D_in, D_out) of a Pattention role."""
+        """Return (N, D_in, D_out) of a Pattention role."""
         d_in = self.inner_dim if role == "output" else self.width
         d_out = self.width if role in ("output", "ffn") else self.inner_dim
         return getattr(self.tokens, role), d_in, d_out
 
     def num_parameters(self) -> int:
-        """All parameters, the tied embedding counted once."""
+        """Return the number of parameters; the tied embedding counts once."""
         block = 0
         for role in ROLES:
             n, d_in, d_out = self.role_shape(role)
@@ -251,24 +259,20 @@ class ModelConfig(LanguageModelConfig):
         return self.vocab_size * self.width + self.layers * block + 2 * self.width
 
     def differences(self, other: "ModelConfig") -> dict[str, tuple[Any, Any]]:
-        """Dotted key to (mine, theirs) for every field that differs."""
-        found: dict[str, tuple[Any, Any]] = {}
+        """Return dotted key to (own value, other value) for every field that differs."""
+        pairs: dict[str, tuple[Any, Any]] = {}
         for item in fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            if isinstance(mine, Tokens | Taus):
+            own_value, other_value = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(own_value, Tokens | Taus):
                 for role in ROLES:
-                    pair = getattr(mine, role), getattr(theirs, role)
-                    if pair[0] != pair[1]:
-                        found[f"{item.name}.{role}"] = pair
-            elif mine != theirs:
-                found[item.name] = mine, theirs
-        return found
+                    pair = getattr(own_value, role), getattr(other_value, role)
+                    pairs[f"{item.name}.{role}"] = pair
+            else:
+                pairs[item.name] = own_value, other_value
+        return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises a UserError with the message unless the condition holds."""
+    """Raise `UserError` with a message unless the condition holds."""
     if not condition:
         raise UserError(message)
-
-
-ParameterTokens = Tokens

@@ -1,6 +1,7 @@
 """Rotary position embedding on the first channels of each head, half-split.
 
-RoFormer, arXiv 2104.09864; the half-split layout and the partial rotation are GPT-NeoX's.
+RoFormer, arXiv 2104.09864; the half-split layout and the partial rotation are those of GPT-NeoX.
+
 Shapes: `B` batch, `H` heads, `T` sequence, `C` head dim, `R` rotated channels.
 """
 
@@ -11,19 +12,19 @@ from torch import Tensor
 def rotary_table(
     start: int | Tensor, length: int, channels: int, base: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions start .. start + length - 1.
+    """Return cosines and sines of positions start .. start + length - 1.
 
-    Always float32, whatever the model's dtype: a half-precision table moves the logits visibly.
+    The table is always float32, because a half-precision table changes the logits visibly.
 
     Args:
-        start: of all texts, or [B] int64 of each.
+        start: first position of all texts, or [B] int64 of each text.
         length: T.
         channels: R.
-        base: of the frequencies.
-        device: where.
+        base: base of the frequencies.
+        device: device of the table.
 
     Returns:
-        cos and sin float32, each [T, R], or [B, T, R] where each text has a start of its own.
+        cos and sin float32, each [T, R], or [B, T, R] if each text has its own start.
     """
     exponent = torch.arange(0, channels, 2, dtype=torch.float32, device=device) / max(channels, 1)
     frequencies = 1.0 / base**exponent  # [R / 2]
@@ -35,14 +36,14 @@ def rotary_table(
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the first R channels of each head.
+    """Rotate the first R channels of each head.
 
     Args:
         x: [B, T, H, C].
-        table: cos and sin float32, [T, 1, R] or what else broadcasts to x.
+        table: cos and sin float32, [T, 1, R] or another shape that broadcasts to x.
 
     Returns:
-        [B, T, H, C] in the dtype of x; computed in at least float32.
+        [B, T, H, C] in the dtype of x, computed in at least float32.
     """
     cos, sin = table
     channels = cos.shape[-1]

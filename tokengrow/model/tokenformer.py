@@ -1,9 +1,9 @@
-"""TokenFormer: a decoder-only language model whose every projection is Pattention.
+"""TokenFormer: a decoder-only language model in which every projection is Pattention.
 
-Also what it shares with the Transformer beside it (`tokengrow.model.transformer`): all but the
-layers in the blocks and how weights start.
+This module also defines the parts that it shares with the baseline Transformer
+(`tokengrow.model.transformer`). That differs in the layers of the blocks and in initialisation.
 
-TokenFormer, arXiv 2410.23168. Pre-norm blocks without affine, rotary positions on part of each
+TokenFormer, arXiv 2410.23168: pre-norm blocks without affine, rotary positions on part of each
 head, a final norm with affine, the embedding tied to the output head, no biases.
 
 Shapes: `B` batch, `T` sequence, `S` cached sequence, `D` width, `H` heads, `C` head dim, `L`
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import reduce
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,25 +33,26 @@ ATTENTION_BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""What computes attention: the first of these that takes the tensors."""
+"""Attention backends in order of priority; the first one that supports the tensors is used."""
 
 INIT_STD = 0.02
+"""Standard deviation of the initial embedding and key parameter tokens."""
 GELU_POWER = 0.425
-"""E[GELU(z)²] for z ~ N(0, 1): the share of a unit score's power that passes the activation."""
+"""E[GELU(z)²] for z ~ N(0, 1): the share of the power of a unit score after the activation."""
 
 
 class KVCache:
-    """Keys (after rotary) and values of the tokens seen so far.
+    """Keys (after rotary) and values of all previous tokens.
 
-    Texts of different lengths end together: the shorter ones have padding in front, which only
-    padding sees, and the positions of each are counted from where it starts.
+    Texts of different lengths end in the same slot. Shorter ones are padded on the left. Only
+    padding attends to padding, and positions are counted from the start of each text.
 
     Args:
-        config: the model's.
+        config: config of the model.
         batch: B.
-        capacity: the most tokens it will hold, S.
-        dtype: of keys and values.
-        device: where they live.
+        capacity: maximum number of tokens, S.
+        dtype: dtype of keys and values.
+        device: device of keys and values.
     """
 
     def __init__(
@@ -67,47 +68,47 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)  # [L, B, H, S, C]
         self.length = 0
         self.start: Tensor | None = None
-        """[B] int64, the slot in which each text starts; None: all in the first."""
+        """[B] int64, slot in which each text starts; None: all start in the first slot."""
 
     @property
     def capacity(self) -> int:
-        """The most tokens that fit."""
+        """Maximum number of tokens."""
         return self.keys.shape[3]
 
     @property
     def position(self) -> int | Tensor:
-        """Of the next token in its text: of all texts, or [B] of each."""
+        """Position of the next token in its text: one for all texts, or [B] of each text."""
         return self.length if self.start is None else self.length - self.start
 
-    def visible(self, length: int) -> Tensor | None:
-        """What the next T tokens attend to, before they are written.
+    def attention_mask(self, length: int) -> Tensor | None:
+        """Return the mask of the next T tokens, before they are added.
 
         Returns:
-            [T, S] or [B, 1, T, S] bool; None: all of the past, and among themselves what is causal.
+            [T, S] or [B, 1, T, S] bool, True for slots that a token attends to. None: each token
+            attends to all previous tokens, without a mask.
         """
         if self.start is None and (self.length == 0 or length == 1):
             return None
         slots = torch.arange(self.length + length, device=self.keys.device)
         own = slots[self.length :, None]  # [T, 1]
-        seen = slots <= own
+        causal = slots <= own
         if self.start is None:
-            return seen
-        # Padding sees itself: a token that sees nothing would be NaN, and 0 times NaN is NaN.
-        return seen & ((slots >= self.start[:, None, None, None]) | (slots == own))
+            return causal
+        # Padding attends to itself. With an empty row it would be NaN, and 0 times NaN is NaN.
+        return causal & ((slots >= self.start[:, None, None, None]) | (slots == own))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the [B, H, T, C] of new tokens behind the old; returns all of them, [B, H, S,
-        C]."""
+        """Append keys and values [B, H, T, C] of a layer, and return all of them, [B, H, S, C]."""
         end = self.length + key.shape[2]
         if end > self.capacity:
-            raise ValueError(f"the KV cache holds {self.capacity} tokens; {end} were given")
+            raise ValueError(f"The KV cache must hold {end} tokens, but has {self.capacity} slots.")
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 class Attention(nn.Module):
-    """Causal self-attention; its projections are a subclass's."""
+    """Causal self-attention; subclasses define the projections."""
 
     output: nn.Module
 
@@ -116,38 +117,39 @@ class Attention(nn.Module):
         self.layer, self.heads, self.head_dim = layer, config.heads, config.head_dim
 
     def project(self, x: Tensor) -> Sequence[Tensor]:
-        """Query, key and value [B, T, H C] of [B, T, D]."""
+        """Return query, key and value [B, T, H C] of [B, T, D]."""
         raise NotImplementedError
 
-    def project_one(self, x: Tensor) -> Sequence[Tensor]:
-        """Likewise [B, H C] of a single token [B, D]."""
+    def project_token(self, x: Tensor) -> Sequence[Tensor]:
+        """Return query, key and value [B, H C] of a single token [B, D]."""
         return self.project(x)
 
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor], cache: KVCache | None = None
     ) -> Tensor:
-        """[B, T, D] to [B, T, D]; with a cache, T new tokens attend to it and to each other."""
+        """Return attention [B, T, D] of [B, T, D]; with a cache, tokens attend to it too."""
         batch, length, _ = x.shape
         query, key, value = [
             projected.view(batch, length, self.heads, self.head_dim)
             for projected in self.project(x)
         ]  # [B, T, H, C]
-        # Rotated as they lie in memory, they and their gradients are never copied to be transposed.
+        # Rotated before the transposition, so that neither they nor their gradients are copied.
         positions = table[0].unsqueeze(-2), table[1].unsqueeze(-2)  # [T, 1, R] or [B, T, 1, R]
         query, key = rotate(query, positions), rotate(key, positions)
-        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
         mask, causal = None, True
         if cache is not None:
-            mask = cache.visible(length)
+            mask = cache.attention_mask(length)
             causal = mask is None and cache.length == 0
             key, value = cache.extend(self.layer, key.to(cache.keys), value.to(cache.values))
             query = query.to(key)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+        out: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return out
 
 
 class PattentionAttention(Attention):
-    """With Pattention projections."""
+    """Attention with Pattention projections."""
 
     output: Pattention
 
@@ -159,37 +161,38 @@ class PattentionAttention(Attention):
         self.output = _pattention(config, "output")
 
     def project(self, x: Tensor) -> Sequence[Tensor]:
-        """Query, key and value [B, T, H C] of [B, T, D]."""
+        """Return query, key and value [B, T, H C] of [B, T, D]."""
         return apply_layers(x, [self.query, self.key, self.value])
 
-    def project_one(self, x: Tensor) -> Sequence[Tensor]:
-        """Likewise [B, H C] of a single token [B, D]."""
-        # Three products with the same x, not one with stacked keys: the stack would be a second
-        # copy of these weights.
+    def project_token(self, x: Tensor) -> Sequence[Tensor]:
+        """Return query, key and value [B, H C] of a single token [B, D]."""
+        # Three products with the same x instead of one with stacked keys, because the stack would
+        # be a second copy of these weights.
         return [layer(x) for layer in (self.query, self.key, self.value)]
 
 
 class Block(nn.Module):
-    """`x += attention(norm(x)); x += ffn(norm(x))`; what these are is a subclass's."""
+    """Residual block, `x += attention(norm(x)); x += ffn(norm(x))`; subclasses define the parts."""
 
     attention: Attention
     ffn: nn.Module
     attention_norm: nn.LayerNorm
     ffn_norm: nn.LayerNorm
 
-    def __init__(self, config: Any, layer: int) -> None:
+    def __init__(self, config: LanguageModelConfig, layer: int) -> None:
         super().__init__()
 
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor], cache: KVCache | None = None
     ) -> Tensor:
-        """[B, T, D] to [B, T, D]."""
+        """Return the residual stream [B, T, D] after the block."""
         x = x + self.attention(self.attention_norm(x), table, cache)
-        return x + self.ffn(self.ffn_norm(x))
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
 
 
 class PattentionBlock(Block):
-    """Of a TokenFormer: the norms have no affine."""
+    """Block of a TokenFormer; its norms have no affine."""
 
     attention: PattentionAttention
     ffn: Pattention
@@ -205,43 +208,45 @@ class PattentionBlock(Block):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, blocks, final norm, output head. `model(ids)` maps [B, T] to [B, T, V] logits.
+    """Embedding, blocks, final norm and output head: ids [B, T] to logits [B, T, V].
 
-    Weights are initialised from torch's global generator; call `init_weights` with a generator of
-    your own to choose the seed.
+    Weights are initialised from the global generator of torch. Call `init_weights` with a generator
+    to choose the seed.
 
     Args:
-        config: the model's.
+        config: config of the model.
     """
 
-    block: ClassVar[type[Block]]
-    """What its layers are."""
+    block_class: ClassVar[type[Block]]
+    """Class of the blocks."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
         self.config: LanguageModelConfig = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(self.block(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(
+            self.block_class(config, layer) for layer in range(config.layers)
+        )
         self.final_norm = nn.LayerNorm(config.width, eps=config.final_norm_eps)
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, D] of the output head: that of the embedding, where the two are tied."""
+        """Weight of the output head [V, D]: that of the embedding, if the two are tied."""
         return self.embedding.weight
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
     ) -> Tensor:
-        """Logits of the next token at every position, or how far they are from the targets.
+        """Return the logits of the next token at every position, or the loss for given targets.
 
         Args:
             ids: [B, T] int64 token ids.
-            cache: of the tokens before; it is extended by these T.
-            targets: [B, T] int64, the tokens that do come next.
+            cache: cache of the previous tokens; these T tokens are added to it.
+            targets: [B, T] int64, the actual next tokens.
 
         Returns:
-            [B, T, V]; with targets the scalar mean cross-entropy in nats per token, for which a GPU
-            never holds all logits.
+            Logits [B, T, V]. With targets: the scalar mean cross-entropy in nats per token, for
+            which a GPU never stores all logits.
         """
         x = self.hidden_states(ids, cache)
         if targets is None:
@@ -249,10 +254,10 @@ class LanguageModel(nn.Module):
         return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
 
     def hidden_states(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the output head is given: [B, T, D] of [B, T] ids, behind the final norm.
+        """Return the inputs of the output head [B, T, D], after the final norm, for ids [B, T].
 
-        A cache is extended. This is no call of the module, so one that is sharded or wrapped goes
-        through `forward`.
+        The tokens are added to the cache. This does not call the module, so a sharded or wrapped
+        model must use `forward`.
         """
         start = 0 if cache is None else cache.position
         config = self.config
@@ -265,22 +270,26 @@ class LanguageModel(nn.Module):
                 x = block(x, table, cache)
         if cache is not None:
             cache.length += ids.shape[1]
-        return self.final_norm(x)
+        normed: Tensor = self.final_norm(x)
+        return normed
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D]."""
+        """Return logits [..., V] of hidden states [..., D]."""
         return F.linear(hidden_states, self.head_weight)
 
     @classmethod
     def from_weights(
-        cls, config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
+        cls,
+        config: LanguageModelConfig,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
     ) -> Self:
-        """A model on the CPU, in eval mode, with a copy of these weights.
+        """Return a model on the CPU, in eval mode, with a copy of the weights.
 
         Args:
-            config: the model's.
-            weights: its state dict.
-            dtype: of the copy; by default the narrowest that holds every weight.
+            config: config of the model.
+            weights: state dict of the model.
+            dtype: dtype of the copy; default: the narrowest that represents every weight.
         """
         with torch.device("meta"):
             model = cls(config)
@@ -289,29 +298,29 @@ class LanguageModel(nn.Module):
         return model.eval()
 
     def to_weights(self) -> dict[str, Tensor]:
-        """The state dict on the CPU, detached: what `from_weights` takes."""
+        """Return the state dict on the CPU, detached, as `from_weights` expects it."""
         return {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws all weights anew, in the way that `config.init` names."""
+        """Initialise all weights by the method `config.init`."""
         raise NotImplementedError
 
     def set_kernel(self, kernel: str) -> None:
-        """Chooses how every Pattention layer is computed, by a name in `KERNELS`, if it has any."""
+        """Set the kernel of all Pattention layers, if there are any, by a name in `KERNELS`."""
 
 
 class TokenFormer(LanguageModel):
-    """The language model whose every projection is Pattention; the embedding is the head too."""
+    """Language model in which every projection is Pattention; the embedding is also the head."""
 
     config: ModelConfig
-    block = PattentionBlock
+    block_class = PattentionBlock
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.init_weights()
 
     def set_tau(self, tau: Taus) -> None:
-        """Scales the scores of every layer by these from now on."""
+        """Set the scale of the scores in every layer."""
         self.config = replace(self.config, tau=tau)
         for block in self.blocks:
             for role, layer in pattention_layers(block):
@@ -326,7 +335,7 @@ class TokenFormer(LanguageModel):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws all weights anew, in the way that `config.init` names.
+        """Initialise all weights by the method `config.init`.
 
         | tensor | balanced | published |
         | --- | --- | --- |
@@ -336,7 +345,7 @@ class TokenFormer(LanguageModel):
         | final norm | weight 1, bias 0 | weight 1, bias 0 |
 
         Balanced: every output channel of query, key and value starts with unit variance, and every
-        block as the identity.
+        block starts as the identity.
         """
         nn.init.normal_(self.embedding.weight, 0.0, INIT_STD, generator)
         for block in self.blocks:
@@ -349,40 +358,40 @@ class TokenFormer(LanguageModel):
 
 
 def fastest_attention() -> AbstractContextManager[None]:
-    """Chooses what computes attention, in the order of `ATTENTION_BACKENDS`.
+    """Return a context that selects the fastest attention backend.
 
-    While gradients are computed cuDNN comes first: on an H100 it takes 0.6 of the time of
-    FlashAttention 2, but plans anew for every length, which takes longer than a short text.
+    With gradients, cuDNN comes before `ATTENTION_BACKENDS`. On an H100 it needs 0.6 of the time of
+    FlashAttention 2, but it plans again for every length, which takes longer than a short text.
     """
     first = [SDPBackend.CUDNN_ATTENTION] if torch.is_grad_enabled() else []
     return sdpa_kernel([*first, *ATTENTION_BACKENDS], set_priority=True)
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, list[int]]:
-    """Name of every weight of a model to its shape."""
+    """Return the name of every weight of a model to its shape."""
     with torch.device("meta"):
         state = TokenFormer(config).state_dict()
     return {name: list(tensor.shape) for name, tensor in state.items()}
 
 
 def dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """The narrowest dtype that holds every weight as it is."""
+    """Return the narrowest dtype that represents every weight exactly."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
 
 
 def pattention_layers(block: nn.Module) -> list[tuple[str, Pattention]]:
-    """(role, layer) of the five Pattention layers of a block, in the order of `ROLES`."""
+    """Return (role, layer) of the five Pattention layers of a block, in the order of `ROLES`."""
     named = ((name.rpartition(".")[2], module) for name, module in block.named_modules())
     return [(role, module) for role, module in named if isinstance(module, Pattention)]
 
 
 def published_value_std(config: ModelConfig) -> float:
-    """Standard deviation at which the published code draws every value parameter token."""
+    """Return the standard deviation of value parameter tokens in the published code."""
     return 2 / config.layers / math.sqrt(config.width)
 
 
 def init_value_std(config: ModelConfig, role: str) -> float:
-    """Standard deviation at which the value parameter tokens of a role are born."""
+    """Return the initial standard deviation of the value parameter tokens of a role."""
     if config.init == "published":
         return published_value_std(config)
     if role in ("output", "ffn"):
@@ -391,4 +400,5 @@ def init_value_std(config: ModelConfig, role: str) -> float:
 
 
 def _pattention(config: ModelConfig, role: str) -> Pattention:
+    """Return the Pattention layer of a role."""
     return Pattention(*config.role_shape(role), config.activation, getattr(config.tau, role))

@@ -1,8 +1,8 @@
-"""A Transformer to hold a TokenFormer against: the same model with linear layers in its blocks.
+"""Baseline Transformer: the model of a TokenFormer, with linear layers in its blocks.
 
-Pythia's (arXiv 2304.01373), but for one thing: attention and the feed-forward layer come one after
-the other, as in a TokenFormer, and not side by side. Linear layers have biases, norms an affine,
-the feed-forward layer 4 D channels behind a GELU; embedding and output head are tied or not.
+It is Pythia (arXiv 2304.01373) with one difference: attention and the feed-forward layer are
+sequential, as in a TokenFormer, and not parallel. Linear layers have biases, norms have an affine,
+and the feed-forward layer has 4 D channels after a GELU. Embedding and output head are tied or not.
 
 Shapes: `B` batch, `T` sequence, `D` width, `F` channels of the feed-forward layer, `H` heads, `C`
 head dim, `L` layers, `V` vocabulary.
@@ -20,58 +20,66 @@ from tokengrow.model.config import LanguageModelConfig, require
 from tokengrow.model.tokenformer import INIT_STD, Attention, Block, LanguageModel
 
 TRANSFORMER = "transformer"
+"""Name of the architecture."""
+
+NORMS = ("attention_norm", "ffn_norm", "final_norm")
+"""Names of the modules whose weights start at 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(LanguageModelConfig):
-    """What a Transformer is. Derived sizes are numbers once the object exists.
+    """Sizes of a Transformer. Derived sizes are filled in at construction.
 
     Raises:
-        UserError: sizes that do not fit together, naming the key.
+        UserError: a size is invalid; the message names its key.
     """
 
     architecture: str = TRANSFORMER
-    """transformer: what tells its config from that of a TokenFormer."""
+    """Name of the architecture, always transformer."""
     mlp_width: int = 0
-    """F: channels of the feed-forward layer; 0 means 4 D."""
+    """Channels of the feed-forward layer (F); 0 means 4 D."""
     tied: bool = True
-    """Whether the embedding is the output head too; Pythia's is not."""
+    """Whether the embedding is also the output head; in Pythia it is not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.architecture == TRANSFORMER,
-            f"model.architecture of a Transformer must be {TRANSFORMER}, not {self.architecture!r}",
+            f"model.architecture of a Transformer must be {TRANSFORMER}, "
+            f"got {self.architecture!r}.",
         )
-        require(self.mlp_width >= 0, f"model.mlp_width must not be negative, not {self.mlp_width}")
+        require(self.mlp_width >= 0, f"model.mlp_width must be at least 0, got {self.mlp_width}.")
         object.__setattr__(self, "mlp_width", self.mlp_width or 4 * self.width)
 
     @classmethod
-    def beside(cls, other: LanguageModelConfig) -> "TransformerConfig":
-        """A Transformer of the vocabulary, context, layers, width, heads and init of another model.
+    def matching(cls, other: LanguageModelConfig) -> "TransformerConfig":
+        """Return the config of a tied Transformer with the sizes of another model.
+
+        The two models have the same vocabulary, context length, layers, width, heads and
+        initialisation.
 
         Args:
-            other: with the embedding as its output head, as a TokenFormer has.
+            other: config of a model whose embedding is the output head, as in a TokenFormer.
         """
         shared = {item.name: getattr(other, item.name) for item in fields(LanguageModelConfig)}
         return cls(**shared)
 
     def num_parameters(self) -> int:
-        """All parameters, a tied embedding counted once."""
+        """Return the number of parameters; a tied embedding counts once."""
         width, inner, mlp = self.width, self.inner_dim, self.mlp_width
         attention = 3 * inner * (width + 1) + width * (inner + 1)
         block = attention + mlp * (width + 1) + width * (mlp + 1) + 2 * 2 * width
         embeddings = self.vocab_size * width * (1 if self.tied else 2)
         return embeddings + self.layers * block + 2 * width
 
-    def multiplied_parameters(self) -> int:
-        """P, those that every token is multiplied by: all but an embedding that is not the head."""
-        looked_up = 0 if self.tied else self.vocab_size * self.width
-        return self.num_parameters() - looked_up
+    def matmul_parameters(self) -> int:
+        """Return P, the parameters that multiply every token: all except an untied embedding."""
+        lookup_only = 0 if self.tied else self.vocab_size * self.width
+        return self.num_parameters() - lookup_only
 
 
 class LinearAttention(Attention):
-    """With linear projections; those of query, key and value are one."""
+    """Attention with linear projections; query, key and value share one layer."""
 
     output: nn.Linear
 
@@ -81,12 +89,13 @@ class LinearAttention(Attention):
         self.output = nn.Linear(config.inner_dim, config.width)
 
     def project(self, x: Tensor) -> Sequence[Tensor]:
-        """Query, key and value [..., H C] of [..., D]."""
-        return self.query_key_value(x).chunk(3, dim=-1)
+        """Return query, key and value [..., H C] of [..., D]."""
+        projected: Tensor = self.query_key_value(x)
+        return projected.chunk(3, dim=-1)
 
 
 class MLP(nn.Module):
-    """D to F channels, GELU, and back."""
+    """Feed-forward layer: D to F channels, GELU, and F to D channels."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -94,21 +103,22 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        return self.down(F.gelu(self.up(x)))
+        """Return the output [..., D] of [..., D]."""
+        out: Tensor = self.down(F.gelu(self.up(x)))
+        return out
 
 
 class AffineNorm(nn.LayerNorm):
-    """A layer norm whose weights may be narrower than its input, as FSDP2 sends them around."""
+    """Layer norm whose weights may have a narrower dtype than its input, as FSDP2 gathers them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
+        """Return the norm [..., D] of [..., D]."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class LinearBlock(Block):
-    """Of a Transformer."""
+    """Block of a Transformer."""
 
     attention: LinearAttention
     ffn: MLP
@@ -122,10 +132,10 @@ class LinearBlock(Block):
 
 
 class Transformer(LanguageModel):
-    """The language model with linear layers."""
+    """Language model with linear layers."""
 
     config: TransformerConfig
-    block = LinearBlock
+    block_class = LinearBlock
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -135,12 +145,12 @@ class Transformer(LanguageModel):
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, D] of the output head: that of the embedding, where the two are tied."""
+        """Weight of the output head [V, D]: that of the embedding, if the two are tied."""
         return self.embedding.weight if self.config.tied else self.head.weight
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws all weights anew, in the way that `config.init` names.
+        """Initialise all weights by the method `config.init`.
 
         | tensor | balanced | published |
         | --- | --- | --- |
@@ -150,39 +160,43 @@ class Transformer(LanguageModel):
         | biases | 0 | 0 |
         | norms | weight 1, bias 0 | weight 1, bias 0 |
 
-        Balanced is what a TokenFormer's is: unit variance of every channel behind a norm, and every
-        block as the identity. Published is Pythia's: small_init (Nguyen and Salazar, arXiv
-        1910.05895) and GPT-NeoX's wang_init.
+        Balanced is the counterpart of a TokenFormer's: every channel after a norm starts with unit
+        variance, and every block as the identity. Published is that of Pythia: small_init (Nguyen
+        and Salazar, arXiv 1910.05895) and wang_init of GPT-NeoX.
         """
         config = self.config
         balanced = config.init == "balanced"
         small = math.sqrt(2 / (5 * config.width))
-        reads = 1 / math.sqrt(config.width) if balanced else small
-        writes = 0.0 if balanced else 2 / config.layers / math.sqrt(config.width)
-        outside = INIT_STD if balanced else small
+        input_std = 1 / math.sqrt(config.width) if balanced else small
+        output_std = 0.0 if balanced else 2 / config.layers / math.sqrt(config.width)
+        embedding_std = INIT_STD if balanced else small
+        stds = {
+            "embedding": embedding_std,
+            "head": embedding_std,
+            "output": output_std,
+            "down": output_std,
+        }
         for name, tensor in self.named_parameters():
-            kind = name.removesuffix(".weight").rpartition(".")[2]
+            module = name.removesuffix(".weight").rpartition(".")[2]
             if tensor.dim() == 1:
-                nn.init.constant_(tensor, float(kind in NORMS))
+                nn.init.constant_(tensor, float(module in NORMS))
             else:
-                std = {"embedding": outside, "head": outside, "output": writes, "down": writes}
-                nn.init.normal_(tensor, 0.0, std.get(kind, reads), generator)
-
-
-NORMS = ("attention_norm", "ffn_norm", "final_norm")
-"""Whose weights start at 1."""
+                nn.init.normal_(tensor, 0.0, stds.get(module, input_std), generator)
 
 
 def kernel_unsupported_reason(
     kernel: str, config: TransformerConfig, dtype: torch.dtype
 ) -> str | None:
-    """Why a kernel cannot compute a Transformer; None: it can, as no kernel is asked for.
+    """Return why a kernel cannot compute a Transformer, or None if it is the default.
 
     Args:
         kernel: a name in `KERNELS`.
-        config: the model's.
-        dtype: of its matrix products.
+        config: config of the model.
+        dtype: dtype of its matrix products.
+
+    Returns:
+        The end of a sentence that begins with the kernel.
     """
     if kernel == "auto":
         return None
-    return "is of Pattention, which a Transformer has none of: leave it at auto"
+    return "computes Pattention, which a Transformer does not have. Set kernel=auto."

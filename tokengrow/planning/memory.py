@@ -82,7 +82,7 @@ def copy_bytes(config: LanguageModelConfig, precision: str, fused: bool) -> int:
         norms = 2 * config.width
         if isinstance(config, TransformerConfig):
             norms += config.layers * 2 * 2 * config.width
-        return (config.multiplied_parameters() - norms) * MULTIPLIED[precision]
+        return (config.matmul_parameters() - norms) * MULTIPLIED[precision]
     if not isinstance(config, ModelConfig):
         return 0
     shapes = [config.role_shape(role) for role in ("query", "key", "value")]

@@ -11,7 +11,7 @@ from tokengrow.growth.plan import (
     no_growth_error,
     plan_growth,
 )
-from tokengrow.model.architectures import KEY, read_config
+from tokengrow.model.architectures import ARCHITECTURE_KEY, read_config
 from tokengrow.model.config import LanguageModelConfig, ModelConfig
 from tokengrow.parsing import drop_nulls, merge_mappings
 
@@ -35,7 +35,7 @@ def resolve_model(
     given = drop_nulls(changes)
     if base is None and not given:
         raise UserError(f"{where} is empty. Choose model=NAME, or start from source=DIR.")
-    if base and given.get(KEY, base.architecture) != base.architecture:
+    if base and given.get(ARCHITECTURE_KEY, base.architecture) != base.architecture:
         base = None  # the sizes of another architecture do not apply
     start: dict[str, Any] = base.to_dict() if base else {}
     if base and given.get("tokens"):
@@ -65,9 +65,9 @@ def resolve_growth(
         UserError: a key is set that a growth never changes, or the target cannot be reached.
     """
     given, current = drop_nulls(changes), source.to_dict()
-    same_architecture = given.get(KEY, source.architecture) == source.architecture
+    same_architecture = given.get(ARCHITECTURE_KEY, source.architecture) == source.architecture
     changed = any(current.get(key) != value for key, value in given.items())
-    if not source.grows and same_architecture and changed:
+    if not source.can_grow and same_architecture and changed:
         raise no_growth_error(source, where)
     for key in INHERITED_FIELDS:
         if key in given:

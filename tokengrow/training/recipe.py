@@ -222,7 +222,7 @@ def _check_can_grow(sections: Mapping[str, StageSection], first: LanguageModelCo
     """Raise `UserError` with the names of all stages that change a model that cannot grow."""
     later = list(sections.items())[1:]
     names = [name for name, section in later if drop_nulls(section.model)]
-    if names and not first.grows:
+    if names and not first.can_grow:
         removals = " ".join(f"'~stages.{name}'" for name in names)
         raise UserError(
             f"stages {', '.join(names)} change the model, but a {first.architecture} cannot grow. "

@@ -59,7 +59,7 @@ class Stage:
         if state.rung.tau_start is not None:
             model, end = cast(TokenFormer, self.model), cast(ModelConfig, self.config.model)
             share = state.stage_step / self.anneal_steps
-            model.set_tau(Taus(**state.rung.tau_start).towards(end.tau, share))
+            model.set_tau(Taus(**state.rung.tau_start).interpolate(end.tau, share))
 
     def settled_at(self, state: TrainState) -> float:
         """Return the update of the stage, from 1, after which learning rate and tau are settled."""

@@ -1,4 +1,4 @@
-"""The published figures on a GPU, in float32 without TF32; on a CPU: test_tokenformer.py."""
+"""Tests of the published figures on a GPU, in float32 without TF32."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ def test_logits_and_gradients(model: TokenFormer, published_figures: Figures) ->
 
 
 @torch.no_grad()
-def test_chunks_behind_a_prefix(model: TokenFormer, published_decoding: Figures) -> None:
+def test_chunks_after_a_prefix(model: TokenFormer, published_decoding: Figures) -> None:
     cache = KVCache(model.config, 2, 32, device="cuda")
     chunks = published_decoding["input_ids"].cuda().split([8, 4, 20], dim=1)
     logits = torch.cat([model(chunk, cache) for chunk in chunks], dim=1)
@@ -47,5 +47,5 @@ def test_chunks_behind_a_prefix(model: TokenFormer, published_decoding: Figures)
 def test_greedy_tokens(model: TokenFormer, published_decoding: Figures) -> None:
     tokens = published_decoding["greedy.tokens"]
     config = SamplingConfig(max_tokens=16, temperature=0)
-    found = torch.stack(list(generate(model, tokens[:, :8].cuda(), config)), dim=1)
-    assert torch.equal(found.cpu(), tokens[:, 8:])
+    actual = torch.stack(list(generate(model, tokens[:, :8].cuda(), config)), dim=1)
+    assert torch.equal(actual.cpu(), tokens[:, 8:])
