@@ -1,4 +1,4 @@
-"""The numbers of a plan: the published sizes and their ladder worked by hand."""
+"""Numbers of a plan: the published sizes and their ladder, computed by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,31 +15,32 @@ from tokengrow.training.config import TrainConfig
 from tokengrow.training.recipe import resolve_train
 
 BATCH = 1024 * 2048
-"""Tokens in an update of the published runs."""
+"""Tokens per update of the published runs."""
 
 
 @pytest.fixture
 def ladder(composed: Callable[..., dict[str, Any]]) -> TrainConfig:
-    """150m -> 450m -> 900m -> 1.5b."""
+    """Run 150m -> 450m -> 900m -> 1.5b."""
     return resolve_train(composed("train", "recipes=ladder-150m-to-1.5b"))
 
 
 def published(name: str) -> Budget:
+    """Return the budget of a published size."""
     return model_budget(ModelConfig.preset(name), 4, "32-true")
 
 
-def test_the_150m_worked_by_hand() -> None:
+def test_150m_computed_by_hand() -> None:
     # Embedding; 12 blocks of four roles of 768 tokens and one of 3072, key and value of 768; norm.
     parameters = 50304 * 768 + 12 * (4 * 768 + 3072) * (768 + 768) + 2 * 768
     assert parameters == 151_881_216
     (rung,) = published("150m").rungs
     assert rung.parameters == parameters
-    # 6 a parameter, and attention: 6 x 12 layers x 2048 positions x 768 channels.
+    # 6 per parameter, and attention: 6 x 12 layers x 2048 positions x 768 channels.
     assert rung.flops_per_token == 6 * 151_881_216 + 113_246_208 == 1_024_533_504
     assert rung.scratch_flops == 300_000_000_000 * 1_024_533_504
 
 
-def test_the_450m_worked_by_hand() -> None:
+def test_450m_computed_by_hand() -> None:
     parameters = 50304 * 1024 + 24 * (4 * 1024 + 4096) * (1024 + 1024) + 2 * 1024
     assert parameters == 454_166_528
     (rung,) = published("450m").rungs
@@ -47,14 +48,14 @@ def test_the_450m_worked_by_hand() -> None:
     assert rung.flops_per_token == 6 * 454_166_528 + 301_989_888 == 3_026_989_056
 
 
-def test_a_model_alone_has_no_stage_and_no_total() -> None:
+def test_single_model_has_no_stage_and_no_total() -> None:
     budget = published("150m")
     assert budget.total is None
     assert budget.rungs[0].stage is None
     assert budget.rungs[0].appended == ()
 
 
-def test_the_ladder_costs_0_287_of_the_1_5b_from_scratch(ladder: TrainConfig) -> None:
+def test_ladder_costs_0_287_of_1_5b_from_scratch(ladder: TrainConfig) -> None:
     budget = run_budget(ladder)
     per_token = (1_024_533_504, 3_026_989_056, 5_922_831_360, 10_278_291_456)
     steps = (143_000, 14_306, 14_306, 14_306)
@@ -77,14 +78,14 @@ def test_the_ladder_costs_0_287_of_the_1_5b_from_scratch(ladder: TrainConfig) ->
     assert last.of_scratch == pytest.approx(8.8413e20 / 3.0835e21, rel=1e-4)
 
 
-def test_the_first_rung_costs_what_its_published_run_cost(ladder: TrainConfig) -> None:
+def test_first_rung_costs_as_much_as_published_run(ladder: TrainConfig) -> None:
     stage = run_budget(ladder).rungs[0].stage
     assert stage is not None
-    assert stage.tokens == 299_892_736_000  # 143,000 updates: 300 billion, but for the last 51
+    assert stage.tokens == 299_892_736_000  # 143,000 updates; 51 more are 300 billion
     assert stage.of_scratch == pytest.approx(299_892_736_000 / 300e9)
 
 
-def test_what_each_rung_appends_axis_by_axis(ladder: TrainConfig) -> None:
+def test_size_changes_of_each_rung_by_axis(ladder: TrainConfig) -> None:
     first, second, third, _ = run_budget(ladder).rungs
     assert first.appended == ()
     assert [step.axis for step in second.appended] == ["width", "heads", "tokens", "depth"]
@@ -98,9 +99,9 @@ def test_what_each_rung_appends_axis_by_axis(ladder: TrainConfig) -> None:
     assert heads.after == {"heads": 16, "head_dim": 80}
 
 
-def test_hours_are_flops_at_the_speed_of_each_stage(ladder: TrainConfig) -> None:
-    speeds = {"150m": 2e14, "450m": 4e14, "900m": 4e14, "1.5b": 4e14}
-    budget = run_budget(ladder, flops_per_second=speeds)
+def test_hours_are_flops_divided_by_throughput(ladder: TrainConfig) -> None:
+    throughput = {"150m": 2e14, "450m": 4e14, "900m": 4e14, "1.5b": 4e14}
+    budget = run_budget(ladder, flops_per_second=throughput)
     first = budget.rungs[0].stage
     assert first is not None
     # 299,892,736,000 tokens x 1,024,533,504 FLOPs / 2e14 / 3600
@@ -110,7 +111,7 @@ def test_hours_are_flops_at_the_speed_of_each_stage(ladder: TrainConfig) -> None
     assert budget.total.hours == pytest.approx(426.74 + rest, abs=0.01)
 
 
-def test_a_run_from_a_checkpoint_grows_in_its_first_stage(
+def test_run_from_a_checkpoint_grows_in_first_stage(
     tiny_run: Callable[..., TrainConfig], tiny_model: Callable[..., ModelConfig], tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path, rungs=(12,))
@@ -124,7 +125,7 @@ def test_a_run_from_a_checkpoint_grows_in_its_first_stage(
     )
 
 
-def test_a_growth_has_two_sizes_and_no_stages(tiny_model: Callable[..., ModelConfig]) -> None:
+def test_growth_has_two_sizes_and_no_stages(tiny_model: Callable[..., ModelConfig]) -> None:
     budget = growth_budget(plan_growth(tiny_model(8), tiny_model(12)), 4, "32-true")
     source, grown = budget.rungs
     # 4 more tokens of four roles and 8 of the FFN, key and value of 32, in each of 2 layers.
@@ -133,12 +134,12 @@ def test_a_growth_has_two_sizes_and_no_stages(tiny_model: Callable[..., ModelCon
     assert (source.stage, grown.stage, budget.total) == (None, None, None)
 
 
-def test_a_growth_of_nothing_is_its_source(tiny_model: Callable[..., ModelConfig]) -> None:
+def test_growth_without_steps_has_only_the_source(tiny_model: Callable[..., ModelConfig]) -> None:
     budget = growth_budget(plan_growth(tiny_model(), tiny_model()), 4, "32-true")
     assert [rung.name for rung in budget.rungs] == ["source"]
 
 
-def test_memory_is_counted_in_the_precision_and_micro_batch_of_the_run(
+def test_memory_uses_precision_and_micro_batch_of_run(
     tiny_run: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     fabric = FabricConfig(accelerator="cpu", precision="bf16-true")

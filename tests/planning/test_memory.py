@@ -1,4 +1,4 @@
-"""The memory that `plan` promises, held against what autograd saves and what lies on the disk."""
+"""Planned memory, compared with the tensors that autograd saves and the files on disk."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +32,7 @@ from tokengrow.training.trainer import fit
 def shape(
     vocab_size: int, context_length: int, layers: int, width: int, heads: int, tokens: int
 ) -> ModelConfig:
+    """Return a config with the same number of tokens in all attention roles."""
     counts = Tokens(query=tokens, key=tokens, value=tokens, output=tokens, ffn=4 * tokens)
     return ModelConfig(
         vocab_size=vocab_size,
@@ -55,11 +56,11 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 def saved_bytes(config: LanguageModelConfig, batch: int, precision: str, kernel: str) -> int:
-    """Bytes of all storages, but the parameters', that one forward pass leaves to the backward."""
+    """Return the bytes that a forward pass saves for the backward pass, without parameters."""
     model = build_model(config).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     model.set_kernel(kernel)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    held: list[Tensor] = []  # alive, or their addresses would be used again
+    held: list[Tensor] = []  # keeps them alive, so that their addresses are not reused
     ids = torch.randint(config.vocab_size, (batch, config.context_length + 1))
 
     def keep(tensor: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def saved_bytes(config: LanguageModelConfig, batch: int, precision: str, kernel:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("config", "batch"), SHAPES.values(), ids=SHAPES)
-def test_activations_are_estimated_within_2_percent(
+def test_activations_are_within_2_percent(
     config: ModelConfig, batch: int, activation: str, precision: str
 ) -> None:
     config = replace(config, activation=activation)
@@ -93,10 +94,10 @@ def test_activations_are_estimated_within_2_percent(
     [(shape(512, 64, 2, 256, 8, 32), 1), (shape(512, 32, 2, 32, 2, 64), 1)],
     ids=["wide", "many-tokens"],
 )
-def test_activations_of_the_fused_kernels_are_estimated_within_2_percent(
+def test_activations_of_fused_kernels_are_within_2_percent(
     config: ModelConfig, batch: int, precision: str
 ) -> None:
-    # The head is fused on a GPU alone: the difference of two depths leaves the blocks.
+    # The head is fused only on a GPU. The difference of two depths contains only blocks.
     def held(layers: int) -> tuple[int, int]:
         deep = replace(config, layers=layers)
         kept = activation_bytes(deep, batch, precision, fused=True)
@@ -110,7 +111,7 @@ def test_activations_of_the_fused_kernels_are_estimated_within_2_percent(
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "mlp_width": 320}], ids=["tied", "untied"])
 @pytest.mark.parametrize(("config", "batch"), SHAPES.values(), ids=SHAPES)
-def test_activations_of_a_transformer_are_estimated_within_2_percent(
+def test_activations_of_transformer_are_within_2_percent(
     config: ModelConfig, batch: int, changes: dict[str, Any], precision: str
 ) -> None:
     beside = replace(TransformerConfig.matching(config), **changes)
@@ -129,14 +130,14 @@ def test_activations_of_a_transformer_are_estimated_within_2_percent(
         ("compiled", "bf16-true", False),
     ],
 )
-def test_auto_is_planned_for_a_gpu_in_bfloat16(
+def test_kernel_auto_is_fused_in_bfloat16(
     kernel: str, precision: str, fused: bool, tiny_model: Callable[..., ModelConfig]
 ) -> None:
     held = training_memory(tiny_model(), 3, precision, kernel)
     assert held.activations == activation_bytes(tiny_model(), 3, precision, fused)
 
 
-def test_autocast_copies_every_weight_but_the_norms(
+def test_autocast_copies_all_weights_except_norms(
     tiny_model: Callable[..., ModelConfig],
 ) -> None:
     config = tiny_model()
@@ -144,15 +145,15 @@ def test_autocast_copies_every_weight_but_the_norms(
     assert copy_bytes(config, "32-true", fused=False) == 0
 
 
-def test_fused_kernels_put_three_keys_side_by_side(tiny_model: Callable[..., ModelConfig]) -> None:
-    # Two layers of three keys [8, 32], each number in four bytes.
+def test_fused_kernels_concatenate_three_keys(tiny_model: Callable[..., ModelConfig]) -> None:
+    # Two layers of three keys [8, 32], four bytes per element.
     assert copy_bytes(tiny_model(8), "32-true", fused=True) == 2 * 3 * 8 * 32 * 4
     unequal = replace(tiny_model(8), tokens=Tokens(query=8, key=8, value=9, output=8, ffn=16))
     assert copy_bytes(unequal, "32-true", fused=True) == 0
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_checkpoints_files_are_as_large_as_planned(
+def test_checkpoint_files_have_the_planned_size(
     precision: str,
     tiny_run: Callable[..., TrainConfig],
     tiny_model: Callable[..., ModelConfig],
@@ -170,7 +171,7 @@ def test_a_checkpoints_files_are_as_large_as_planned(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_weights_gradients_and_moments_are_as_large_as_fabric_makes_them(
+def test_weights_gradients_and_moments_match_fabric(
     precision: str, tiny_model: Callable[..., ModelConfig]
 ) -> None:
     config = tiny_model()
@@ -187,7 +188,7 @@ def test_weights_gradients_and_moments_are_as_large_as_fabric_makes_them(
     assert held.moments == sum(s["exp_avg"].nbytes + s["exp_avg_sq"].nbytes for s in states)
 
 
-def test_a_training_step_holds_the_sum_of_its_parts(
+def test_total_is_the_sum_of_the_parts(
     tiny_model: Callable[..., ModelConfig],
 ) -> None:
     config = tiny_model()

@@ -14,7 +14,7 @@ from tokengrow.console.format import (
 )
 from tokengrow.growth.plan import AXES
 from tokengrow.model.config import ROLES
-from tokengrow.planning.cost import Appended, Budget
+from tokengrow.planning.cost import Budget, SizeChange
 
 
 def tables(budget: Budget) -> Iterator[Table]:
@@ -60,7 +60,7 @@ def _growths(budget: Budget) -> Table:
     return rows
 
 
-def _change(step: Appended) -> str:
+def _change(step: SizeChange) -> str:
     """Format a growth step as `12 -> 24`, without unchanged keys (except tokens)."""
     if step.axis == "tokens":
         return f"{_tokens(step.before['tokens'])} -> {_tokens(step.after['tokens'])}"

@@ -1,1 +1,1 @@
-"""Parameters, FLOPs, memory and time of a run before it starts."""
+"""Plan of a run before it starts: parameters, FLOPs, memory and time."""

@@ -1,4 +1,4 @@
-"""What a run or a growth will take, in numbers: what `tokengrow plan` shows. Nothing is built."""
+"""Cost of a run, a growth or a model, computed from its sizes without building it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,30 +6,30 @@ from typing import Any
 
 from tokengrow.growth.plan import AXES, GrowthPlan, GrowthStep, plan_growth
 from tokengrow.model.config import LanguageModelConfig
-from tokengrow.planning.memory import Memory, checkpoint_bytes, training_memory
+from tokengrow.planning.memory import TrainingMemory, checkpoint_bytes, training_memory
 from tokengrow.training.config import StageConfig, TrainConfig
 
 SCRATCH_TOKENS = 300_000_000_000
-"""On which each of the four published models was trained from scratch: 300 billion tokens of the
-Pile (TokenFormer, arXiv 2410.23168)."""
+"""Training tokens of each of the four published models from scratch: 300 billion tokens of the Pile
+(TokenFormer, arXiv 2410.23168)."""
 
 SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True, kw_only=True)
-class Appended:
-    """What one step of a growth changes."""
+class SizeChange:
+    """Sizes before and after one step of a growth."""
 
     axis: str
     """Growth axis."""
     before: dict[str, Any]
-    """The axis's keys of the model's config, as they were."""
+    """Model config keys of the axis, with their values before the step."""
     after: dict[str, Any]
-    """The same keys in the grown model."""
+    """The same keys, with their values after the step."""
 
     @classmethod
-    def of(cls, step: GrowthStep) -> "Appended":
-        """The sizes along the axis of one step of a growth plan."""
+    def from_step(cls, step: GrowthStep) -> "SizeChange":
+        """Return the sizes along the axis of one step of a growth plan."""
         before, after = step.source.to_dict(), step.target.to_dict()
         keys = AXES[step.axis]
         return cls(
@@ -41,81 +41,81 @@ class Appended:
 
 @dataclass(frozen=True, kw_only=True)
 class StageBudget:
-    """What training one rung takes."""
+    """Cost of training one rung."""
 
     steps: int
-    """Optimizer updates, or the most of them."""
+    """Number of optimizer updates; a maximum if `may_end_before` is true."""
     may_end_before: bool
-    """Whether a plateau of the validation loss may end the stage sooner."""
+    """Whether a plateau of the validation loss can end the stage earlier."""
     tokens: int
-    """Steps, times sequences in an update, times their length."""
+    """Training tokens: steps × sequences per update × their length."""
     flops: int
-    """Of this stage."""
+    """Training FLOPs of this stage."""
     cumulative_flops: int
-    """Of this stage and those before it in the run."""
+    """Training FLOPs of this stage and of those before it in the run."""
     of_scratch: float
-    """cumulative_flops / scratch_flops of the rung."""
+    """cumulative_flops divided by scratch_flops of the rung."""
     flops_per_second: float | None
-    """Given or measured; null: neither."""
+    """Throughput, FLOP/s, given or measured; null: unknown."""
     hours: float | None
-    """flops / flops_per_second / 3600."""
+    """Training time, h: flops / flops_per_second / 3600; null: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RungBudget:
-    """One size, how it is reached, and what training it takes."""
+    """One size, the growth that leads to it, and the cost of training it."""
 
     name: str
-    """Of the stage, or of the model's part in a growth."""
-    appended: tuple[Appended, ...]
-    """The growth that leads here, axis by axis; empty: none."""
+    """Name of the stage; without stages, `model`, `source` or `grown`."""
+    appended: tuple[SizeChange, ...]
+    """Growth to this size, axis by axis; empty: no growth."""
     parameters: int
-    """A tied embedding counted once."""
+    """Number of parameters; a tied embedding counts once."""
     flops_per_token: int
-    """Forward and backward."""
+    """Training FLOPs per token, forward and backward."""
     scratch_flops: int
-    """Of this size trained from scratch on `SCRATCH_TOKENS`."""
+    """FLOPs of training this size from scratch on `SCRATCH_TOKENS`."""
     checkpoint_bytes: int
-    """On the disk: weights and Adam's moments."""
-    memory: Memory
-    """Bytes on the device."""
+    """Size of a checkpoint on disk, bytes: weights and Adam's moments."""
+    memory: TrainingMemory
+    """Memory of a training step on the device."""
     stage: StageBudget | None = None
-    """null: no stage trains it."""
+    """Training of this rung; null: no stage trains it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Total:
-    """The sum over a run's stages."""
+class TotalBudget:
+    """Sum over the stages of a run."""
 
     steps: int
-    """Optimizer updates."""
+    """Number of optimizer updates."""
     tokens: int
-    """Trained on."""
+    """Training tokens."""
     flops: int
-    """Of all stages."""
+    """Training FLOPs."""
     hours: float | None
-    """null: no FLOP/s were given or measured."""
+    """Training time, h; null: no FLOP/s were given or measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The numbers of a plan."""
+    """Numbers of a plan."""
 
     precision: str
-    """In which the memory is counted."""
+    """Precision for which memory is counted."""
     micro_batch_size: int
     """Sequences whose activations are counted."""
     device: str | None = None
-    """On which FLOP/s were measured; null: they were not."""
+    """Device on which FLOP/s were measured; null: not measured."""
     scratch_tokens: int = SCRATCH_TOKENS
-    """Behind every scratch_flops."""
+    """Training tokens assumed by scratch_flops."""
     rungs: tuple[RungBudget, ...]
-    """Smallest first."""
-    total: Total | None = None
-    """null: no stages."""
+    """Sizes, smallest first."""
+    total: TotalBudget | None = None
+    """Sum over the stages; null: no stages."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict."""
+        """Return the plan as nested plain values."""
         return asdict(self)
 
 
@@ -125,13 +125,13 @@ def run_budget(
     flops_per_second: Mapping[str, float] | None = None,
     device: str | None = None,
 ) -> Budget:
-    """The budget of a ladder.
+    """Return the budget of all stages of a run.
 
     Args:
-        run: its stages, batch size and precision.
-        source: size of the checkpoint that the run starts from; its own training does not count.
-        flops_per_second: stage name to FLOP/s.
-        device: on which they were measured.
+        run: run with its stages, batch size and precision.
+        source: size of the checkpoint that the run starts from; its training is not counted.
+        flops_per_second: stage name to FLOP/s; None: unknown.
+        device: device on which they were measured; None: not measured.
     """
     batch, precision = run.micro_batch_size, run.fabric.chosen_precision
     rungs: list[RungBudget] = []
@@ -139,12 +139,12 @@ def run_budget(
     previous = source
     for stage in run.stages:
         growth = plan_growth(previous, stage.model, config=run.growth) if previous else None
-        speed = flops_per_second[stage.name] if flops_per_second else None
-        stages.append(_stage(run, stage, sum(done.flops for done in stages), speed))
+        throughput = flops_per_second[stage.name] if flops_per_second else None
+        stages.append(_stage_budget(run, stage, sum(done.flops for done in stages), throughput))
         memory = training_memory(stage.model, batch, precision, run.kernel)
-        rungs.append(_rung(stage.name, stage.model, precision, memory, growth, stages[-1]))
+        rungs.append(_rung_budget(stage.name, stage.model, precision, memory, growth, stages[-1]))
         previous = stage.model
-    total = Total(
+    total = TotalBudget(
         steps=sum(stage.steps for stage in stages),
         tokens=sum(stage.tokens for stage in stages),
         flops=stages[-1].cumulative_flops,
@@ -160,10 +160,10 @@ def run_budget(
 
 
 def growth_budget(growth: GrowthPlan, micro_batch_size: int, precision: str) -> Budget:
-    """The budget of the two sizes of a growth; of one that changes nothing, its source alone.
+    """Return the budget of both sizes of a growth, or only of the source if nothing changes.
 
     Args:
-        growth: from the source to the grown model.
+        growth: plan of the growth.
         micro_batch_size: sequences whose activations are counted.
         precision: 32-true, bf16-mixed or bf16-true.
     """
@@ -171,30 +171,37 @@ def growth_budget(growth: GrowthPlan, micro_batch_size: int, precision: str) -> 
         training_memory(model, micro_batch_size, precision)
         for model in (growth.source, growth.target)
     )
-    rungs = [_rung("source", growth.source, precision, source)]
+    rungs = [_rung_budget("source", growth.source, precision, source)]
     if growth.steps:
-        rungs.append(_rung("grown", growth.target, precision, grown, growth))
+        rungs.append(_rung_budget("grown", growth.target, precision, grown, growth))
     return Budget(precision=precision, micro_batch_size=micro_batch_size, rungs=tuple(rungs))
 
 
 def model_budget(model: LanguageModelConfig, micro_batch_size: int, precision: str) -> Budget:
-    """The budget of one size; arguments as in `growth_budget`."""
+    """Return the budget of one size.
+
+    Args:
+        model: config of the model.
+        micro_batch_size: sequences whose activations are counted.
+        precision: 32-true, bf16-mixed or bf16-true.
+    """
     memory = training_memory(model, micro_batch_size, precision)
-    rung = _rung("model", model, precision, memory)
+    rung = _rung_budget("model", model, precision, memory)
     return Budget(precision=precision, micro_batch_size=micro_batch_size, rungs=(rung,))
 
 
-def _rung(
+def _rung_budget(
     name: str,
     model: LanguageModelConfig,
     precision: str,
-    memory: Memory,
+    memory: TrainingMemory,
     growth: GrowthPlan | None = None,
     stage: StageBudget | None = None,
 ) -> RungBudget:
+    """Return the budget of one size."""
     return RungBudget(
         name=name,
-        appended=tuple(map(Appended.of, growth.steps)) if growth else (),
+        appended=tuple(map(SizeChange.from_step, growth.steps)) if growth else (),
         parameters=model.num_parameters(),
         flops_per_token=model.flops_per_token(),
         scratch_flops=_scratch_flops(model),
@@ -204,9 +211,10 @@ def _rung(
     )
 
 
-def _stage(
-    run: TrainConfig, stage: StageConfig, flops_before: int, speed: float | None
+def _stage_budget(
+    run: TrainConfig, stage: StageConfig, flops_before: int, throughput: float | None
 ) -> StageBudget:
+    """Return the budget of one stage."""
     tokens = stage.steps * run.batch_size * stage.model.context_length
     flops = tokens * stage.model.flops_per_token()
     return StageBudget(
@@ -216,10 +224,11 @@ def _stage(
         flops=flops,
         cumulative_flops=flops_before + flops,
         of_scratch=(flops_before + flops) / _scratch_flops(stage.model),
-        flops_per_second=speed,
-        hours=None if speed is None else flops / speed / SECONDS_PER_HOUR,
+        flops_per_second=throughput,
+        hours=None if throughput is None else flops / throughput / SECONDS_PER_HOUR,
     )
 
 
 def _scratch_flops(model: LanguageModelConfig) -> int:
+    """Return the FLOPs of training from scratch on `SCRATCH_TOKENS`."""
     return SCRATCH_TOKENS * model.flops_per_token()

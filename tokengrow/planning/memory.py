@@ -1,7 +1,7 @@
-"""What a model will need, from its sizes alone.
+"""Memory of a training step and size of a checkpoint, computed from the sizes of a model.
 
 Shapes: `B` micro-batch, `T` sequence, `D` width, `N` parameter tokens, `F` channels of the
-Transformer's feed-forward layer, `L` layers, `V` vocabulary.
+feed-forward layer of the Transformer, `L` layers, `V` vocabulary.
 """
 
 from dataclasses import dataclass, field
@@ -9,31 +9,30 @@ from dataclasses import dataclass, field
 from tokengrow.model.config import ROLES, LanguageModelConfig, ModelConfig
 from tokengrow.model.transformer import TransformerConfig
 
-FLOAT32 = 4
+FLOAT32_BYTES = 4
 ADAM_MOMENTS = 2
-STORED = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
-"""Precision to bytes of a weight, its gradient, its moments, and a number of the residual
-stream."""
-MULTIPLIED = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
-"""Precision to bytes of a number that enters a matrix product."""
+STORAGE_BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
+"""Precision to bytes of each weight, gradient, moment, and element of the residual stream."""
+COMPUTE_BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2}
+"""Precision to bytes of each element in a matrix product."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes that a training step holds on one device."""
+class TrainingMemory:
+    """Memory of a training step on one device, bytes."""
 
     weights: int
-    """Parameters."""
+    """Memory of the parameters."""
     copies: int
-    """Copies of weights, which every micro-batch makes: autocast's, in bfloat16, above all."""
+    """Memory of copies of weights made in every micro-batch, mainly by autocast to bfloat16."""
     gradients: int
-    """One for each parameter."""
+    """Memory of the gradients of all parameters."""
     moments: int
-    """Adam's two."""
+    """Memory of both moments of Adam."""
     activations: int
-    """What the backward pass of a micro-batch keeps of the forward pass."""
+    """Memory of the tensors that a micro-batch saves for its backward pass."""
     total: int = field(init=False)
-    """All of these."""
+    """Sum of the other fields."""
 
     def __post_init__(self) -> None:
         parts = (self.weights, self.copies, self.gradients, self.moments, self.activations)
@@ -42,18 +41,18 @@ class Memory:
 
 def training_memory(
     config: LanguageModelConfig, batch: int, precision: str, kernel: str = "auto"
-) -> Memory:
-    """Bytes of a training step on one device.
+) -> TrainingMemory:
+    """Return the memory of a training step on one device.
 
     Args:
-        config: the model.
+        config: config of the model.
         batch: sequences in a micro-batch.
         precision: 32-true, bf16-mixed or bf16-true.
-        kernel: of Pattention; auto is taken for triton in bfloat16, for which one takes a GPU.
+        kernel: Pattention kernel. auto counts as triton in bfloat16, which is used on GPUs.
     """
     fused = kernel == "triton" or (kernel == "auto" and precision != "32-true")
-    weights = config.num_parameters() * STORED[precision]
-    return Memory(
+    weights = config.num_parameters() * STORAGE_BYTES[precision]
+    return TrainingMemory(
         weights=weights,
         copies=copy_bytes(config, precision, fused),
         gradients=weights,
@@ -63,53 +62,54 @@ def training_memory(
 
 
 def checkpoint_bytes(config: LanguageModelConfig, precision: str) -> int:
-    """Bytes of a checkpoint: weights and Adam's two moments, as training holds them."""
-    return config.num_parameters() * STORED[precision] * (1 + ADAM_MOMENTS)
+    """Return the bytes of a checkpoint: weights and both moments of Adam, as stored in training."""
+    return config.num_parameters() * STORAGE_BYTES[precision] * (1 + ADAM_MOMENTS)
 
 
 def copy_bytes(config: LanguageModelConfig, precision: str, fused: bool) -> int:
-    """Bytes of the weights that are held a second time, whatever the batch.
+    """Return the bytes of copies of weights, which do not depend on the batch.
 
-    Autocast casts all that is multiplied but the norms'. Fused, and not cast, the keys of query,
-    key and value are put side by side where the three are of one shape.
+    Autocast casts all multiplied weights except those of the norms. Without a cast, the fused
+    kernels concatenate the keys of query, key and value if the three have the same shape.
 
     Args:
-        config: the model.
+        config: config of the model.
         precision: 32-true, bf16-mixed or bf16-true.
         fused: whether Pattention is computed by the Triton kernels.
     """
-    if STORED[precision] != MULTIPLIED[precision]:
+    if STORAGE_BYTES[precision] != COMPUTE_BYTES[precision]:
         norms = 2 * config.width
         if isinstance(config, TransformerConfig):
             norms += config.layers * 2 * 2 * config.width
-        return (config.matmul_parameters() - norms) * MULTIPLIED[precision]
+        return (config.matmul_parameters() - norms) * COMPUTE_BYTES[precision]
     if not isinstance(config, ModelConfig):
         return 0
     shapes = [config.role_shape(role) for role in ("query", "key", "value")]
     if not fused or len(set(shapes)) > 1:
         return 0
     tokens, d_in, _ = shapes[0]
-    return config.layers * 3 * tokens * d_in * STORED[precision]
+    return config.layers * 3 * tokens * d_in * STORAGE_BYTES[precision]
 
 
 def activation_bytes(config: LanguageModelConfig, batch: int, precision: str, fused: bool) -> int:
-    """Bytes that the backward pass of one micro-batch keeps, without checkpointing.
+    """Return the bytes saved for the backward pass of one micro-batch, without checkpointing.
 
-    Counts the tensors that autograd saves in the model, not compiled, per token. Of attention the
-    rotated query and key, value, and output. Of a norm its input and output. Of the head the
-    log-softmax of the logits, always float32; or fused, the gradient of its input. An estimate:
-    `tests/planning/test_memory.py` holds it to what autograd saves.
+    Counts the tensors per token that autograd saves in the model without compilation. Attention
+    saves the rotated query and key, the value and the output. A norm saves its input and output.
+    The head saves the log-softmax of the logits, always float32; if fused, the gradient of its
+    input. The result is an estimate, which `tests/planning/test_memory.py` compares with the
+    tensors that autograd saves.
 
     Args:
-        config: the model.
+        config: config of the model.
         batch: sequences in a micro-batch.
         precision: 32-true, bf16-mixed or bf16-true.
         fused: whether Pattention and the loss are computed by the Triton kernels.
     """
-    stored, multiplied = STORED[precision], MULTIPLIED[precision]
+    stored, multiplied = STORAGE_BYTES[precision], COMPUTE_BYTES[precision]
     head = config.width * (stored + multiplied)
     if not fused:
-        head += config.vocab_size * FLOAT32
+        head += config.vocab_size * FLOAT32_BYTES
     block = 4 * config.inner_dim * multiplied + 2 * config.width * stored
     if isinstance(config, ModelConfig):
         block += _pattention_bytes(config, precision, fused)
@@ -119,29 +119,29 @@ def activation_bytes(config: LanguageModelConfig, batch: int, precision: str, fu
 
 
 def _pattention_bytes(config: ModelConfig, precision: str, fused: bool) -> int:
-    """Of a token in a block, for Pattention and what the norms give it.
+    """Return the bytes per token and block of Pattention and of the outputs of the norms.
 
-    Of a Pattention layer its arrays of N: scores and normalised scores, always float32, and
-    weights; or fused, the scores alone and two float32 numbers.
+    A Pattention layer saves arrays of N: scores and normalised scores, always float32, and weights.
+    If fused, it saves only the scores and two float32 numbers.
     """
-    stored, multiplied = STORED[precision], MULTIPLIED[precision]
+    stored, multiplied = STORAGE_BYTES[precision], COMPUTE_BYTES[precision]
     tokens = sum(config.role_shape(role)[0] for role in ROLES)
     if fused:
-        layers = tokens * multiplied + len(ROLES) * 2 * FLOAT32
-        norm_outputs = 2  # query, key and value share a norm's output
+        layers = tokens * multiplied + len(ROLES) * 2 * FLOAT32_BYTES
+        norm_outputs = 2  # query, key and value share the output of a norm
     else:
-        scores = 1 if config.activation == "softmax" else 2  # softmax needs its output alone
-        layers = tokens * (scores * FLOAT32 + multiplied)
-        # Here too, unless autocast makes each a copy of its own.
+        scores = 1 if config.activation == "softmax" else 2  # softmax saves only its output
+        layers = tokens * (scores * FLOAT32_BYTES + multiplied)
+        # They also share it without fusion, unless autocast copies it for each.
         norm_outputs = 4 if stored != multiplied else 2
     return layers + norm_outputs * config.width * multiplied
 
 
 def _linear_bytes(config: TransformerConfig, precision: str) -> int:
-    """Of a token in a block, for the linear layers and what the norms give them.
+    """Return the bytes per token and block of the linear layers and of the outputs of the norms.
 
-    Value is a part of what gives query and key too, so all of it is kept; of the feed-forward layer
-    what comes before the GELU, and behind it.
+    The value is a slice of the output that also contains query and key, so all of it is saved. The
+    feed-forward layer saves the input and the output of the GELU.
     """
     channels = 2 * config.width + 2 * config.inner_dim + 2 * config.mlp_width
-    return channels * MULTIPLIED[precision]
+    return channels * COMPUTE_BYTES[precision]

@@ -1,4 +1,4 @@
-"""How fast a stage's model trains here: a few steps on random tokens, timed.
+"""Measured training throughput of the stages of a run: a few timed steps on random tokens.
 
 Shapes: `B` micro-batch, `T` sequence.
 """
@@ -22,46 +22,46 @@ from tokengrow.training.config import StageConfig, TrainConfig
 from tokengrow.training.device_memory import explain_out_of_memory
 from tokengrow.training.module import TokenFormerModule
 
-WARM_UP, TIMED = 1, 3
-"""Steps: the first allocates and chooses its kernels, and does not count."""
+WARMUP_STEPS, TIMED_STEPS = 1, 3
+"""Numbers of steps; the warm-up allocates memory and selects kernels, and is not counted."""
 
 
 @dataclass(frozen=True)
-class Speed:
-    """What was measured."""
+class MeasuredThroughput:
+    """Training throughput of each stage on a device."""
 
     device: str
-    """On which device."""
+    """Name of the device."""
     flops_per_second: dict[str, float]
-    """Stage name to FLOP/s of its training."""
+    """Stage name to training throughput, FLOP/s."""
 
 
-def measure_throughput(run: TrainConfig, console: Console) -> Speed:
-    """Trains each stage's model for a few steps, as the run would on this machine.
+def measure_throughput(run: TrainConfig, console: Console) -> MeasuredThroughput:
+    """Train the model of each stage for a few steps on one device and measure the throughput.
 
     Args:
-        run: its stages, batch sizes and fabric.
-        console: where the status is shown.
+        run: run with its stages, batch sizes and fabric.
+        console: console for the status line.
 
     Raises:
-        UserError: a model or micro-batch that does not fit into memory.
+        UserError: a model and one micro-batch do not fit into memory.
     """
     run.check_kernel()
     fabric = build_fabric(run.fabric.single_device())
     device = device_name(fabric.device)
-    found: dict[LanguageModelConfig, float] = {}  # stages of one size are equally fast
+    measured: dict[LanguageModelConfig, float] = {}  # equal sizes have equal throughput
     for stage in run.stages:
-        if stage.model in found:
+        if stage.model in measured:
             continue
         with console.status(f"measuring stage {stage.name} on {device}"):
             with explain_out_of_memory(run, stage, device):
-                found[stage.model] = _flops_per_second(run, stage, fabric)
-            gc.collect()  # the wrappers refer to each other, and the next model needs the room
-    return Speed(device, {stage.name: found[stage.model] for stage in run.stages})
+                measured[stage.model] = _flops_per_second(run, stage, fabric)
+            gc.collect()  # free the cycles of wrappers before the next model is allocated
+    return MeasuredThroughput(device, {stage.name: measured[stage.model] for stage in run.stages})
 
 
 def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> float:
-    """FLOP/s of an update: its micro-batches, and what AdamW does once after them."""
+    """Return the FLOP/s of an update: its micro-batches, and one step of AdamW."""
     with fabric.init_module():
         model = build_model(stage.model)
     model.set_kernel(run.kernel)
@@ -71,11 +71,11 @@ def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> f
     optimizer: Any = fabric.setup_optimizers(module.configure_optimizers()["optimizer"])
     shape = run.micro_batch_size, stage.model.context_length + 1
     batch = torch.randint(stage.model.vocab_size, shape, device=fabric.device)  # [B, T + 1]
-    parts = run.batch_size // run.micro_batch_size
+    micro_batches = run.batch_size // run.micro_batch_size
 
-    def learn() -> None:
+    def forward_backward() -> None:
         with fabric.autocast():
-            loss = module.training_step(batch, 0) / parts
+            loss = module.training_step(batch, 0) / micro_batches
         fabric.backward(loss)
 
     def update() -> None:
@@ -83,18 +83,24 @@ def _flops_per_second(run: TrainConfig, stage: StageConfig, fabric: Fabric) -> f
             module, optimizer, max_norm=stage.optim.grad_clip, error_if_nonfinite=False
         )
         optimizer.step()
-        # Between the micro-batches of an update the gradients of those before are held.
-        optimizer.zero_grad(set_to_none=parts == 1)
+        # With several micro-batches, gradients exist during the forward pass.
+        optimizer.zero_grad(set_to_none=micro_batches == 1)
 
-    times = [(_seconds(fabric, learn), _seconds(fabric, update)) for _ in range(WARM_UP + TIMED)]
-    learning, updating = (median(column) for column in zip(*times[WARM_UP:], strict=True))
+    times = [
+        (_seconds(fabric, forward_backward), _seconds(fabric, update))
+        for _ in range(WARMUP_STEPS + TIMED_STEPS)
+    ]
+    micro_batch_seconds, update_seconds = (
+        median(column) for column in zip(*times[WARMUP_STEPS:], strict=True)
+    )
     unregister_module(fabric, module)
-    tokens = run.batch_size * stage.model.context_length
-    return tokens * stage.model.flops_per_token() / (parts * learning + updating)
+    flops = run.batch_size * stage.model.context_length * stage.model.flops_per_token()
+    seconds: float = micro_batches * micro_batch_seconds + update_seconds
+    return flops / seconds
 
 
 def _seconds(fabric: Fabric, work: Callable[[], None]) -> float:
-    """Seconds that work takes on the device, not only to be queued there."""
+    """Return the time that `work` takes on the device, s, including queued kernels."""
     started = time.perf_counter()
     work()
     if fabric.device.type == "cuda":
