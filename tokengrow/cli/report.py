@@ -11,7 +11,7 @@ from tokengrow.cli.runner import new_folder, run_command
 from tokengrow.errors import UserError
 from tokengrow.files import is_stale_temporary
 from tokengrow.parsing import parse_dataclass
-from tokengrow.reports.report import FACTS, NAMES, Report
+from tokengrow.reports.report import JSON_FILE, REPORT_FILES, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def main(config: DictConfig) -> None:
     arguments = parse_dataclass(ReportArguments, plain_values(config))
     out, console = report_folder(arguments.out), Console(highlight=False)
     with console.status("reading the runs"):
-        report = Report.of([Path(run) for run in arguments.runs])
+        report = Report.from_paths([Path(run) for run in arguments.runs])
     with console.status("drawing"):
         page = report.write(out)
     show(console, report, page)
@@ -46,8 +46,9 @@ def report_folder(out: str) -> Path:
         UserError: it holds other files.
     """
     folder = Path(out)
-    if (folder / FACTS).is_file() and all(
-        path.name in NAMES or is_stale_temporary(path, NAMES) for path in folder.iterdir()
+    if (folder / JSON_FILE).is_file() and all(
+        path.name in REPORT_FILES or is_stale_temporary(path, REPORT_FILES)
+        for path in folder.iterdir()
     ):
         return folder
     return new_folder(out)
@@ -55,11 +56,11 @@ def report_folder(out: str) -> Path:
 
 def show(console: Console, report: Report, page: Path) -> None:
     """Print a line per run, the notes, and the path of the page."""
-    console.print(report.table())
+    console.print(report.run_table())
     tables = report.score_tables()
     for scores in tables:
         console.print(scores)
-    if single := len(report.scores) - len(tables):
+    if single := len(report.score_comparisons) - len(tables):
         console.print(f"scores      {single} of a single run; see the page")
     for note in report.notes:
         console.print(note, markup=False, soft_wrap=True)

@@ -118,7 +118,7 @@ def write_report(run: Path) -> str:
         The path of the page, or a sentence on how to write it elsewhere.
     """
     try:
-        return str(Report.of([run]).write(run / REPORT))
+        return str(Report.from_paths([run]).write(run / REPORT))
     except OSError as error:
         return (
             f"not written ({error.strerror}). Run `tokengrow report runs=[{run}] out=DIR` to write "

@@ -1,5 +1,4 @@
-"""What a report says of several runs beside each other: what differs between their recipes, what
-was made of what, and what must be known before their numbers are compared."""
+"""Comparison of several runs: recipe differences, lineage tree and comparability notes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,92 +9,102 @@ from typing import Any
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.schema import LineageEntry
 from tokengrow.console.format import format_small_number
-from tokengrow.reports.run_data import LeftOut, RunRecord, Values
+from tokengrow.reports.run_data import JSONObject, RunRecord, SkippedPath
 
-SAYS_NOTHING = {"out", "resume", "logger", "checkpoint_every", "keep_checkpoints", "log_every"}
-"""Keys of a recipe that change nothing of what is trained."""
+IGNORED_KEYS = {"out", "resume", "logger", "checkpoint_every", "keep_checkpoints", "log_every"}
+"""Recipe keys that do not change the trained model."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A key that is not the same in all runs."""
+class ConfigDifference:
+    """Recipe key whose value is not the same in all runs."""
 
     key: str
-    """Dotted."""
+    """Dotted key."""
     values: tuple[str | None, ...]
-    """Of each run, as text; None: the run has no such key."""
+    """Value in each run, as text; None: the run does not have this key."""
 
 
 @dataclass
 class LineageNode:
-    """A size on a branch: trained, grown or pruned."""
+    """Model size on a branch, from training, growth or pruning."""
 
     text: str
-    """What it is."""
+    """Description of the size."""
     growth: str | None
-    """What led to it from the one before."""
+    """Description of the growth or pruning that led to it; None: the size was not grown."""
     branches: list["Branch"] = field(default_factory=list)
-    """Runs that start from one of its checkpoints."""
+    """Runs that start from a checkpoint of this size."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values for JSON."""
+        branches = [branch.to_dict() for branch in self.branches]
+        return {"text": self.text, "growth": self.growth, "branches": branches}
 
 
 @dataclass
 class Branch:
-    """A run in the tree."""
+    """Run in the lineage tree."""
 
     run: int
     """Index of the run."""
     start: str
-    """What it started from."""
-    twigs: list[LineageNode] = field(default_factory=list)
-    """Its sizes, the first one first."""
+    """Description of its starting point."""
+    nodes: list[LineageNode] = field(default_factory=list)
+    """Model sizes of the run, oldest first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values for JSON."""
+        nodes = [node.to_dict() for node in self.nodes]
+        return {"run": self.run, "start": self.start, "twigs": nodes}
 
 
-# Recipes
+# Recipe differences
 
 
-def config_differences(runs: Sequence[RunRecord]) -> list[Difference]:
-    """The keys in which the recipes differ. Stages are compared where runs share their names."""
-    flat = [dict(_flat(_compared(run.config))) for run in runs]
-    ladders = tuple(_ladder(run.config) for run in runs)
-    found = [] if len(set(ladders)) == 1 else [Difference("stages", ladders)]
-    for key in dict.fromkeys(key for values in flat for key in values):
-        values = tuple(each.get(key) for each in flat)
-        compared = zip(values, runs, strict=True)
-        if len({value for value, run in compared if _has_stage_of(run.config, key)}) > 1:
-            found.append(Difference(key, values))
-    return found
+def config_differences(runs: Sequence[RunRecord]) -> list[ConfigDifference]:
+    """Return the keys in which the recipes differ.
+
+    The keys of a stage are compared between the runs that have a stage of this name.
+    """
+    flat_configs = []
+    for run in runs:
+        compared = {key: value for key, value in run.config.items() if key not in IGNORED_KEYS}
+        flat_configs.append(dict(_flatten(compared)))
+    ladders = tuple(_ladder_text(run.config) for run in runs)
+    differences = [] if len(set(ladders)) == 1 else [ConfigDifference("stages", ladders)]
+    for key in dict.fromkeys(key for config in flat_configs for key in config):
+        values = tuple(config.get(key) for config in flat_configs)
+        compared_values = {
+            value for value, run in zip(values, runs, strict=True) if _has_stage(run.config, key)
+        }
+        if len(compared_values) > 1:
+            differences.append(ConfigDifference(key, values))
+    return differences
 
 
-def _has_stage_of(config: Values, key: str) -> bool:
-    """Whether a recipe has the stage that a key is of, if it is of one."""
-    return not _of_a_stage(key) or key.split(".")[1] in config["stages"]
+def _has_stage(config: JSONObject, key: str) -> bool:
+    """Return whether a recipe has the stage of a key; true for keys outside stages."""
+    return not key.startswith("stages.") or key.split(".")[1] in config["stages"]
 
 
-def _compared(config: Values) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in SAYS_NOTHING}
-
-
-def _ladder(config: Values) -> str:
-    """`small: 160 steps, then large: 120 steps`."""
+def _ladder_text(config: JSONObject) -> str:
+    """Return the stages of a recipe, as in `small: 160 steps, then large: 120 steps`."""
     stages = config.get("stages", {}).items()
     return ", then ".join(f"{name}: {stage['steps']} steps" for name, stage in stages)
 
 
-def _of_a_stage(key: str) -> bool:
-    return key.startswith("stages.")
-
-
-def _flat(values: Values, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, value as text) of every leaf."""
+def _flatten(values: JSONObject, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, value as text) of every leaf, without the names of stages."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif not (_of_a_stage(prefix) and key == "name"):
-            yield f"{prefix}{key}", _text(value)
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif not (prefix.startswith("stages.") and key == "name"):
+            yield f"{prefix}{key}", _yaml_text(value)
 
 
-def _text(value: Any) -> str:
-    """A value as YAML would have it."""
+def _yaml_text(value: Any) -> str:
+    """Return a value as it is written in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -103,7 +112,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(_yaml_text, value))}]"
     return str(value)
 
 
@@ -111,158 +120,171 @@ def _text(value: Any) -> str:
 
 
 def lineage_tree(runs: Sequence[RunRecord]) -> list[Branch]:
-    """The runs as a tree: one that starts from a checkpoint of another hangs on the size that this
-    checkpoint is of. Checkpoints are known by the SHA-256 of their weights."""
-    sizes = [_twigs(run) for run in runs]
+    """Return the runs as a tree.
+
+    A run that starts from a checkpoint of another run is a branch of the size of this checkpoint.
+    Checkpoints are identified by the SHA-256 of their weights.
+    """
+    nodes = [_rung_nodes(run) for run in runs]
     roots: list[Branch] = []
     for index, run in enumerate(runs):
-        start, outside, siblings = _start(run), _outside(run), roots
-        if (found := _parent(run, runs)) is not None:
-            parent, step, behind = found
-            start, outside = f"from {runs[parent].name}, step {step}", outside[behind:]
-            siblings = sizes[parent][_rung_at(runs[parent], step)].branches
-        siblings.append(Branch(index, start, [*map(_twig_outside, outside), *sizes[index]]))
+        outside, siblings = _outside_entries(run), roots
+        parent = _find_parent(run, runs)
+        if parent is not None:
+            parent_run = runs[parent.run]
+            start = f"from {parent_run.name}, step {parent.step}"
+            outside = outside[parent.earlier_entries :]
+            siblings = nodes[parent.run][_rung_at(parent_run, parent.step)].branches
+        elif run.config.get("source"):
+            start = f"from {run.config['source']}, which is not among these runs"
+        else:
+            start = f"initial weights, seed {run.config.get('seed')}"
+        outside_nodes = [
+            LineageNode(
+                f"{entry.target.parameters:,} parameters, outside of any run", _growth_text(entry)
+            )
+            for entry in outside
+        ]
+        siblings.append(Branch(index, start, [*outside_nodes, *nodes[index]]))
     return roots
 
 
-def _twigs(run: RunRecord) -> list[LineageNode]:
-    """A twig for each rung; those that were grown take the lineage's last entries."""
-    grown = iter(run.lineage[len(run.lineage) - run.own_growths :])
-    twigs = []
+def _rung_nodes(run: RunRecord) -> list[LineageNode]:
+    """Return a node for each rung; the last entries of the lineage are the growths of the run."""
+    growths = iter(run.lineage[len(run.lineage) - run.own_growths :])
+    nodes = []
     for rung in run.rungs:
         end = "not ended" if rung.loss_end is None else f"loss {rung.loss_end:.4f}"
         text = f"{rung.name}: {rung.parameters:,} parameters, {rung.tokens:,} tokens, {end}"
-        twigs.append(LineageNode(text, None if rung.drift is None else _growth(next(grown))))
-    return twigs
+        nodes.append(LineageNode(text, None if rung.drift is None else _growth_text(next(growths))))
+    return nodes
 
 
-def _twig_outside(entry: LineageEntry) -> LineageNode:
-    parameters = entry.target.parameters
-    return LineageNode(f"{parameters:,} parameters, outside of any run", _growth(entry))
-
-
-def _outside(run: RunRecord) -> tuple[LineageEntry, ...]:
-    """What was grown or pruned before the run."""
+def _outside_entries(run: RunRecord) -> tuple[LineageEntry, ...]:
+    """Return the growths and prunings before the run."""
     return run.lineage[: len(run.lineage) - run.own_growths]
 
 
-def _start(run: RunRecord) -> str:
-    if not run.config.get("source"):
-        return f"initial weights, seed {run.config.get('seed')}"
-    return f"from {run.config['source']}, which is not among these runs"
+def _growth_text(entry: LineageEntry) -> str:
+    """Describe a growth or pruning.
 
-
-def _growth(entry: LineageEntry) -> str:
-    """`grown: tokens.query, key 64 → 128; tokens.ffn 256 → 512; largest |Δ logit| 7.1e-15`."""
-    same: dict[tuple[str, str], list[str]] = {}
+    Example: `grown: tokens.query, key 64 → 128; tokens.ffn 256 → 512; largest |Δ logit| 7.1e-15`.
+    """
+    names_by_change: dict[tuple[str, str], list[str]] = {}
     for step in entry.steps:
-        for key, (before, after) in step.changes.items():
+        for key, values in step.changes.items():
             section, _, name = key.rpartition(".")
-            same.setdefault((section, f"{_number(before)} → {_number(after)}"), []).append(name)
+            before, after = (f"{v:,}" if isinstance(v, int) else f"{v:.4g}" for v in values)
+            names_by_change.setdefault((section, f"{before} → {after}"), []).append(name)
     changes = [
         f"{section}{'.' if section else ''}{', '.join(names)} {change}"
-        for (section, change), names in same.items()
+        for (section, change), names in names_by_change.items()
     ]
-    what = "pruned" if entry.operation == "prune" else "grown"
-    moved = format_small_number(entry.drift.max_logit)
-    return f"{what}: {'; '.join(changes)}; largest |Δ logit| {moved}"
+    operation = "pruned" if entry.operation == "prune" else "grown"
+    drift = format_small_number(entry.drift.max_logit)
+    return f"{operation}: {'; '.join(changes)}; largest |Δ logit| {drift}"
 
 
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+@dataclass(frozen=True)
+class _Parent:
+    """Checkpoint of another run, from which a run descends."""
+
+    run: int
+    """Index of the other run."""
+    step: int
+    """Step of the checkpoint."""
+    earlier_entries: int
+    """Number of entries of `_outside_entries` that are older than the checkpoint."""
 
 
-def _parent(run: RunRecord, runs: Sequence[RunRecord]) -> tuple[int, int, int] | None:
-    """The run from one of whose checkpoints this one descends.
-
-    Returns:
-        Its index, the step of the checkpoint, and how many of the entries of `_outside` lie before
-        that; None: it is not among the runs.
-    """
-    chain = [entry.source.weights_sha256 for entry in _outside(run)]
-    own = run.lineage[len(chain) :]
+def _find_parent(run: RunRecord, runs: Sequence[RunRecord]) -> _Parent | None:
+    """Return the newest ancestor of a run among the checkpoints of the other runs, or None."""
+    ancestors = [entry.source.weights_sha256 for entry in _outside_entries(run)]
+    own_growths = run.lineage[len(ancestors) :]
     if run.source:
-        chain.append(run.source.weights_sha256)
-    elif run.rungs[0].drift is not None:  # of a version that noted less: by its first growth
-        chain.append(own[0].source.weights_sha256)
-    for behind, digest in reversed(list(enumerate(chain))):
-        found = [n for n, each in enumerate(runs) if each is not run and digest in each.weights]
-        if (
-            found and digest
-        ):  # runs of one recipe and seed have the same weights: then it is the one named
-            index = next((n for n in found if runs[n].folder in _named(run)), found[0])
-            return index, runs[index].weights[digest], behind
-    return _parent_by_path(run, runs)
+        ancestors.append(run.source.weights_sha256)
+    elif run.rungs[0].drift is not None:  # an older version: the first growth recorded the source
+        ancestors.append(own_growths[0].source.weights_sha256)
+    for earlier_entries, digest in reversed(list(enumerate(ancestors))):
+        if digest is None:
+            continue
+        owners = [n for n, each in enumerate(runs) if each is not run and digest in each.weights]
+        if owners:  # runs with the same recipe and seed have the same weights: prefer the given one
+            given = _source_folders(run)
+            owner = next((n for n in owners if runs[n].folder in given), owners[0])
+            return _Parent(owner, runs[owner].weights[digest], earlier_entries)
+    return _find_parent_by_path(run, runs)
 
 
-def _named(run: RunRecord) -> tuple[Path, Path]:
-    """The folders that a run may mean by its source: of a run, or of one of its checkpoints."""
+def _find_parent_by_path(run: RunRecord, runs: Sequence[RunRecord]) -> _Parent | None:
+    """Return the source of a run without a recorded hash, found by the path in its recipe."""
+    if run.source or not run.config.get("source"):
+        return None
+    path, _ = _source_folders(run)
+    for index, other in enumerate(runs):
+        if other is not run and other.folder in _source_folders(run):
+            steps = list(other.weights.values())
+            step = next((s for s in steps if path.name == step_folder(s)), max(steps))
+            return _Parent(index, step, len(_outside_entries(run)))
+    return None
+
+
+def _source_folders(run: RunRecord) -> tuple[Path, Path]:
+    """Return the possible run directories of the key `source`: its path and the parent of it."""
     path = Path(run.config["source"]).resolve()
     return path, path.parent
 
 
-def _parent_by_path(run: RunRecord, runs: Sequence[RunRecord]) -> tuple[int, int, int] | None:
-    """Likewise, of a run that noted no hash: by the path that it was given."""
-    if run.source or not run.config.get("source"):
-        return None
-    path, _ = _named(run)
-    for index, other in enumerate(runs):
-        if other is not run and other.folder in _named(run):
-            steps = list(other.weights.values())
-            step = next((s for s in steps if path.name == step_folder(s)), max(steps))
-            return index, step, len(_outside(run))
-    return None
-
-
 def _rung_at(run: RunRecord, step: int) -> int:
-    """Index of the rung that a checkpoint of the run is of."""
+    """Return the index of the rung of a checkpoint."""
     ends = (rung.ends_at for rung in run.rungs)
     reached = (index for index, end in enumerate(ends) if end is not None and step <= end)
     return next(reached, len(run.rungs) - 1)
 
 
-# What to know
+# Comparability
 
 
-def notes(runs: Sequence[RunRecord], left_out: Sequence[LeftOut]) -> list[str]:
-    """Sentences on what keeps numbers from being compared, or is missing."""
-    said = []
-    if len({run.validated_on for run in runs}) > 1:
-        said.append(
+def comparability_notes(runs: Sequence[RunRecord], skipped: Sequence[SkippedPath]) -> list[str]:
+    """Return sentences on missing data, and on numbers that are not comparable."""
+    notes = []
+    if len({run.validation_key for run in runs}) > 1:
+        notes.append(
             "The runs were not all validated on the same tokens (data, tokenizer, context length "
-            "or validation_sequences differ): their losses and the ratios do not compare."
+            "or validation_sequences differ). Their losses and ratios are not comparable."
         )
     for run in runs:
-        unknown = [key for key in ("tokens", "flops") if getattr(run.before, key) is None]
-        if unknown:
-            said.append(
-                f"What lies behind the source of {run.name} is not recorded: its tokens and FLOPs "
-                "count from its own start."
+        if run.prior_cost.tokens is None or run.prior_cost.flops is None:
+            notes.append(
+                f"The cost of the source of {run.name} is not recorded. Its tokens and FLOPs count "
+                "from its own start."
             )
         if run.seconds is None:
-            said.append(f"The wall time of {run.name} is not recorded.")
-        elif run.before.seconds is None:
-            said.append(
-                f"The wall time behind the source of {run.name} is not recorded: its time counts "
+            notes.append(f"The wall time of {run.name} is not recorded.")
+        elif run.prior_cost.seconds is None:
+            notes.append(
+                f"The wall time of the source of {run.name} is not recorded. Its wall time counts "
                 "from its own start."
             )
         if run.step < max(run.weights.values(), default=0):
-            said.append(f"{run.name} is shown up to step {run.step:,}, the checkpoint named.")
-        elif run.stands != "finished":
-            said.append(f"{run.name} is {run.stands}; it is shown up to its newest checkpoint.")
-    said += [
-        f"{one.name} and {other.name} have the same losses at the same costs: one line of the "
-        "figures lies on the other."
+            notes.append(f"{run.name} is shown up to step {run.step:,}, the checkpoint given.")
+        elif run.status != "finished":
+            notes.append(f"{run.name} is {run.status}. It is shown up to its newest checkpoint.")
+    notes += [
+        f"{one.name} and {other.name} have the same losses at the same costs. Their curves "
+        "coincide in the figures."
         for one, other in combinations(runs, 2)
-        if _course(one) == _course(other)
+        if _curve(one) == _curve(other)
     ]
     devices = {(each["device"], each["processes"]) for run in runs for each in run.sessions}
     if len(devices) > 1:
-        said.append("The runs were trained on different devices: their wall times do not compare.")
-    said += [f"Left out: {each.path} ({each.reason})." for each in left_out]
-    return said
+        notes.append(
+            "The runs were trained on different devices. Their wall times are not comparable."
+        )
+    notes += [f"Skipped: {each.path} ({each.reason})." for each in skipped]
+    return notes
 
 
-def _course(run: RunRecord) -> list[tuple[float, float]]:
-    """What a figure shows of a run."""
+def _curve(run: RunRecord) -> list[tuple[float, float]]:
+    """Return the (FLOPs, loss) points of a run."""
     return [(point.flops, point.loss) for point in run.points]

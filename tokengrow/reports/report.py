@@ -1,5 +1,4 @@
-"""Reports of runs: a page, its figures, a table of points and all facts as JSON; and the tables
-that a terminal shows."""
+"""Reports on runs: HTML page, plots, CSV and JSON files, and tables for a terminal."""
 
 import csv
 import io
@@ -19,140 +18,155 @@ from tokengrow.console.format import (
     empty_table,
     fold_name,
     format_count,
+    format_duration,
     format_power,
     format_small_number,
 )
 from tokengrow.files import is_stale_temporary, write_atomically
-from tokengrow.reports.comparison import config_differences, lineage_tree, notes
-from tokengrow.reports.compute_ratio import RULE, compute_ratios
-from tokengrow.reports.page import duration, page
-from tokengrow.reports.plots import cost_plot, flops_at_last_size, loss_plots
-from tokengrow.reports.run_data import LeftOut, RunRecord, read_runs
-from tokengrow.reports.score_comparison import Scores, compare_scores, score_table
+from tokengrow.reports.comparison import comparability_notes, config_differences, lineage_tree
+from tokengrow.reports.compute_ratio import RATIO_RULE, compute_ratios
+from tokengrow.reports.page import render_page
+from tokengrow.reports.plots import flops_at_last_size, plot_costs, plot_losses
+from tokengrow.reports.run_data import RunRecord, SkippedPath, read_runs
+from tokengrow.reports.score_comparison import ScoreComparison, compare_scores, score_table
 
-PAGE, FACTS, POINTS = "index.html", "report.json", "points.csv"
-FIGURES = ("loss-vs-flops", "loss-vs-flops-end", "loss-vs-tokens", "loss-vs-time", "cost")
-"""PNGs, those that there are."""
-NAMES = {PAGE, FACTS, POINTS, *(f"{name}.png" for name in FIGURES)}
-"""All files that a report may have."""
+PAGE_FILE, JSON_FILE, POINTS_FILE = "index.html", "report.json", "points.csv"
+"""Names of the page, of the JSON file with its content, and of the table of validations."""
+PLOTS = ("loss-vs-flops", "loss-vs-flops-end", "loss-vs-tokens", "loss-vs-time", "cost")
+"""Names of the plots without their extension; a report may lack some of them."""
+REPORT_FILES = {PAGE_FILE, JSON_FILE, POINTS_FILE, *(f"{name}.png" for name in PLOTS)}
+"""Names of all files that a report may have."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What several runs show beside each other."""
+    """Report on one run, or comparison of several runs."""
 
     title: str
-    """Of the page."""
+    """Title of the page."""
     runs: Sequence[RunRecord]
-    """In their order."""
-    left_out: Sequence[LeftOut]
-    """What it says nothing of."""
+    """Runs in the order of the page."""
+    skipped: Sequence[SkippedPath]
+    """Runs and results files that the report does not include."""
 
     @classmethod
-    def of(cls, paths: Sequence[Path]) -> "Report":
-        """Reads runs.
+    def from_paths(cls, paths: Sequence[Path]) -> "Report":
+        """Read runs from disk.
 
         Args:
-            paths: of runs, of checkpoints, or of folders of runs.
+            paths: directories of runs or checkpoints, or directories that hold runs.
 
         Raises:
-            UserError: a path that is none of these, or no run that has a checkpoint.
+            UserError: a path is not one of these, or no run has a checkpoint.
         """
-        runs, left_out = read_runs(paths)
-        title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs beside each other"
-        return cls(title, runs, left_out)
+        runs, skipped = read_runs(paths)
+        title = runs[0].name if len(runs) == 1 else f"Comparison of {len(runs)} runs"
+        return cls(title, runs, skipped)
 
     @property
     def notes(self) -> list[str]:
-        """What keeps numbers from being compared, or is missing."""
-        return notes(self.runs, self.left_out)
+        """Sentences on missing data, and on numbers that are not comparable."""
+        return comparability_notes(self.runs, self.skipped)
 
-    def values(self) -> dict[str, Any]:
-        """All facts, as JSON holds them."""
+    @cached_property
+    def score_comparisons(self) -> list[ScoreComparison]:
+        """Comparisons of the `tokengrow eval` results of the runs."""
+        return compare_scores(self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the report as JSON values."""
         return {
             "tokengrow": __version__,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "title": self.title,
             "notes": self.notes,
-            "runs": [_facts(run) for run in self.runs],
-            "rule": RULE,
+            "runs": [_run_to_dict(run) for run in self.runs],
+            "rule": RATIO_RULE,
             "ratios": compute_ratios(self.runs),
-            "scores": [asdict(scores) for scores in self.scores],
+            "scores": [comparison.to_dict() for comparison in self.score_comparisons],
             "differences": [asdict(each) for each in config_differences(self.runs)],
-            "lineage": [asdict(each) for each in lineage_tree(self.runs)],
+            "lineage": [branch.to_dict() for branch in lineage_tree(self.runs)],
         }
 
     def write(self, folder: Path) -> Path:
-        """Writes every file of the report, each whole or not at all; one of its name gives way.
+        """Write the files of the report, each atomically, and delete those of an earlier report.
 
         Returns:
-            The page.
+            Path of the page.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        values = self.values()
-        figures = {**loss_plots(self.runs), "cost": cost_plot(self.runs)}
-        contents = {FACTS: json.dumps(values, indent=1).encode()}  # first: it tells a report
-        contents |= {f"{name}.png": png for name, png in figures.items()}
-        contents[POINTS] = points_csv(self.runs)
-        contents[PAGE] = page(values, figures).encode()
+        content = self.to_dict()
+        plots = {**plot_losses(self.runs), "cost": plot_costs(self.runs)}
+        # The JSON file is the first one because it identifies the directory of a report.
+        files = {JSON_FILE: json.dumps(content, indent=1).encode()}
+        files |= {f"{name}.png": png for name, png in plots.items()}
+        files[POINTS_FILE] = points_csv(self.runs)
+        files[PAGE_FILE] = render_page(content, plots).encode()
         for path in folder.iterdir():
-            gone = path.name in NAMES - contents.keys()
-            if gone or is_stale_temporary(path, NAMES):
+            obsolete = path.name in REPORT_FILES - files.keys()
+            if obsolete or is_stale_temporary(path, REPORT_FILES):
                 path.unlink()
-        for name, content in contents.items():
-            write_atomically(folder / name, content)
-        return folder / PAGE
-
-    @cached_property
-    def scores(self) -> list[Scores]:
-        """What `tokengrow eval` found of the runs."""
-        return compare_scores(self.runs)
+        for name, data in files.items():
+            write_atomically(folder / name, data)
+        return folder / PAGE_FILE
 
     def score_tables(self) -> list[Table]:
-        """Of what several of the runs were asked, or of all where there is one."""
-        least = min(2, len(self.runs))
-        return [score_table(each, self.runs) for each in self.scores if each.answered >= least]
+        """Return tables of the scores that at least two runs share, or of all for a single run."""
+        min_runs = min(2, len(self.runs))
+        return [
+            score_table(each, self.runs)
+            for each in self.score_comparisons
+            if each.evaluated_runs >= min_runs
+        ]
 
-    def table(self) -> Table:
-        """One line per run."""
-        made = empty_table(
-            "Runs (nats per token; costs with what lies behind a source)",
+    def run_table(self) -> Table:
+        """Return a table with one row per run."""
+        table = empty_table(
+            "Runs (loss in nats per token; costs include those of the source)",
             "run",
             ("lowest\nloss", "last\nloss", "para-\nmeters", "tokens", "FLOPs", "wall\ntime"),
         )
         for run in self.runs:
             seconds = run.total_seconds
-            made.add_row(
+            table.add_row(
                 fold_name(run.name),
-                f"{run.lowest.loss:.4f}",
+                f"{run.best_point.loss:.4f}",
                 f"{run.points[-1].loss:.4f}",
                 format_count(run.rungs[-1].parameters),
                 format_count(run.total_tokens),
                 format_power(run.total_flops),
-                "-" if seconds is None else duration(seconds),
+                "-" if seconds is None else format_duration(seconds),
             )
-        return made
+        return table
 
 
-def _facts(run: RunRecord) -> dict[str, Any]:
-    """Of one run: all that is read of it but its recipe, and what follows from it."""
-    values = asdict(run)
-    for key in ("folder", "config", "weights", "lineage", "evaluations"):
-        del values[key]
+def _run_to_dict(run: RunRecord) -> dict[str, Any]:
+    """Return the data of a run, without its recipe, and the values derived from them."""
     return {
-        **values,
+        "name": run.name,
+        "step": run.step,
+        "stands": run.status,
+        "before": asdict(run.prior_cost),
+        "rungs": [asdict(rung) for rung in run.rungs],
+        "points": [asdict(point) for point in run.points],
+        "tokens": run.tokens,
+        "flops": run.flops,
+        "seconds": run.seconds,
+        "source": asdict(run.source) if run.source else None,
+        "sessions": run.sessions,
+        "fingerprint": run.fingerprint,
         "parameters": run.rungs[-1].parameters,
         "total_tokens": run.total_tokens,
         "total_flops": run.total_flops,
         "total_seconds": run.total_seconds,
-        "lowest_loss": run.lowest.loss,
+        "lowest_loss": run.best_point.loss,
         "last_loss": run.points[-1].loss,
         "flops_at_last_size": flops_at_last_size(run),
     }
 
 
 def points_csv(runs: Sequence[RunRecord]) -> bytes:
-    """A row for each validation; costs are cumulative."""
+    """Return a CSV file with one row per validation; costs are cumulative."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("run", "rung", "parameters", "step", "tokens", "flops", "seconds", "loss"))
@@ -165,13 +179,13 @@ def points_csv(runs: Sequence[RunRecord]) -> bytes:
 
 
 def rung_table(rungs: Sequence[Rung]) -> Table:
-    """One row per rung: size, tokens, and validation loss before growth, right after, at the end.
+    """Return a table with one row per rung: size, tokens, drift and validation losses.
 
     Args:
         rungs: rungs of a ladder, smallest first.
     """
-    rows = empty_table(
-        "Validation loss up the ladder (nats per token)",
+    table = empty_table(
+        "Validation loss of each rung (nats per token)",
         "rung",
         (
             "parameters",
@@ -182,20 +196,15 @@ def rung_table(rungs: Sequence[Rung]) -> Table:
             "max\n|Δ logit|",
         ),
     )
-    seen = 0
+    tokens = 0
     for rung in rungs:
-        seen += rung.tokens
-        rows.add_row(
+        tokens += rung.tokens
+        losses = rung.loss_before, rung.loss_start, rung.loss_end
+        table.add_row(
             rung.name,
             f"{rung.parameters:,}",
-            f"{seen:,}",
-            _loss(rung.loss_before),
-            _loss(rung.loss_start),
-            _loss(rung.loss_end),
+            f"{tokens:,}",
+            *("-" if loss is None else f"{loss:.5f}" for loss in losses),
             "-" if rung.drift is None else format_small_number(rung.drift),
         )
-    return rows
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5f}"
+    return table

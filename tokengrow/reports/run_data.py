@@ -1,12 +1,10 @@
-"""What a report knows of a run: read from its newest checkpoint, its markers and its sessions.
+"""Data of runs for a report, read from their newest checkpoints, markers and session files.
 
-A run is read as plain values, so that one of an older version, or of another architecture, is read
-too. No tensor is.
+Only metadata is read, never tensors.
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,224 +19,190 @@ from tokengrow.checkpoint.layout import (
     recorded_sha256,
     step_of,
 )
-from tokengrow.checkpoint.schema import LineageEntry, Rung, SourceCost, Validation, WallTimes
+from tokengrow.checkpoint.schema import LineageEntry, RecordedRun, Rung, SourceCost, TrainState
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.console.format import first_line
 from tokengrow.errors import UserError
 from tokengrow.evaluation.results import read_results, results_files
+from tokengrow.reports.run_names import run_names
 
-Values = Mapping[str, Any]
-
-ASSIGNMENT = re.compile(r"([^=,]+)=(.*?)(?=,[^=,]+=|$)")
-"""A key and its value in the name of a job; a value may hold commas."""
+JSONObject = Mapping[str, Any]
+"""Content of a JSON file or of a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What lies behind the checkpoint that a run started from; None: not recorded."""
+class PriorCost:
+    """Cost of a run's source checkpoint, with its own sources; None: not recorded."""
 
     tokens: int | None = 0
-    """Trained on."""
+    """Tokens trained on."""
     flops: float | None = 0.0
-    """As `flops_per_token` counts."""
+    """FLOPs, as `flops_per_token` counts them."""
     seconds: float | None = 0.0
-    """Wall time."""
+    """Wall time, seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """A validation. Costs are cumulative: with what lies behind the run's source, where known."""
+class LossPoint:
+    """Validation loss with its cumulative cost, which includes the recorded cost of the source."""
 
     step: int
     """Optimizer updates of the run."""
     rung: int
-    """Index of its rung."""
+    """Index of the rung."""
     tokens: int
-    """Trained on."""
+    """Tokens trained on."""
     flops: float
-    """Spent."""
+    """FLOPs spent."""
     seconds: float | None
-    """Wall time; None: not recorded."""
+    """Wall time, seconds; None: not recorded."""
     loss: float
-    """Nats per token."""
+    """Validation loss, nats per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run, as far as its newest checkpoint."""
+    """Data of a run up to one of its checkpoints, by default its newest."""
 
     name: str
-    """By which the report calls it."""
+    """Name of the run in the report."""
     folder: Path
-    """Of the run."""
+    """Directory of the run."""
     step: int
-    """Of the checkpoint up to which it is shown."""
-    stands: str
-    """Finished, or where it stands."""
-    before: Spent
-    """Behind its source."""
+    """Step of the last checkpoint shown."""
+    status: str
+    """`finished`, or `unfinished` with the stage and step reached."""
+    prior_cost: PriorCost
+    """Cost of the source of the run."""
     rungs: tuple[Rung, ...]
-    """Smallest first."""
-    points: tuple[Point, ...]
-    """Its validations."""
+    """Trained sizes, smallest first."""
+    points: tuple[LossPoint, ...]
+    """Validations, oldest first."""
     tokens: int
-    """Trained on, in all stages of the run."""
+    """Tokens trained on in all stages of the run."""
     flops: float
-    """Spent, likewise."""
+    """FLOPs spent in all stages of the run."""
     seconds: float | None
-    """Wall time of the run up to its newest checkpoint; None: not recorded."""
-    config: Values
-    """The resolved recipe."""
+    """Wall time of the run up to its checkpoint, seconds; None: not recorded."""
+    config: JSONObject
+    """Resolved recipe."""
     lineage: tuple[LineageEntry, ...]
-    """Growths and prunings behind its newest checkpoint, oldest first."""
+    """Growths and prunings that led to the checkpoint, oldest first."""
     source: SourceCost | None
-    """What the run noted of the checkpoint that it started from."""
+    """Source checkpoint that the run recorded; None: none, or not recorded."""
     weights: Mapping[str, int]
-    """SHA-256 of the weights of each whole checkpoint on the disk, to its step."""
-    sessions: tuple[Values, ...]
-    """Where it ran; empty: not recorded."""
-    evaluations: tuple[Values, ...]
-    """What `tokengrow eval` found of its checkpoints, up to the newest one that is shown."""
+    """SHA-256 of the weights of each complete checkpoint on disk, mapped to its step."""
+    sessions: tuple[JSONObject, ...]
+    """Sessions of the run; empty: not recorded."""
+    evaluations: tuple[JSONObject, ...]
+    """Results of `tokengrow eval` for the checkpoints shown."""
     fingerprint: str
-    """Of its tokens."""
+    """Fingerprint of the token store."""
 
     @property
     def total_flops(self) -> float:
-        """With what lies behind its source, where that is known."""
-        return self.flops + (self.before.flops or 0.0)
+        """FLOPs of the run and, if recorded, of its source."""
+        return self.flops + (self.prior_cost.flops or 0.0)
 
     @property
     def total_tokens(self) -> int:
-        """Likewise."""
-        return self.tokens + (self.before.tokens or 0)
+        """Tokens of the run and, if recorded, of its source."""
+        return self.tokens + (self.prior_cost.tokens or 0)
 
     @property
     def total_seconds(self) -> float | None:
-        """Likewise; None where the run's own are not known."""
-        return None if self.seconds is None else self.seconds + (self.before.seconds or 0.0)
+        """Wall time of the run and, if recorded, of its source; None: not recorded."""
+        return None if self.seconds is None else self.seconds + (self.prior_cost.seconds or 0.0)
 
     @property
-    def lowest(self) -> Point:
-        """The validation with the lowest loss, the first of equals."""
+    def best_point(self) -> LossPoint:
+        """First validation with the lowest loss."""
         return min(self.points, key=lambda point: point.loss)
 
     @property
     def own_growths(self) -> int:
-        """How many of the lineage's last entries are growths of this run."""
+        """Number of growths of this run, which are the last entries of its lineage."""
         return sum(rung.drift is not None for rung in self.rungs)
 
     @property
-    def validated_on(self) -> tuple[Any, ...]:
-        """What two runs share whose validation losses can be compared."""
+    def validation_key(self) -> tuple[Any, ...]:
+        """Settings that two runs must share so that their validation losses are comparable."""
         stages = self.config.get("stages", {})
         contexts = {stage["model"]["context_length"] for stage in stages.values()}
         return self.fingerprint, self.config.get("validation_sequences"), *sorted(contexts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A run, or the results of an evaluation, that the report says nothing of."""
+class SkippedPath:
+    """Run or results file that the report does not include."""
 
     path: Path
-    """Its folder, or their file."""
+    """Directory of the run, or results file."""
     reason: str
-    """Why."""
+    """Reason for skipping it."""
 
 
-def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[LeftOut]]:
-    """Reads runs; what has no checkpoint yet is left out, and said.
+def read_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[SkippedPath]]:
+    """Read runs, and skip those that have no readable checkpoint.
 
     Args:
-        paths: of runs, of checkpoints, or of folders of runs, as a sweep's is.
+        paths: directories of runs or checkpoints, or directories that hold runs, such as a sweep.
+
+    Returns:
+        The runs in the order of `paths`, and the skipped runs and results files.
 
     Raises:
-        UserError: a path that is none of these, or no run that has a checkpoint.
+        UserError: a path is not one of these, or no run has a checkpoint.
     """
-    read: list[Checkpoint] = []
-    left_out = []
+    checkpoints: list[Checkpoint] = []
+    skipped = []
     seen = set()
-    for folder in (run for path in paths for run in _runs_of(path)):
+    for folder in (run for path in paths for run in _expand_path(path)):
         if folder.resolve() in seen:
-            left_out.append(LeftOut(path=folder, reason="named twice, shown once"))
+            skipped.append(SkippedPath(path=folder, reason="given twice, shown once"))
             continue
         seen.add(folder.resolve())
         try:
             checkpoint = load_checkpoint(folder, tensors=False)
         except UserError as error:
-            reason = str(error) if find_checkpoints(folder) else "no whole checkpoint yet"
-            left_out.append(LeftOut(path=folder, reason=reason))
+            has_checkpoint = bool(find_checkpoints(folder))
+            reason = first_line(error) if has_checkpoint else "no complete checkpoint yet"
+            skipped.append(SkippedPath(path=folder, reason=reason))
             continue
         if checkpoint.train_state and checkpoint.train_state.validation:
-            read.append(checkpoint)
+            checkpoints.append(checkpoint)
         else:
-            reason = "its checkpoint was written by no run: nothing was trained there"
-            left_out.append(LeftOut(path=folder, reason=reason))
-    if not read:
-        told = "; ".join(f"{each.path}: {each.reason}" for each in left_out)
-        raise UserError(f"runs has nothing to report on ({told}): give runs that have a checkpoint")
-    records = []
-    for checkpoint, name in zip(read, _names(read), strict=True):
-        weights = _weights(_run_folder(checkpoint))
-        evaluations, unread = _evaluations(checkpoint, weights)
-        records.append(_record(checkpoint, name, weights, evaluations))
-        left_out += unread
-    return records, list(dict.fromkeys(left_out))
-
-
-def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Those of their runs; of several of one run, each with its step."""
+            reason = "its checkpoint was not written by a training run"
+            skipped.append(SkippedPath(path=folder, reason=reason))
+    if not checkpoints:
+        reasons = "; ".join(f"{each.path}: {each.reason}" for each in skipped)
+        raise UserError(
+            f"runs must contain a run with a checkpoint, got none ({reasons}). Give other runs."
+        )
     names = run_names([_run_folder(each) for each in checkpoints])
-    return [
-        f"{name}, step {each.step}" if names.count(name) > 1 else name
-        for name, each in zip(names, checkpoints, strict=True)
-    ]
+    records = []
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        unique_name = f"{name}, step {checkpoint.step}" if names.count(name) > 1 else name
+        record, skipped_results = _read_record(checkpoint, unique_name)
+        records.append(record)
+        skipped += skipped_results
+    return records, list(dict.fromkeys(skipped))
 
 
-def run_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with those of their parents where the bare names are not unique; of jobs
-    of a sweep, what tells them apart."""
-    depth = 1
-    parts = [folder.resolve().parts for folder in folders]
-    while len({each[-depth:] for each in parts}) < len(set(parts)):
-        depth += 1
-    told = short_run_names([each[-1] for each in parts])
-    return ["/".join((*each[-depth:-1], name)) for each, name in zip(parts, told, strict=True)]
-
-
-def short_run_names(names: Sequence[str]) -> list[str]:
-    """Names of jobs without what they share: `arm=grown` and `arm=small` are `grown` and `small`;
-    `optim.lr=1,model.layers=2` is `lr=1,layers=2` where lr and layers mean one key each. Names that
-    are not all made of KEY=VALUE, and those of one job, stay as they are."""
-    jobs = [dict(ASSIGNMENT.findall(name)) for name in names]
-    made = [",".join(f"{key}={value}" for key, value in job.items()) for job in jobs]
-    if made != list(names) or len(set(names)) == 1:
-        return list(names)
-    keys = list(dict.fromkeys(key for job in jobs for key in job))
-    differing = [key for key in keys if len({job.get(key) for job in jobs}) > 1]
-    if len(differing) == 1 and all(differing[0] in job for job in jobs):
-        return [job[differing[0]] for job in jobs]
-    last = [key.rpartition(".")[2] for key in differing]
-    short = {
-        key: name if last.count(name) == 1 else key
-        for key, name in zip(differing, last, strict=True)
-    }
-    return [
-        ",".join(f"{short[key]}={value}" for key, value in job.items() if key in short) or name
-        for job, name in zip(jobs, names, strict=True)
-    ]
-
-
-def _runs_of(path: Path) -> list[Path]:
-    """The run of a path, or all runs that lie in it."""
+def _expand_path(path: Path) -> list[Path]:
+    """Return a run or checkpoint directory, or all runs in a directory."""
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"runs names {path}, which {what}: give folders of runs")
+        problem = "is a file" if path.exists() else "does not exist"
+        raise UserError(
+            f"runs must be directories, got {path}, which {problem}. Give directories of runs."
+        )
     if _is_run(path) or (path / COMPLETE).is_file():
         return [path]
     inside = sorted(each for each in path.iterdir() if each.is_dir() and _is_run(each))
     if not inside:
         raise UserError(
-            f"runs names {path}, which is no run and holds none: give folders of runs, or one that "
-            "holds them"
+            f"runs must be directories of runs, got {path}, which holds no run. Give directories "
+            "of runs, or a directory that holds them."
         )
     return inside
 
@@ -252,23 +216,33 @@ def _run_folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.folder.resolve().parent
 
 
-def _record(
-    checkpoint: Checkpoint,
-    name: str,
-    weights: Mapping[str, int],
-    evaluations: Iterable[Values],
-) -> RunRecord:
-    state, run, folder = checkpoint.train_state, checkpoint.run, _run_folder(checkpoint)
+def _read_record(checkpoint: Checkpoint, name: str) -> tuple[RunRecord, list[SkippedPath]]:
+    """Return the data of a run up to a checkpoint, and its skipped results files."""
+    state, run, times = checkpoint.train_state, checkpoint.run, checkpoint.times
     assert state is not None and run is not None
-    before, times = _spent_before(checkpoint), checkpoint.times
-    return RunRecord(
+    folder = _run_folder(checkpoint)
+    weights = {}
+    for each in find_checkpoints(folder):
+        with suppress(UserError, OSError):  # damaged, or deleted by the run, which may still train
+            weights[recorded_sha256(each, WEIGHTS)] = step_of(each)
+    prior_cost = PriorCost()
+    if run.source:
+        prior_cost = PriorCost(
+            tokens=state.source.tokens if state.source else None,
+            flops=state.source.flops if state.source else None,
+            seconds=times.before if times else None,
+        )
+    validation_times = times.validation if times else None
+    evaluations, skipped = _read_evaluations(folder, checkpoint.step, weights)
+    sessions = folder / SESSIONS
+    record = RunRecord(
         name=name,
         folder=folder,
         step=checkpoint.step,
-        stands=_stands(checkpoint),
-        before=before,
+        status=_run_status(state, run),
+        prior_cost=prior_cost,
         rungs=tuple(state.rungs),
-        points=tuple(_points(state.validation, times, before)),
+        points=_loss_points(state, validation_times, prior_cost),
         tokens=state.tokens,
         flops=state.flops,
         seconds=times.seconds if times else None,
@@ -276,81 +250,15 @@ def _record(
         lineage=checkpoint.lineage,
         source=state.source,
         weights=weights,
-        sessions=_sessions(folder),
+        sessions=tuple(json.loads(sessions.read_text("utf-8"))) if sessions.is_file() else (),
         evaluations=tuple(evaluations),
         fingerprint=state.fingerprint,
     )
+    return record, skipped
 
 
-def _evaluations(
-    checkpoint: Checkpoint, weights: Mapping[str, int]
-) -> tuple[list[Values], list[LeftOut]]:
-    """The results that lie in a run, of checkpoints up to one of them.
-
-    Args:
-        checkpoint: that one.
-        weights: of the run, as `_weights` reads them.
-    """
-    read: list[Values] = []
-    left_out = []
-    for path in results_files(_run_folder(checkpoint)):
-        try:
-            results = read_results(path)
-        except UserError:
-            reason = "damaged, or no results of tokengrow eval: delete it, and evaluate again"
-            left_out.append(LeftOut(path=path, reason=reason))
-            continue
-        evaluated = results["checkpoint"]
-        step = evaluated["step"]
-        if step in weights.values() and weights.get(evaluated["weights_sha256"]) != step:
-            reason = f"of other weights than those that step {step} has now: evaluate again"
-            left_out.append(LeftOut(path=path, reason=reason))
-        elif step <= checkpoint.step:
-            read.append(results)
-    return read, left_out
-
-
-def _weights(run: Path) -> dict[str, int]:
-    """Hash of the weights of each checkpoint of a run to its step."""
-    found = {}
-    for folder in find_checkpoints(run):
-        with suppress(UserError, OSError):  # damaged, or deleted since by the run that goes on
-            found[recorded_sha256(folder, WEIGHTS)] = step_of(folder)
-    return found
-
-
-def _spent_before(checkpoint: Checkpoint) -> Spent:
-    run, state, times = checkpoint.run, checkpoint.train_state, checkpoint.times
-    if run is None or not run.source:
-        return Spent()
-    source = state.source if state else None
-    return Spent(
-        tokens=source.tokens if source else None,
-        flops=source.flops if source else None,
-        seconds=times.before if times else None,
-    )
-
-
-def _points(
-    validations: Sequence[Validation], times: WallTimes | None, before: Spent
-) -> Iterable[Point]:
-    unknown = (None,) * len(validations)
-    seconds = unknown if times is None or times.validation is None else times.validation
-    for row, second in zip(validations, seconds, strict=True):
-        yield Point(
-            step=row.step,
-            rung=row.stage,
-            tokens=row.tokens + (before.tokens or 0),
-            flops=row.flops + (before.flops or 0.0),
-            seconds=None if second is None else second + (before.seconds or 0.0),
-            loss=row.loss,
-        )
-
-
-def _stands(checkpoint: Checkpoint) -> str:
-    """Finished, or how far its newest checkpoint is."""
-    state, run = checkpoint.train_state, checkpoint.run
-    assert state is not None and run is not None
+def _run_status(state: TrainState, run: RecordedRun) -> str:
+    """Return `finished`, or the stage and step that a run has reached."""
     stages, name = run.stages, state.rung.name
     if len(state.stage_ends) >= len(stages):
         return "finished"
@@ -360,6 +268,55 @@ def _stands(checkpoint: Checkpoint) -> str:
     return f"unfinished: stage {name}, step {state.stage_step}/{steps}"
 
 
-def _sessions(folder: Path) -> tuple[Values, ...]:
-    path = folder / SESSIONS
-    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+def _loss_points(
+    state: TrainState, times: Sequence[float | None] | None, prior_cost: PriorCost
+) -> tuple[LossPoint, ...]:
+    """Return the validations of a run with their cumulative cost.
+
+    Args:
+        state: counters and validations of the run.
+        times: wall time of each validation, seconds; None: not recorded.
+        prior_cost: cost of the source of the run.
+    """
+    if times is None:
+        times = [None] * len(state.validation)
+    return tuple(
+        LossPoint(
+            step=row.step,
+            rung=row.stage,
+            tokens=row.tokens + (prior_cost.tokens or 0),
+            flops=row.flops + (prior_cost.flops or 0.0),
+            seconds=None if seconds is None else seconds + (prior_cost.seconds or 0.0),
+            loss=row.loss,
+        )
+        for row, seconds in zip(state.validation, times, strict=True)
+    )
+
+
+def _read_evaluations(
+    run: Path, last_step: int, weights: Mapping[str, int]
+) -> tuple[list[JSONObject], list[SkippedPath]]:
+    """Read the results of evaluations of a run's checkpoints.
+
+    Args:
+        run: directory of the run.
+        last_step: results of later checkpoints are ignored.
+        weights: SHA-256 of the weights of each checkpoint on disk, mapped to its step.
+    """
+    evaluations: list[JSONObject] = []
+    skipped = []
+    for path in results_files(run):
+        try:
+            results = read_results(path)
+        except UserError:
+            reason = "damaged, or not results of tokengrow eval; delete it and evaluate again"
+            skipped.append(SkippedPath(path=path, reason=reason))
+            continue
+        evaluated = results["checkpoint"]
+        step = evaluated["step"]
+        if step in weights.values() and weights.get(evaluated["weights_sha256"]) != step:
+            reason = f"its weights differ from those of step {step} on disk; evaluate again"
+            skipped.append(SkippedPath(path=path, reason=reason))
+        elif step <= last_step:
+            evaluations.append(results)
+    return evaluations, skipped

@@ -1,162 +1,181 @@
-"""What `tokengrow eval` found of the runs of a report: those that were asked the same, beside each
-other."""
+"""Comparison of the `tokengrow eval` results of several runs."""
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from tokengrow.console.format import empty_table, fold_name, format_bytes
 from tokengrow.evaluation.results import PERPLEXITY
 from tokengrow.evaluation.scores import Score, format_value_and_error, metric_label
-from tokengrow.reports.run_data import RunRecord, Values
+from tokengrow.reports.run_data import JSONObject, RunRecord
 
-COMPARABLE = {"bits per byte": "bits_per_byte", "word perplexity": "word_perplexity"}
-"""Figures of perplexity that compare whatever the tokenizer, to their keys in the results."""
+PERPLEXITY_METRICS = {"bits per byte": "bits_per_byte", "word perplexity": "word_perplexity"}
+"""Metrics that are comparable between tokenizers, mapped to their keys in the results."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """What was found by one metric."""
+class MetricValue:
+    """Value of one metric."""
 
     value: float | None
-    """As the results have it; None: no finite number."""
+    """Value in the results; None: not a finite number."""
     error: float | None = None
-    """Its standard error; None: there is none."""
+    """Standard error; None: not available."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What was found of one run."""
+class RunScores:
+    """Scores of one run in one task."""
 
     step: int
-    """Of the checkpoint."""
-    figures: dict[str, Figure]
-    """By metric."""
+    """Step of the evaluated checkpoint."""
+    values: dict[str, MetricValue]
+    """Value of each metric."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values for JSON."""
+        values = {metric: asdict(value) for metric, value in self.values.items()}
+        return {"step": self.step, "figures": values}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What was found by the same questions, or on the same text."""
+class ScoreComparison:
+    """Scores of runs that were evaluated on the same questions or the same text."""
 
     task: str
-    """The harness's name, or perplexity."""
-    asked: str
-    """How much, and how."""
-    answers: tuple[Answer | None, ...]
-    """Of each run; None: it was not asked."""
+    """Name of the task in the harness, or `perplexity`."""
+    setting: str
+    """Description of the questions or the text."""
+    scores: tuple[RunScores | None, ...]
+    """Scores of each run; None: the run was not evaluated."""
     metrics: tuple[str, ...]
-    """Those that any run has."""
+    """Metrics of at least one run."""
 
     @property
-    def answered(self) -> int:
-        """How many runs were asked."""
-        return sum(answer is not None for answer in self.answers)
+    def evaluated_runs(self) -> int:
+        """Number of evaluated runs."""
+        return sum(scores is not None for scores in self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values for JSON."""
+        return {
+            "task": self.task,
+            "asked": self.setting,
+            "answers": [scores.to_dict() if scores else None for scores in self.scores],
+            "metrics": self.metrics,
+        }
 
 
-class _Asked(NamedTuple):
-    """Equal where figures can be compared."""
+class _Setting(NamedTuple):
+    """Key of an evaluation; equal keys mean comparable scores."""
 
     task: str
-    exactly: str
-    """How much and how, and all else that makes a figure another one, as JSON."""
+    """Name of the task."""
+    conditions: str
+    """Conditions that influence a score, as JSON."""
 
 
-class _Found(NamedTuple):
-    asked: _Asked
-    words: str
-    """How much, and how: the first of those that were asked the same says it."""
+class _Entry(NamedTuple):
+    """Value of one metric in a results file."""
+
+    setting: _Setting
+    description: str
+    """Description of the questions or the text; runs of one setting share the first one."""
     metric: str
-    figure: Figure
+    value: MetricValue
 
 
-def compare_scores(runs: Sequence[RunRecord]) -> list[Scores]:
-    """By task, perplexity last, and what more runs were asked first. Of each run the newest
-    checkpoint counts that was asked, up to the one that the report shows."""
-    answers: dict[_Asked, list[Answer | None]] = {}
-    words: dict[_Asked, str] = {}
+def compare_scores(runs: Sequence[RunRecord]) -> list[ScoreComparison]:
+    """Group the evaluations of runs by task and setting.
+
+    For each run, the newest evaluated checkpoint up to the last one shown counts.
+
+    Returns:
+        The comparisons by task, perplexity last; those with more runs first within a task.
+    """
+    scores_by_setting: dict[_Setting, list[RunScores | None]] = {}
+    descriptions: dict[_Setting, str] = {}
     for index, run in enumerate(runs):
-        for results in sorted(run.evaluations, key=_age):
-            step = results["checkpoint"]["step"]
-            figures: dict[_Asked, dict[str, Figure]] = {}
-            for found in (*_of_tasks(results), *_of_perplexity(results)):
-                figures.setdefault(found.asked, {})[found.metric] = found.figure
-                words.setdefault(found.asked, found.words)
-            for asked, each in figures.items():
-                row = answers.setdefault(asked, [None] * len(runs))
-                row[index] = Answer(step=step, figures=each)
-    made = [
-        Scores(
-            task=asked.task,
-            asked=words[asked],
-            answers=tuple(row),
-            metrics=tuple(dict.fromkeys(m for each in row if each for m in each.figures)),
+        by_age = sorted(run.evaluations, key=lambda r: (r["checkpoint"]["step"], r["ran"]["began"]))
+        for results in by_age:
+            values: dict[_Setting, dict[str, MetricValue]] = {}
+            for entry in (*_task_entries(results), *_perplexity_entries(results)):
+                values.setdefault(entry.setting, {})[entry.metric] = entry.value
+                descriptions.setdefault(entry.setting, entry.description)
+            for setting, each in values.items():
+                row = scores_by_setting.setdefault(setting, [None] * len(runs))
+                row[index] = RunScores(step=results["checkpoint"]["step"], values=each)
+    comparisons = [
+        ScoreComparison(
+            task=setting.task,
+            setting=descriptions[setting],
+            scores=tuple(row),
+            metrics=tuple(dict.fromkeys(m for each in row if each for m in each.values)),
         )
-        for asked, row in answers.items()
+        for setting, row in scores_by_setting.items()
     ]
-    return sorted(made, key=lambda each: (each.task == PERPLEXITY, each.task, -each.answered))
+    return sorted(comparisons, key=lambda c: (c.task == PERPLEXITY, c.task, -c.evaluated_runs))
 
 
-def _age(results: Values) -> tuple[int, str]:
-    return results["checkpoint"]["step"], results["ran"]["began"]
-
-
-def _of_tasks(results: Values) -> Iterator[_Found]:
+def _task_entries(results: JSONObject) -> Iterator[_Entry]:
     settings = results["settings"]
     for score in (Score(**values) for values in results.get("scores", ())):
-        exactly = [
+        conditions = [
             score.samples,
             score.shots,
             score.version,
-            settings.get("lm_eval"),  # prompts and examples are its own
+            settings.get("lm_eval"),  # the harness version determines prompts and examples
             settings.get("files", {}).get(score.task),
         ]
-        words = f"{score.samples:,} questions, {score.shots} shots"
-        if not score.samples:  # a group of the harness, which counts the questions of its tasks
+        description = f"{score.samples:,} questions, {score.shots} shots"
+        if not score.samples:  # a group of the harness, whose tasks hold the number of questions
             limit = settings["limit"]
-            words = "all questions" if limit is None else f"limit={limit:g}"
-            exactly += [limit, settings["num_fewshot"]]
-        figure = Figure(value=score.value, error=score.error)
-        yield _Found(_Asked(score.task, json.dumps(exactly)), words, score.metric, figure)
+            description = "all questions" if limit is None else f"limit={limit:g}"
+            conditions += [limit, settings["num_fewshot"]]
+        setting = _Setting(score.task, json.dumps(conditions))
+        value = MetricValue(value=score.value, error=score.error)
+        yield _Entry(setting, description, score.metric, value)
 
 
-def _of_perplexity(results: Values) -> Iterator[_Found]:
+def _perplexity_entries(results: JSONObject) -> Iterator[_Entry]:
     if PERPLEXITY not in results:
         return
-    found = results[PERPLEXITY]
-    windows = found["context_length"], found["stride"]
-    asked = _Asked(PERPLEXITY, json.dumps([found["text_sha256"], *windows]))
-    words = "{}: {}; windows of {:,} tokens, {:,} new".format(
-        _text_name(results["settings"]), format_bytes(found["bytes"]), *windows
+    values = results[PERPLEXITY]
+    windows = values["context_length"], values["stride"]
+    setting = _Setting(PERPLEXITY, json.dumps([values["text_sha256"], *windows]))
+    description = "{}: {}; windows of {:,} tokens, {:,} new".format(
+        _text_name(results["settings"]), format_bytes(values["bytes"]), *windows
     )
-    for metric, key in COMPARABLE.items():
-        yield _Found(asked, words, metric, Figure(value=found.get(key)))
+    for metric, key in PERPLEXITY_METRICS.items():
+        yield _Entry(setting, description, metric, MetricValue(value=values.get(key)))
 
 
-def _text_name(settings: Values) -> str:
-    """`books.txt, notes.txt, all`: the text of a perplexity, and which of its documents."""
+def _text_name(settings: JSONObject) -> str:
+    """Return the files and the split of a measured text, as in `books.txt, notes.txt, all`."""
     data, split = settings["data"], settings[PERPLEXITY]["split"]
-    named = [data["store"]] if "store" in data else data.get("files") or [data.get("name")]
-    names = [Path(each).name for each in named if each] or [data["source"]]
+    paths = [data["store"]] if "store" in data else data.get("files") or [data.get("name")]
+    names = [Path(path).name for path in paths if path] or [data["source"]]
     return ", ".join([*names[:2], *["..."] * (len(names) > 2), split])
 
 
-def score_table(scores: Scores, runs: Sequence[RunRecord]) -> Table:
-    """A line for each run that was asked, a column for each metric."""
-    headers = tuple(metric_label(metric).replace(" (", "\n(") for metric in scores.metrics)
-    made = empty_table(f"{scores.task} ({scores.asked})".replace("; ", ";\n"), "run", headers)
-    for run, answer in zip(runs, scores.answers, strict=True):
-        if answer is not None:
-            name = fold_name(run.name)
-            if answer.step != run.step:
-                name += f"\nstep {answer.step:,}"
-            made.add_row(name, *(_text(metric, answer) for metric in scores.metrics))
-    return made
-
-
-def _text(metric: str, answer: Answer) -> str:
-    figure = answer.figures.get(metric)
-    return "-" if figure is None else format_value_and_error(metric, figure.value, figure.error)
+def score_table(comparison: ScoreComparison, runs: Sequence[RunRecord]) -> Table:
+    """Return a table with a row per evaluated run and a column per metric."""
+    headers = tuple(metric_label(metric).replace(" (", "\n(") for metric in comparison.metrics)
+    title = f"{comparison.task} ({comparison.setting})".replace("; ", ";\n")
+    table = empty_table(title, "run", headers)
+    for run, scores in zip(runs, comparison.scores, strict=True):
+        if scores is None:
+            continue
+        name = fold_name(run.name)
+        if scores.step != run.step:
+            name += f"\nstep {scores.step:,}"
+        cells = []
+        for metric in comparison.metrics:
+            each = scores.values.get(metric)
+            cells.append(format_value_and_error(metric, each.value, each.error) if each else "-")
+        table.add_row(name, *cells)
+    return table
