@@ -39,7 +39,7 @@ def test_it_prints_a_line_for_each_run_and_where_the_page_is(
     names = [line.split()[0] for line in outcome.out.splitlines() if line.strip()]
     assert names[-3:] == ["grown", "scratch", "report"]
     page = (out / "index.html").read_text()
-    assert "2 runs beside each other" in page
+    assert "Comparison of 2 runs" in page
     with (out / "points.csv").open() as file:
         assert {row["run"] for row in csv.DictReader(file)} == {"grown", "scratch"}
 
@@ -87,7 +87,10 @@ def test_what_is_no_report_is_not_overwritten(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("runs=[none]", "runs names none, which does not exist: give folders of runs"),
+        (
+            "runs=[none]",
+            "runs must be directories, got none, which does not exist. Give directories of runs.",
+        ),
         ("runs=[]", "runs is empty. Give directories of runs (runs=[DIR,DIR])."),
         ("runs=none", "runs must be a list, got 'none'. Write runs=[none]."),
     ],
@@ -112,7 +115,7 @@ def test_a_damaged_run_is_left_out_and_named(command: Command, runs: Path, tmp_p
         state.write_text("{}")
     outcome = command("report", f"runs=[{tmp_path}/runs]", f"out={tmp_path}/report")
     assert outcome.status == 0
-    assert f"Left out: {tmp_path}/runs/scratch (" in outcome.out
+    assert f"Skipped: {tmp_path}/runs/scratch (" in outcome.out
 
 
 def test_a_run_ends_with_its_report(
@@ -198,7 +201,7 @@ def test_a_report_up_to_a_checkpoint_says_nothing_of_later_ones(
 ) -> None:
     out = tmp_path / "report"
     outcome = command("report", f"runs=[{evaluated}/grown/step_00000003]", f"out={out}")
-    assert "grown is shown up to step 3, the checkpoint named." in outcome.out
+    assert "grown is shown up to step 3, the checkpoint given." in outcome.out
     assert "perplexity (text.txt, all: 136 B;" in outcome.out, "of a single run all is told"
     (scores,) = json.loads((out / "report.json").read_text())["scores"]
     (answer,) = scores["answers"]
@@ -219,7 +222,7 @@ def test_what_is_no_results_is_named_and_left_out(
     words = f"runs=[{tmp_path}/runs,{tmp_path}/runs/scratch/step_00000004]"
     outcome = command("report", words, f"out={tmp_path}/report")
     assert outcome.status == 0, outcome.err
-    assert outcome.out.count(f"Left out: {path} (damaged, or no results") == 1
+    assert outcome.out.count(f"Skipped: {path} (damaged, or not results of") == 1
 
 
 def test_results_of_weights_that_were_replaced_are_left_out(
@@ -230,6 +233,6 @@ def test_results_of_weights_that_were_replaced_are_left_out(
     results["checkpoint"]["weights_sha256"] = "0" * 64
     path.write_text(json.dumps(results))
     outcome = command("report", f"runs=[{evaluated}]", f"out={tmp_path}/report")
-    assert f"Left out: {path} (of other weights than those that step 4 has now" in outcome.out
+    assert f"Skipped: {path} (its weights differ from those of step 4 on disk" in outcome.out
     (scores,) = json.loads((tmp_path / "report" / "report.json").read_text())["scores"]
     assert scores["answers"][1] is None

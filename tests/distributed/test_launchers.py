@@ -28,7 +28,7 @@ def only_run(folder: Path) -> Path:
 def assert_printed_once(result: CommandResult) -> None:
     """Assert that a command succeeded, and that only one rank printed its progress."""
     assert result.returncode == 0, result.output
-    for line in ("step 2/2  loss", "grown ", "Validation loss up the ladder", "\ncheckpoint "):
+    for line in ("step 2/2  loss", "grown ", "Validation loss of each rung", "\ncheckpoint "):
         expected = 2 if line == "step 2/2  loss" else 1
         assert result.output.count(line) == expected, result.output
 

@@ -1,4 +1,4 @@
-"""Tiny runs beside each other, as a study has them."""
+"""Tiny runs and run records for tests of reports."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,19 +14,25 @@ from tokengrow.growth.checkpoint import grow_checkpoint, prune_checkpoint
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import plan_pruning
-from tokengrow.reports.run_data import Point, RunRecord, Spent
+from tokengrow.reports.run_data import LossPoint, PriorCost, RunRecord
 from tokengrow.training.config import TrainConfig
 from tokengrow.training.trainer import fit
 
 PUBLISHED = GrowthConfig(init="published", optimizer="fresh", tolerance=inf)
 
+NAMES = ("small", "grown", "scratch", "on", "published", "after")
+"""Names of the runs that `train_runs` trains."""
 
-def make_arms(folder: Path, tiny_run: Callable[..., TrainConfig], store: TokenStore) -> None:
-    """Trains six runs into a folder.
 
-    small; grown, a ladder that begins as small; scratch, of the large size; on, which trains small
-    on; published, whose growth has a jump; and after, which goes on from what was grown from small
-    and pruned again, outside of any run.
+def train_runs(folder: Path, tiny_run: Callable[..., TrainConfig], store: TokenStore) -> None:
+    """Train six runs into a directory.
+
+    - `small`: the small size.
+    - `grown`: a ladder whose first stage equals `small`.
+    - `scratch`: the large size from initial weights.
+    - `on`: continues the training of `small`.
+    - `published`: a ladder whose growth changes the loss.
+    - `after`: starts from a checkpoint that was grown from `small` and pruned outside of any run.
     """
 
     def train(name: str, **changes: Any) -> Checkpoint:
@@ -51,8 +57,8 @@ def make_arms(folder: Path, tiny_run: Callable[..., TrainConfig], store: TokenSt
     train("after", stages=(stage,), source=str(folder / "pruned"))
 
 
-def record(name: str, *points: tuple[float, float], **changes: Any) -> RunRecord:
-    """A run of one rung with these validations: (FLOPs, loss)."""
+def make_record(name: str, *points: tuple[float, float], **changes: Any) -> RunRecord:
+    """Return a run of one rung with the given (FLOPs, loss) points."""
     rung = Rung(
         name="only", parameters=1000, tokens=100, flops=points[-1][0], loss_before=None,
         loss_start=points[0][1], loss_end=points[-1][1], drift=None, ends_at=len(points),
@@ -61,11 +67,11 @@ def record(name: str, *points: tuple[float, float], **changes: Any) -> RunRecord
         "name": name,
         "folder": Path(name),
         "step": len(points) - 1,
-        "stands": "finished",
-        "before": Spent(),
+        "status": "finished",
+        "prior_cost": PriorCost(),
         "rungs": (rung,),
         "points": tuple(
-            Point(step=n, rung=0, tokens=n, flops=flops, seconds=float(n), loss=loss)
+            LossPoint(step=n, rung=0, tokens=n, flops=flops, seconds=float(n), loss=loss)
             for n, (flops, loss) in enumerate(points)
         ),
         "tokens": 100,
@@ -77,6 +83,6 @@ def record(name: str, *points: tuple[float, float], **changes: Any) -> RunRecord
         "weights": {},
         "sessions": (),
         "evaluations": (),
-        "fingerprint": "of these tokens",
+        "fingerprint": "these tokens",
     }
     return RunRecord(**{**values, **changes})
