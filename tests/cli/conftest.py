@@ -18,7 +18,7 @@ from tokengrow.evaluation.scoring import Scorer
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
-Written = Callable[..., Path]
+WriteYaml = Callable[..., Path]
 
 
 MEASURED = """
@@ -88,9 +88,8 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def written(somewhere: None) -> Written:
-    """`written(name, **changes)`: the official configuration with these keys changed; None takes
-    one out."""
+def write_yaml(somewhere: None) -> WriteYaml:
+    """`write_yaml(name, **changes)`: the config of model A with changes; None removes a key."""
 
     def write(name: str, **changes: Any) -> Path:
         values = json.loads(OFFICIAL.read_text()) | changes
@@ -102,7 +101,7 @@ def written(somewhere: None) -> Written:
 
 @pytest.fixture
 def convert_yaml(command: Command) -> Callable[..., str]:
-    """`convert_yaml(*arguments)`: into the folder `mine`; gives what it said, on one line."""
+    """`convert_yaml(*arguments)`: convert into `mine`, and return the output as one line."""
 
     def call(*arguments: str) -> str:
         outcome = command("convert", *arguments, "out=mine")
@@ -113,8 +112,8 @@ def convert_yaml(command: Command) -> Callable[..., str]:
 
 
 @pytest.fixture
-def from_mine(composed: Composed) -> Composed:
-    """`from_mine(*overrides)`: the run that a recipe in the folder `mine` composes to."""
+def compose_converted(composed: Composed) -> Composed:
+    """`compose_converted(*overrides)`: values that a recipe in `mine` composes to."""
     return lambda *words: composed(
         "train", f"hydra.searchpath=[file://{Path('mine').resolve()}]", *words
     )

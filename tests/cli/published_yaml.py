@@ -1,13 +1,13 @@
-"""The published GPT-NeoX configurations, as what they change in that of model A."""
+"""Published GPT-NeoX configs, as changes of the config of model A."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 OFFICIAL = Path(__file__).parents[1] / "golden" / "A_tiny_init" / "config.json"
-"""The configuration of model A in the published code; JSON is YAML."""
+"""Config of model A in the published code; JSON is YAML."""
 
-EVERYWHERE: dict[str, Any] = {
+COMMON_KEYS: dict[str, Any] = {
     "fp16": {
         "fp16": True,
         "enabled": True,
@@ -33,8 +33,8 @@ GROWN = OWT2 | {
     "pretrain_partial_init": "./354M_TokenFormer_Openwebtext2/checkpoints",
 }
 
-# name of the file: (GPUs, layers, width, heads, parameter tokens of attention (the FFN has four
-# times as many), context, updates, micro-batch, accumulation, log_interval, what else)
+# Name of the file: (GPUs, layers, width, heads, parameter tokens of attention (the FFN has four
+# times as many), context, updates, micro-batch, accumulation, log_interval, other keys).
 RUNS: dict[str, tuple[int, int, int, int, int, int, int, int, int, int, dict[str, Any]]] = {
     "150M_train_pile": (8, 12, 768, 12, 768, 2048, 143_000, 32, 4, 1, PILE),
     "450M_train_pile": (16, 24, 1024, 16, 1024, 2048, 143_000, 16, 4, 1, PILE),
@@ -53,12 +53,12 @@ RUNS: dict[str, tuple[int, int, int, int, int, int, int, int, int, int, dict[str
 
 
 def gpus_of(name: str) -> int:
-    """On how many GPUs a published configuration ran."""
+    """Return the number of GPUs of a published run."""
     return RUNS[name][0]
 
 
 def published(name: str, **changes: Any) -> dict[str, Any]:
-    """Every key of a published configuration, with these changed."""
+    """Return every key of a published config, with some changed."""
     _, layers, width, heads, n, context, updates, micro, accumulated, log, more = RUNS[name]
     differs = {
         "num_layers": layers,
@@ -77,4 +77,4 @@ def published(name: str, **changes: Any) -> dict[str, Any]:
         "log_interval": log,
         "steps_per_print": log,
     }
-    return {**json.loads(OFFICIAL.read_text()), **EVERYWHERE, **differs, **more, **changes}
+    return {**json.loads(OFFICIAL.read_text()), **COMMON_KEYS, **differs, **more, **changes}

@@ -1,4 +1,4 @@
-"""`tokengrow convert` of a GPT-NeoX YAML, key by key: carried over, listed or refused."""
+"""Each key of a GPT-NeoX YAML: converted into the recipe, listed as inexact, or refused."""
 
 import json
 import re
@@ -23,14 +23,14 @@ from tokengrow.training.recipe import resolve_train
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
-Written = Callable[..., Path]
+WriteYaml = Callable[..., Path]
 
 pytestmark = pytest.mark.usefixtures("somewhere")
 
 PILE = published("150M_train_pile")
-"""The published configuration of the 150M model."""
+"""Published config of the 150M model."""
 
-OTHERWISE: dict[str, Any] = {
+SECOND_VALUES: dict[str, Any] = {
     "num_layers": 24,
     "hidden_size": 1536,
     "num_attention_heads": 2,
@@ -89,11 +89,11 @@ OTHERWISE: dict[str, Any] = {
     "train_data_paths": ["a", "b"],
     "my_own_key": 1,
 }
-"""Another value, which GPT-NeoX allows, of every key that is read, and of some that are not."""
+"""Key to a second value that GPT-NeoX allows: all keys that are read, and some that are not."""
 
 
-def tokenizer_of(entries: int, path: str = "tokenizer.json") -> str:
-    """Writes a tokenizer with so many entries, one of them an added token; gives its path."""
+def write_tokenizer(entries: int, path: str = "tokenizer.json") -> str:
+    """Write a tokenizer with `entries` entries, one of them an added token; return its path."""
     made = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(entries - 1)}, "w0"))
     made.add_special_tokens(["<|endoftext|>"])
     made.save(path)
@@ -101,8 +101,8 @@ def tokenizer_of(entries: int, path: str = "tokenizer.json") -> str:
 
 
 class TestKeys:
-    def test_every_key_that_is_left_behind_is_listed_with_a_reason(
-        self, command: Command, written: Written
+    def test_inexact_keys_are_listed_with_a_reason(
+        self, command: Command, write_yaml: WriteYaml
     ) -> None:
         adam = {"lr": "6e-4", "max_grad_norm": 0.0}
         more = {
@@ -111,7 +111,7 @@ class TestKeys:
             "my.own-key": 3,
             "optimizer": {"type": "AdamW", "params": adam, "comm": 1},
         }
-        path = written("a.yml", **PILE | more)
+        path = write_yaml("a.yml", **PILE | more)
         out = command("convert", f"source={path}", "gpus=8", "out=mine").out
         rows = dict(re.findall(r"^ ([\w.]+)  +(\S.*?) *$", out, re.MULTILINE))
         assert rows["fp16"] == "bf16-mixed, no loss scaling"
@@ -124,18 +124,18 @@ class TestKeys:
         carried = {"num_layers", "norm", "train_iters", "vocab_file", "data_path", "optimizer"}
         assert not carried & set(rows)
 
-    def test_every_key_that_is_read_has_another_value_here(self) -> None:
+    def test_every_read_key_has_a_second_value(self) -> None:
         read = {item.name for cls in (NeoxConfig, NeoxTraining) for item in fields(cls)}
         inner = {f"optimizer.params.{item.name}" for item in fields(NeoxAdam)}
         inner |= {f"optimizer.{item.name}" for item in fields(NeoxOptimizer)}
-        named = set(OTHERWISE) | {"optimizer", "optimizer.params"}
+        named = set(SECOND_VALUES) | {"optimizer", "optimizer.params"}
         assert read | inner <= named
         assert set(INHERITED_KEYS) == set(INHERITED_FIELDS)
 
-    @pytest.mark.parametrize("run", ["published", "growth of a size of one's own"])
-    @pytest.mark.parametrize("key", OTHERWISE)
-    def test_no_key_is_lost(self, written: Written, key: str, run: str) -> None:
-        """Another value gives another recipe, or is among what is left, or is refused."""
+    @pytest.mark.parametrize("run", ["published", "growth of an unpublished size"])
+    @pytest.mark.parametrize("key", SECOND_VALUES)
+    def test_no_key_is_lost(self, write_yaml: WriteYaml, key: str, run: str) -> None:
+        """Check that a second value changes the recipe, is listed as inexact, or is refused."""
         grown = json.loads(OFFICIAL.read_text()) | {"pretrain_partial_init": "./source"}
         values = dict(PILE if run == "published" else grown)
         values["attention_config"] = [[["tokenformer"], "all"]]
@@ -147,8 +147,8 @@ class TestKeys:
         for parent in parents:
             section[parent] = dict(section[parent])
             section = section[parent]
-        assert section.get(last) != OTHERWISE[key]
-        section[last] = OTHERWISE[key]
+        assert section.get(last) != SECOND_VALUES[key]
+        section[last] = SECOND_VALUES[key]
         Path("a.yml").write_text(yaml.safe_dump(values))
         try:
             after = neox_recipe(Path("a.yml"), 8)
@@ -168,13 +168,13 @@ class TestKeys:
             ({"pretrain_partial_init": "./small"}, "init_method"),
         ],
     )
-    def test_a_key_with_a_value_that_cannot_be_carried_is_listed(
-        self, written: Written, changes: dict[str, Any], key: str
+    def test_value_without_equivalent_is_listed(
+        self, write_yaml: WriteYaml, changes: dict[str, Any], key: str
     ) -> None:
-        assert key not in neox_recipe(written("a.yml", **PILE), 8).inexact
-        assert key in neox_recipe(written("a.yml", **PILE | changes), 8).inexact
+        assert key not in neox_recipe(write_yaml("a.yml", **PILE), 8).inexact
+        assert key in neox_recipe(write_yaml("a.yml", **PILE | changes), 8).inexact
 
-    def test_a_growth_lists_what_it_keeps_and_the_yaml_gives(self, written: Written) -> None:
+    def test_growth_lists_given_inherited_keys(self, write_yaml: WriteYaml) -> None:
         given = {
             "rotary_pct": 0.25,
             "rotary_emb_base": 10000,
@@ -183,11 +183,11 @@ class TestKeys:
             "init_method_std": 0.02,
             "output_layer_init_method": "wang_init",
         }
-        path = written("a.yml", **given, pretrain_partial_init="./small")
+        path = write_yaml("a.yml", **given, pretrain_partial_init="./small")
         inexact = neox_recipe(path, 2).inexact
         kept = "a growth keeps the value of the source"
-        assert {key for key, why in inexact.items() if why == kept} == set(given)
-        path = written("a.yml", rotary_pct=None, pretrain_partial_init="./small")
+        assert {key for key, reason in inexact.items() if reason == kept} == set(given)
+        path = write_yaml("a.yml", rotary_pct=None, pretrain_partial_init="./small")
         assert "rotary_pct" not in neox_recipe(path, 2).inexact
 
     @pytest.mark.parametrize(
@@ -221,108 +221,112 @@ class TestKeys:
             ),
         ],
     )
-    def test_a_key_is_carried_over_or_has_the_default_of_gpt_neox(
-        self, written: Written, changes: dict[str, Any], key: str, value: Any
+    def test_key_is_converted_or_has_the_neox_default(
+        self, write_yaml: WriteYaml, changes: dict[str, Any], key: str, value: Any
     ) -> None:
-        there = yaml.safe_load(neox_recipe(written("a.yml", **changes), 8).text)
+        there = yaml.safe_load(neox_recipe(write_yaml("a.yml", **changes), 8).text)
         for part in key.split("."):
             there = there[part]
         assert there == value
 
-    def test_all_checkpoints_are_kept_where_the_yaml_names_no_number(
-        self, convert_yaml: Command, written: Written, from_mine: Composed
+    def test_without_a_number_all_checkpoints_are_kept(
+        self, convert_yaml: Command, write_yaml: WriteYaml, compose_converted: Composed
     ) -> None:
         convert_yaml(
-            f"source={written('a.yml', **PILE | {'keep_last_n_checkpoints': None})}", "gpus=8"
+            f"source={write_yaml('a.yml', **PILE | {'keep_last_n_checkpoints': None})}", "gpus=8"
         )
         assert (
             "  # all: the YAML has no keep_last_n_checkpoints\n"
             in Path("mine/recipes/a.yaml").read_text()
         )
-        assert resolve_train(from_mine("recipes=a")).keep_checkpoints == 1_000_000
+        assert resolve_train(compose_converted("recipes=a")).keep_checkpoints == 1_000_000
 
-    def test_without_the_gpus_a_share_of_the_batch_is_the_users_to_give(
-        self, written: Written
-    ) -> None:
+    def test_without_gpus_the_micro_batch_size_is_missing(self, write_yaml: WriteYaml) -> None:
         given = {"train_batch_size": 96, "train_micro_batch_size_per_gpu": None}
-        recipe = neox_recipe(written("a.yml", **PILE | given), None)
+        recipe = neox_recipe(write_yaml("a.yml", **PILE | given), None)
         assert recipe.missing == ["micro_batch_size"]
         assert "# train_batch_size / GPUs / gradient_accumulation_steps" in recipe.text
 
 
 class TestVocabulary:
-    def test_a_tokenizer_that_is_not_there_is_taken_for_that_of_gpt_neox_and_it_says_so(
-        self, convert_yaml: Command, written: Written
+    def test_missing_tokenizer_is_assumed_to_be_gpt_neox(
+        self, convert_yaml: Command, write_yaml: WriteYaml
     ) -> None:
-        said = convert_yaml(f"source={written('a.yml', **PILE)}", "gpus=8")
-        why = (
+        output = convert_yaml(f"source={write_yaml('a.yml', **PILE)}", "gpus=8")
+        reason = (
             "assumed: 50277 entries of the GPT-NeoX tokenizer, padded to a multiple of 128; "
             "./tokenizer.json does not exist"
         )
-        assert f"vocabulary 50304, {why}; set tokenizer.file=FILE to count it" in said
+        assert f"vocabulary 50304, {reason}; set tokenizer.file=FILE to count it" in output
         text = Path("mine/recipes/a.yaml").read_text()
         assert "override /model: 150m" in text
-        assert re.search(rf"\nmodel:\n  vocab_size: 50304 +# {re.escape(why)}\n", text)
-        bare = neox_recipe(written("a.yml", **PILE | {"vocab-file": None}), 8)
+        assert re.search(rf"\nmodel:\n  vocab_size: 50304 +# {re.escape(reason)}\n", text)
+        bare = neox_recipe(write_yaml("a.yml", **PILE | {"vocab-file": None}), 8)
         assert "padded to a multiple of 128; the YAML has no vocab_file" in bare.text
 
-    def test_a_tokenizer_of_another_size_gives_the_model_its_rows(
-        self, convert_yaml: Command, written: Written, from_mine: Composed, store: TokenStore
+    def test_tokenizer_sets_the_rows_of_the_model(
+        self,
+        convert_yaml: Command,
+        write_yaml: WriteYaml,
+        compose_converted: Composed,
+        store: TokenStore,
     ) -> None:
         file = store.folder / "tokenizer.json"
-        path = written("a.yml", **PILE | {"vocab-file": str(file)})
+        path = write_yaml("a.yml", **PILE | {"vocab-file": str(file)})
         assert "assumed" not in convert_yaml(f"source={path}", "gpus=8")
         text = Path("mine/recipes/a.yaml").read_text()
         assert "override /model: 150m" in text and f"# 512 entries of {file}, padded" in text
-        (stage,) = resolve_train(from_mine("recipes=a")).stages
+        (stage,) = resolve_train(compose_converted("recipes=a")).stages
         assert (stage.model.vocab_size, stage.model.width) == (512, 768)
 
     @pytest.mark.parametrize(
         ("entries", "multiple", "rows"),
         [(129, None, 256), (128, 128, 128), (128, 1000, 1000), (130, 1, 130)],
     )
-    def test_it_is_padded_as_gpt_neox_does(
-        self, written: Written, entries: int, multiple: int | None, rows: int
+    def test_vocabulary_is_padded_like_gpt_neox(
+        self, write_yaml: WriteYaml, entries: int, multiple: int | None, rows: int
     ) -> None:
-        file = tokenizer_of(entries, "mine.json")
-        path = written("a.yml", **PILE | {"make_vocab_size_divisible_by": multiple})
+        file = write_tokenizer(entries, "mine.json")
+        path = write_yaml("a.yml", **PILE | {"make_vocab_size_divisible_by": multiple})
         model = yaml.safe_load(neox_recipe(path, 8, tokenizer=file).text)["model"]
         assert model == {"vocab_size": rows}
 
-    def test_the_size_of_the_preset_needs_no_word(self, written: Written) -> None:
-        tokenizer_of(50277)
-        recipe = neox_recipe(written("a.yml", **PILE), 8)
+    def test_vocabulary_of_the_preset_is_left_out(self, write_yaml: WriteYaml) -> None:
+        write_tokenizer(50277)
+        recipe = neox_recipe(write_yaml("a.yml", **PILE), 8)
         assert "model" not in yaml.safe_load(recipe.text)
         assert recipe.assumed_vocabulary is None
 
-    def test_a_size_of_ones_own_says_it(self, written: Written) -> None:
-        tokenizer_of(50277)
+    def test_unpublished_size_has_its_vocabulary(self, write_yaml: WriteYaml) -> None:
+        write_tokenizer(50277)
         changes = {"tokenizer-type": "HFTokenizer", "vocab_file": "tokenizer.json"}
-        text = neox_recipe(written("a.yml", **changes), 8).text
+        text = neox_recipe(write_yaml("a.yml", **changes), 8).text
         assert re.search(
             r"vocab_size: 50304 +# 50277 entries of tokenizer\.json, padded to a multiple of 128\n",
             text,
         )
 
-    def test_a_file_in_place_of_another_kind_of_tokenizer_is_counted(
-        self, written: Written
-    ) -> None:
-        recipe = neox_recipe(written("a.yml"), 8, tokenizer=tokenizer_of(300))
+    def test_given_file_of_another_tokenizer_is_counted(self, write_yaml: WriteYaml) -> None:
+        recipe = neox_recipe(write_yaml("a.yml"), 8, tokenizer=write_tokenizer(300))
         assert "model.vocab_size" not in recipe.missing
         assert yaml.safe_load(recipe.text)["model"]["vocab_size"] == 384
 
-    def test_another_end_of_text_goes_into_the_recipe(
-        self, convert_yaml: Command, written: Written, from_mine: Composed, store: TokenStore
+    def test_given_end_of_text_is_in_the_recipe(
+        self,
+        convert_yaml: Command,
+        write_yaml: WriteYaml,
+        compose_converted: Composed,
+        store: TokenStore,
     ) -> None:
         text = (store.folder / "tokenizer.json").read_text()
         Path("tokenizer.json").write_text(text.replace("<|endoftext|>", "<|end|>"))
-        path = written("a.yml", **PILE)
+        path = write_yaml("a.yml", **PILE)
         with pytest.raises(UserError, match=r"tokenizer\.end_of_text"):
             neox_recipe(path, 8)
         convert_yaml(f"source={path}", "gpus=8", "tokenizer.end_of_text='<|end|>'")
-        assert from_mine("recipes=a")["tokenizer"]["end_of_text"] == "<|end|>"
+        assert compose_converted("recipes=a")["tokenizer"]["end_of_text"] == "<|end|>"
 
-    def test_a_file_that_is_no_tokenizer_is_refused(self, written: Written) -> None:
+    def test_invalid_tokenizer_file_is_refused(self, write_yaml: WriteYaml) -> None:
         Path("tokenizer.json").write_text("{}")
         with pytest.raises(UserError, match=r"got \./tokenizer\.json, which cannot be read"):
-            neox_recipe(written("a.yml", **PILE), 8)
+            neox_recipe(write_yaml("a.yml", **PILE), 8)

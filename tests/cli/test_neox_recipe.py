@@ -1,4 +1,4 @@
-"""`tokengrow convert` of a GPT-NeoX YAML: the same run as a recipe, and what is left behind."""
+"""`tokengrow convert` of a GPT-NeoX YAML into a recipe of the same run, and its refusals."""
 
 import json
 import re
@@ -18,12 +18,12 @@ from tokengrow.training.recipe import resolve_train
 
 Command = Callable[..., Any]
 Composed = Callable[..., dict[str, Any]]
-Written = Callable[..., Path]
+WriteYaml = Callable[..., Path]
 
 pytestmark = pytest.mark.usefixtures("somewhere")
 
 PILE = published("150M_train_pile")
-"""The published configuration of the 150M model."""
+"""Published config of the 150M model."""
 
 SHIPPED = {
     "150M_train_pile": "tokenformer-150m-pile",
@@ -34,126 +34,124 @@ SHIPPED = {
     "354M_to_757M_train_openwebtext2_60k": "owt2-354m-to-757m-60k",
     "354M_to_757M_train_openwebtext2_120k": "owt2-354m-to-757m-120k",
 }
-"""Published configuration to the recipe of the same run."""
+"""Published config to the recipe of the same run."""
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the published growths start from, for its size alone."""
+    """Source of the published growths: a checkpoint that has only its size."""
     folder = tmp_path_factory.mktemp("small") / "owt2-354m"
     return save_checkpoint(folder, Checkpoint(ModelConfig.preset("owt2-354m"), weights={}))
 
 
 class TestRun:
     @pytest.mark.parametrize("name", SHIPPED)
-    def test_a_published_configuration_is_the_shipped_recipe(
+    def test_published_config_is_the_shipped_recipe(
         self,
         convert_yaml: Command,
-        written: Written,
+        write_yaml: WriteYaml,
         composed: Composed,
-        from_mine: Composed,
+        compose_converted: Composed,
         small: Path,
         name: str,
     ) -> None:
-        path = written(f"{name}.yml", **published(name))
+        path = write_yaml(f"{name}.yml", **published(name))
         convert_yaml(f"source={path}", f"gpus={gpus_of(name)}")
         places = ["data.prefix=p", "tokenizer.file=t", "out=o", "name=n"]
         if "_to_" in name:
             places.append(f"source={small}")
         recipe = neox_recipe(path, gpus_of(name)).name
-        found = from_mine(f"recipes={recipe}", *places)
+        converted = compose_converted(f"recipes={recipe}", *places)
         shipped = composed("train", f"recipes={SHIPPED[name]}", *places)
-        assert resolve_train(found) == resolve_train(shipped)
+        assert resolve_train(converted) == resolve_train(shipped)
 
-    def test_it_names_the_paths_of_the_yaml(
-        self, convert_yaml: Command, written: Written, from_mine: Composed
+    def test_recipe_has_the_paths_of_the_yaml(
+        self, convert_yaml: Command, write_yaml: WriteYaml, compose_converted: Composed
     ) -> None:
-        convert_yaml(f"source={written('a.yml', **PILE)}", "gpus=8")
-        values = from_mine("recipes=a")
+        convert_yaml(f"source={write_yaml('a.yml', **PILE)}", "gpus=8")
+        values = compose_converted("recipes=a")
         assert values["data"]["prefix"] == "./data/pile/pile_0.87_deduped_text_document"
         assert values["data"]["split"] == "969, 30, 1"
         assert values["tokenizer"]["file"] == "./tokenizer.json"
         assert values["name"] == "a"
 
-    def test_a_path_is_taken_to_the_letter(
-        self, convert_yaml: Command, written: Written, from_mine: Composed
+    def test_path_is_not_interpolated(
+        self, convert_yaml: Command, write_yaml: WriteYaml, compose_converted: Composed
     ) -> None:
-        path = written("a.yml", **PILE | {"data_path": "${oc.env:HOME}/a: b"})
+        path = write_yaml("a.yml", **PILE | {"data_path": "${oc.env:HOME}/a: b"})
         convert_yaml(f"source={path}", "gpus=8")
-        assert from_mine("recipes=a")["data"]["prefix"] == "${oc.env:HOME}/a: b"
+        assert compose_converted("recipes=a")["data"]["prefix"] == "${oc.env:HOME}/a: b"
 
-    def test_a_tokenizer_of_ones_own_takes_the_place_of_the_yamls(
-        self, convert_yaml: Command, written: Written, from_mine: Composed
+    def test_given_tokenizer_replaces_that_of_the_yaml(
+        self, convert_yaml: Command, write_yaml: WriteYaml, compose_converted: Composed
     ) -> None:
-        convert_yaml(f"source={written('a.yml', **PILE)}", "gpus=8", "tokenizer.file=mine.json")
-        assert from_mine("recipes=a")["tokenizer"]["file"] == "mine.json"
+        convert_yaml(f"source={write_yaml('a.yml', **PILE)}", "gpus=8", "tokenizer.file=mine.json")
+        assert compose_converted("recipes=a")["tokenizer"]["file"] == "mine.json"
 
-    def test_the_command_that_it_prints_runs(
-        self, convert_yaml: Command, written: Written, command: Command
+    def test_printed_command_runs(
+        self, convert_yaml: Command, write_yaml: WriteYaml, command: Command
     ) -> None:
-        said = convert_yaml(f"source='{written('150M Train.yml', **PILE)}'", "gpus=8")
-        printed = re.search(r"tokengrow train (--config-dir mine recipes=150m-train)$", said)
+        output = convert_yaml(f"source='{write_yaml('150M Train.yml', **PILE)}'", "gpus=8")
+        printed = re.search(r"tokengrow train (--config-dir mine recipes=150m-train)$", output)
         assert printed
         planned = command("plan", *printed[1].split())
         assert planned.status == 0, planned.err
         assert "151,881,216" in planned.out
 
     @pytest.mark.parametrize("key", ["source", "config"])
-    def test_json_is_read_as_well(self, command: Command, written: Written, key: str) -> None:
-        written("a.yml", **PILE)
+    def test_json_is_read_too(self, command: Command, write_yaml: WriteYaml, key: str) -> None:
+        write_yaml("a.yml", **PILE)
         Path("b.json").write_text(json.dumps(PILE, indent=1))
         assert command("convert", f"{key}=b.json", "gpus=8", "out=mine").status == 0
-        found = Path("mine/recipes/b.yaml").read_text()
-        assert found == neox_recipe(Path("a.yml"), 8).text.replace("a.yml", "b.json").replace(
+        text = Path("mine/recipes/b.yaml").read_text()
+        assert text == neox_recipe(Path("a.yml"), 8).text.replace("a.yml", "b.json").replace(
             "name: a\n", "name: b\n"
         )
 
-    def test_config_without_a_source_is_the_same(
-        self, convert_yaml: Command, written: Written, command: Command
+    def test_config_without_source_gives_the_same_recipe(
+        self, convert_yaml: Command, write_yaml: WriteYaml, command: Command
     ) -> None:
-        path = written("a.yml", **PILE)
+        path = write_yaml("a.yml", **PILE)
         convert_yaml(f"source={path}")
         assert command("convert", f"config={path}", "out=two", "to=tokengrow").status == 0
         assert Path("two/recipes/a.yaml").read_text() == Path("mine/recipes/a.yaml").read_text()
 
-    def test_without_the_gpus_the_batch_size_is_the_users_to_give(
-        self, convert_yaml: Command, written: Written, command: Command
+    def test_without_gpus_the_batch_size_is_missing(
+        self, convert_yaml: Command, write_yaml: WriteYaml, command: Command
     ) -> None:
-        said = convert_yaml(f"source={written('a.yml', **PILE)}")
-        assert "recipes=a batch_size=..." in said and "eval_iters" in said
+        output = convert_yaml(f"source={write_yaml('a.yml', **PILE)}")
+        assert "recipes=a batch_size=..." in output and "eval_iters" in output
         text = Path("mine/recipes/a.yaml").read_text()
         assert "# 32 x 4 = 128 per GPU" in text and "validation_sequences" not in text
         train = ("--config-dir", "mine", "recipes=a")
         assert command("plan", *train).err.startswith("tokengrow plan: batch_size is missing")
         assert command("plan", *train, "batch_size=1024").status == 0
 
-    def test_a_size_of_ones_own_is_spelled_out(
+    def test_unpublished_size_has_all_values(
         self,
         convert_yaml: Command,
-        written: Written,
-        from_mine: Composed,
+        write_yaml: WriteYaml,
+        compose_converted: Composed,
         published_config: ModelConfig,
     ) -> None:
-        said = convert_yaml(f"source={written('a.yml')}", "gpus=2")
-        assert "model.vocab_size=... data.prefix=... tokenizer.file=..." in said
-        values = from_mine("recipes=a", "model.vocab_size=512")
+        output = convert_yaml(f"source={write_yaml('a.yml')}", "gpus=2")
+        assert "model.vocab_size=... data.prefix=... tokenizer.file=..." in output
+        values = compose_converted("recipes=a", "model.vocab_size=512")
         assert resolve_train(values).stages[0].model == published_config
 
-    def test_a_growth_asks_for_its_source(
-        self, convert_yaml: Command, written: Written, command: Command
+    def test_growth_requires_a_source(
+        self, convert_yaml: Command, write_yaml: WriteYaml, command: Command
     ) -> None:
-        path = written("a.yml", **PILE, pretrain_partial_init="./small/checkpoints")
+        path = write_yaml("a.yml", **PILE, pretrain_partial_init="./small/checkpoints")
         assert "source=..." in convert_yaml(f"source={path}", "gpus=8")
         head = Path("mine/recipes/a.yaml").read_text()
         assert "# It grows the model of ./small/checkpoints" in head
         assert "# tokengrow convert source=FILE" in head
-        said = command("plan", "--config-dir", "mine", "recipes=a").err
-        assert said.startswith("tokengrow plan: source is missing")
+        error = command("plan", "--config-dir", "mine", "recipes=a").err
+        assert error.startswith("tokengrow plan: source is missing")
 
-    def test_a_growth_of_ones_own_size_asks_for_nothing_that_growth_keeps(
-        self, written: Written
-    ) -> None:
-        path = written("a.yml", pretrain_partial_init="./small/checkpoints")
+    def test_growth_leaves_out_inherited_fields(self, write_yaml: WriteYaml) -> None:
+        path = write_yaml("a.yml", pretrain_partial_init="./small/checkpoints")
         model = yaml.safe_load(neox_recipe(path, 2).text)["model"]
         assert set(model) == {
             *("vocab_size", "context_length", "layers", "width", "heads", "tokens", "activation")
@@ -163,15 +161,15 @@ class TestRun:
         ("name", "recipe"),
         [("1-5B_Train.yml", "1-5b-train"), ("_a b!.v2.yaml", "a-b-.v2"), ("__.yml", "neox")],
     )
-    def test_the_name_is_one_that_can_be_typed(
-        self, written: Written, name: str, recipe: str
+    def test_recipe_name_has_no_special_characters(
+        self, write_yaml: WriteYaml, name: str, recipe: str
     ) -> None:
-        assert neox_recipe(written(name), 1).name == recipe
+        assert neox_recipe(write_yaml(name), 1).name == recipe
 
 
 class TestRefusal:
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
             ({"lr_decay_style": "linear"}, "lr_decay_style is 'linear'"),
             ({"lr_decay_style": None}, "lr_decay_style is 'linear'"),
@@ -197,24 +195,24 @@ class TestRefusal:
             ({"norm": "rmsnorm"}, "norm is"),
         ],
     )
-    def test_another_run_than_tokengrow_has_is_named(
-        self, written: Written, changes: dict[str, Any], said: str
+    def test_unsupported_value_is_refused_by_key(
+        self, write_yaml: WriteYaml, changes: dict[str, Any], message: str
     ) -> None:
         with pytest.raises(UserError) as error:
-            neox_recipe(written("a.yml", **changes), 8)
-        assert str(error.value).startswith("a.yml: ") and said in str(error.value)
+            neox_recipe(write_yaml("a.yml", **changes), 8)
+        assert str(error.value).startswith("a.yml: ") and message in str(error.value)
 
-    def test_nothing_is_written_then(self, written: Written, command: Command) -> None:
-        path = written("a.yml", lr_decay_style="linear")
+    def test_refusal_writes_nothing(self, write_yaml: WriteYaml, command: Command) -> None:
+        path = write_yaml("a.yml", lr_decay_style="linear")
         outcome = command("convert", f"source={path}", "out=deep/mine")
         assert (outcome.status, outcome.out) == (2, "")
         assert outcome.err.startswith("tokengrow convert: a.yml: lr_decay_style is 'linear'")
-        assert [found.name for found in Path().iterdir()] == ["a.yml"]
+        assert [path.name for path in Path().iterdir()] == ["a.yml"]
 
-    def test_an_out_that_exists_is_left_alone(self, written: Written, command: Command) -> None:
+    def test_existing_out_is_not_changed(self, write_yaml: WriteYaml, command: Command) -> None:
         Path("mine").mkdir()
         Path("mine/note.txt").write_text("mine")
-        outcome = command("convert", f"source={written('a.yml')}", "out=mine")
+        outcome = command("convert", f"source={write_yaml('a.yml')}", "out=mine")
         assert outcome.status == 2
         assert "out=mine exists. Choose another out=" in outcome.err
-        assert [found.name for found in Path("mine").iterdir()] == ["note.txt"]
+        assert [path.name for path in Path("mine").iterdir()] == ["note.txt"]
