@@ -1,1 +1,1 @@
-"""The bench room: how fast it is here, beside its peers and the limit."""
+"""Measured speed next to baselines and the hardware limit."""

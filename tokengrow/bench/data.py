@@ -1,4 +1,4 @@
-"""Text to tokens beside the bare tokenizer, and tokens to batches beside reading alone.
+"""Speed of tokenising next to the bare tokenizer, and of loading next to plain reads.
 
 Shapes: `B` micro-batch, `T` sequence.
 """
@@ -27,9 +27,9 @@ from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.errors import UserError
 
 ROUNDS = 3
-"""Of the whole text, after one that does not count."""
+"""Rounds over the full text, after a warm-up round."""
 AT_ONCE = 2**24
-"""Characters in one call of the bare tokenizer: enough that its cores seldom wait for the last."""
+"""Characters per call of the bare tokenizer, enough to keep its cores busy."""
 CONTEXT, MICRO_BATCH, BATCH = 2048, 16, 512
 """T, B and the sequences of a global batch."""
 RUNS, MICRO_BATCHES = 6, 100
@@ -55,10 +55,10 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Iterator[Meas
 
 
 def _tokenising(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Iterator[Measurement]:
-    """The whole way from text to a store, in turn with the library's share of it."""
+    """Yield rows for tokenising into a store, in turn with the bare tokenizer."""
     bare = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     bare.encode_special_tokens = True  # as `Tokenizer` has it
-    limit = f"tokenizers {version('tokenizers')} alone"
+    limit = f"tokenizers {version('tokenizers')}"
     times: dict[str, list[float]] = {limit: [], "text to token store": []}
     for turn in range(1 + ROUNDS):
         seconds, tokens, documents, size = _encode(bare, corpus)
@@ -93,7 +93,7 @@ def _encode(bare: tokenizers.Tokenizer, corpus: Corpus) -> tuple[float, int, int
 
 
 def _loading(store: TokenStore) -> Iterator[Measurement]:
-    """Micro-batches of the train split, beside reading as many tokens in sequence."""
+    """Yield rows for loading micro-batches, next to sequential reads of as many tokens."""
     sequences, tokens = store.sequences("train", CONTEXT), store.split("train")
 
     def loader(workers: int) -> Callable[[], object]:
@@ -122,7 +122,7 @@ def _loading(store: TokenStore) -> Iterator[Measurement]:
 
 
 def _read(tokens: TokenArray, count: int) -> None:
-    """Reads so many tokens from the start on, again and again where there are fewer."""
+    """Read a number of tokens from the start, repeatedly if there are fewer."""
     while count > 0:
         for start in range(0, min(len(tokens), count), PIECE):
             tokens.read(start, min(PIECE, len(tokens) - start))
@@ -132,7 +132,7 @@ def _read(tokens: TokenArray, count: int) -> None:
 def _rows(
     what: str, case: str, times: dict[str, list[float]], amount: float, unit: str, store: TokenStore
 ) -> Iterator[Measurement]:
-    """A row for each, the first of which is the limit.
+    """Yield a row per function; the first is the limit.
 
     Args:
         what: tokenise or load.

@@ -1,4 +1,4 @@
-"""Decoding one text: a token's time beside that of reading every weight once.
+"""Decoding of one text: time per token, next to the time to read every weight once.
 
 Shapes: `T` prompt.
 """
@@ -26,7 +26,7 @@ PROMPT, CAPACITY = 64, 512
 """Tokens before the first that is timed, and the most of the text."""
 REPEATS, STEPS = 8, 40
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""Largest relative error of the logits of a step against those of a whole forward pass."""
+"""Largest relative error of the logits of a step compared with a full forward pass."""
 
 LIMIT = "weights read once"
 
@@ -35,7 +35,7 @@ LIMIT = "weights read once"
 def measure(
     cases: list[tuple[str, ModelConfig]], dtype: torch.dtype, device: torch.device
 ) -> Iterator[Measurement]:
-    """Every way to decode, with every model, after the limit.
+    """Measure every decoder with every model, after the limit.
 
     Args:
         cases: name and model.
@@ -71,7 +71,7 @@ def measure(
 
 
 Decode = Callable[[Tensor], Callable[[Tensor], Tensor]]
-"""Takes the prompt, and gives a function from a token [1] to the logits [1, V] behind it."""
+"""Function from a prompt to a function from a token [1] to the logits [1, V] after it."""
 
 
 def _ways(model: TokenFormer) -> dict[str, Decode]:
@@ -103,7 +103,7 @@ def _ways(model: TokenFormer) -> dict[str, Decode]:
 def _measure(
     model: TokenFormer, decode: Decode, ids: Tensor, where: str
 ) -> tuple[Timing, float, float]:
-    """Of a token; the error of its first logits; the peak of memory in gigabytes."""
+    """Return the time per token, the error of the first logits, and peak memory in GB."""
     reset_peak_memory(ids.device)
     step = decode(ids[:, :-1])
     logits = step(ids[:, -1])

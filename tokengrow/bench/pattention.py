@@ -41,7 +41,7 @@ class Layer:
 
     @classmethod
     def random(cls, tokens: int, d: int, n: int, device: torch.device) -> "Layer":
-        """In float32, with outputs of unit variance."""
+        """Return random float32 inputs with outputs of unit variance."""
         x, key, value, out_grad = (
             torch.randn(rows, d, device=device) * scale
             for rows, scale in (
@@ -54,11 +54,11 @@ class Layer:
         return cls(x, key, value, out_grad)
 
     def to(self, dtype: torch.dtype) -> "Layer":
-        """In another dtype."""
+        """Return the layer in another dtype."""
         return Layer(*(each.to(dtype) for each in (self.x, self.key, self.value, self.out_grad)))
 
     def learn(self, peer: Peer) -> list[Tensor]:
-        """Output and gradients of x, key and value."""
+        """Return the output and the gradients of x, key and value."""
         leaves = [each.detach().requires_grad_() for each in (self.x, self.key, self.value)]
         out = peer(*leaves)
         return [out, *torch.autograd.grad(out, leaves, self.out_grad)]
@@ -81,7 +81,7 @@ def peers(n: int) -> dict[str, Peer]:
 def measure(
     shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Measurement]:
-    """Every peer on every shape (D, N), after the six products.
+    """Measure every peer on every shape (D, N), after the six products.
 
     Raises:
         UserError: a peer that computes something else; no time of it is given.
@@ -117,7 +117,7 @@ def _measure_shape(
 
 
 def _peak_memory(work: Callable[[], object], device: torch.device) -> float:
-    """Largest gigabytes that a call allocates, beside what was there."""
+    """Return the peak memory that a call allocates, GB."""
     work()  # compiles
     before = torch.cuda.memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
     reset_peak_memory(device)

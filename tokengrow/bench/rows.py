@@ -25,31 +25,31 @@ class Measurement:
     case: str
     """Sizes."""
     peer: str
-    """What was timed."""
+    """Name of the timed function."""
     dtype: str
-    """Of the products, or the precision of training."""
+    """Data type of the matrix products, or precision of training."""
     median_ms: float
-    """Of one call."""
+    """Median time of a call, ms."""
     p20_ms: float
     p80_ms: float
     against_limit: float
     """pattention: times its six products; step: share of the rate of a large product; decode: share
     of the memory limit; data: share of the bare tokenizer, or of reading in sequence."""
     peak_gb: float
-    """Of memory, on a GPU."""
+    """Peak GPU memory, GB."""
     error: float
-    """Of the numerics checked before; 0 for a peer that is the reference."""
+    """Relative error in the numerics check; 0 for the reference."""
     device: str
     torch_version: str
     triton_version: str
     rate: float = 0.0
     """data: of what passes, in units per second."""
     unit: str = ""
-    """Of the rate: MB/s of text in UTF-8, or M tokens/s."""
+    """Unit of the rate: MB/s of UTF-8 text, or M tokens/s."""
 
     @classmethod
     def on(cls, device: torch.device, timing: Timing, **columns: Any) -> "Measurement":
-        """A row measured on a device."""
+        """Build a row measured on a device."""
         return cls(
             median_ms=round(timing.median, 4),
             p20_ms=round(timing.p20, 4),
@@ -62,8 +62,10 @@ class Measurement:
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Prints a header and every row as CSV, each as soon as it is measured; all have the keys of
-    the first."""
+    """Print a header and every row as CSV, each as soon as it is measured.
+
+    All rows must have the keys of the first one.
+    """
     _write(rows, sys.stdout, header=True)
 
 
@@ -81,7 +83,7 @@ def check_appendable(path: Path) -> None:
 
 
 def append_rows(path: Path, rows: Iterable[Measurement]) -> None:
-    """Adds rows to a CSV file, behind those that are there; each is on the disk once measured."""
+    """Append rows to a CSV file, each flushed to disk at once."""
     new = not path.exists() or path.stat().st_size == 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:

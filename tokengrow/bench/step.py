@@ -1,4 +1,4 @@
-"""A whole training step, AdamW included: share of the device's rate, beside a Transformer."""
+"""Speed of a training step with AdamW, next to a Transformer and the device's peak."""
 
 import gc
 import math
@@ -47,7 +47,7 @@ blocks are compiled)."""
 def measure(
     cases: list[tuple[str, ModelConfig, int]], fabric: FabricConfig, peers: list[str]
 ) -> Iterator[Measurement]:
-    """Every peer on every model.
+    """Measure every peer on every model.
 
     Args:
         cases: name, model and sequences in a step.
@@ -84,16 +84,16 @@ def measure(
 
 @dataclass(frozen=True)
 class First:
-    """What a first step computes."""
+    """Results of a first step."""
 
     loss: float
     """Nats per token."""
     gradient: torch.Tensor
-    """Of the values of the first feed-forward layer [N, D], on the CPU."""
+    """Gradient of the values of the first feed-forward layer [N, D], on the CPU."""
 
     @classmethod
     def of(cls, loss: float, model: nn.Module) -> "First":
-        """From a model behind its backward pass."""
+        """Read the results of a model after its backward pass."""
         grad = model.get_parameter("blocks.0.ffn.value_param_tokens").grad
         assert grad is not None
         return cls(loss, grad.float().cpu())
@@ -118,17 +118,17 @@ class Trained:
     """A model after some steps."""
 
     timing: Timing
-    """Of a step."""
+    """Times of a step."""
     flops: float
-    """Of a step."""
+    """FLOPs of a step."""
     peak_gb: float
-    """Of memory."""
+    """Peak memory, GB."""
     first: First | None
-    """What the first step computed; None of a Transformer, or where memory was too small."""
+    """Results of the first step; None: a Transformer, or out of memory."""
 
 
 def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First:
-    """The first step by the plain formula, sequence by sequence."""
+    """Compute the first step with the reference kernel, sequence by sequence."""
     fabric = build_fabric(settings.single_device())
     model, module, ids = _set_up(config, batch, fabric, "reference", compiles=False)
     total = 0.0
@@ -145,8 +145,8 @@ def _reference(config: ModelConfig, batch: int, settings: FabricConfig) -> First
 def _set_up(
     config: ModelConfig, batch: int, fabric: Any, kernel: str | None, compiles: bool
 ) -> tuple[LanguageModel, Any, torch.Tensor]:
-    """The bare model, its module in Fabric's wrapper, and random token ids [B, T + 1]."""
-    gc.collect()  # Fabric's wrappers of the peer before refer to each other
+    """Return the model, its module in Fabric's wrapper, and random token ids [B, T + 1]."""
+    gc.collect()  # Fabric's wrappers of the previous peer form cycles
     reset_peak_memory(fabric.device)
     torch.manual_seed(0)
     with fabric.init_module():
@@ -161,7 +161,7 @@ def _set_up(
 
 
 def _train(config: ModelConfig, batch: int, settings: FabricConfig, peer: str) -> Trained:
-    """Steps on one batch of random tokens."""
+    """Train steps on one batch of random tokens."""
     fabric = build_fabric(settings.single_device())
     kernel, compiles = PEERS[peer]
     model, module, ids = _set_up(config, batch, fabric, kernel, compiles)

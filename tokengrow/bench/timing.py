@@ -23,12 +23,12 @@ class Timing:
 
     @classmethod
     def none(cls) -> "Timing":
-        """Of a call that did not fit into memory."""
+        """Return the timing of a call that did not fit into memory."""
         return cls(nan, nan, nan)
 
     @classmethod
     def of(cls, times: list[float]) -> "Timing":
-        """From the milliseconds of several calls."""
+        """Build a timing from the milliseconds of several calls."""
         fifths = quantiles(times, n=10, method="inclusive")
         return cls(median=fifths[4], p20=fifths[1], p80=fifths[7])
 
@@ -36,10 +36,10 @@ class Timing:
 def time_together(
     functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = 30
 ) -> dict[str, Timing]:
-    """Times of functions, one call of each in turn, so that a clock that changes does so for all.
+    """Time functions, one call of each in turn, so that a changing clock affects all alike.
 
     On a GPU the calls are captured in CUDA graphs first, so that the time is the device's and not
-    that of launching. What is too large to be captured beside the others is for `time_steps`.
+    that of launching. Use `time_steps` for functions too large to capture together.
 
     Args:
         functions: name to a function without arguments.
@@ -58,7 +58,7 @@ def time_together(
 
 
 def _captured(function: Callable[[], object]) -> Callable[[], None]:
-    """The same work as a CUDA graph."""
+    """Return the same work as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -72,7 +72,7 @@ def _captured(function: Callable[[], object]) -> Callable[[], None]:
 
 
 def _milliseconds(function: Callable[[], object], device: torch.device) -> float:
-    """Of one call, on the device."""
+    """Return the time of one call on the device, ms."""
     if device.type != "cuda":
         began = time.perf_counter()
         function()
@@ -88,7 +88,7 @@ def _milliseconds(function: Callable[[], object], device: torch.device) -> float
 def time_steps(
     function: Callable[[], object], device: torch.device, repeats: int, steps: int
 ) -> Timing:
-    """Times of a call, in runs of several that are not waited for one by one.
+    """Time a call, in runs of several without a wait between them.
 
     Args:
         function: without arguments.
@@ -135,7 +135,7 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """From here on `peak_memory` counts."""
+    """Reset the counter that `peak_memory` reads."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

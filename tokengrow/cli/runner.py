@@ -63,7 +63,6 @@ def run_command(name: str, function: Callable[[DictConfig], Any]) -> None:
         name: name of the verb and of its primary config.
         function: function of the verb; takes the composed config.
     """
-
     as_typed = sys.argv[1:]
 
     @hydra.main(version_base="1.3", config_path=str(data_root() / "conf"), config_name=name)

@@ -41,18 +41,18 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """Where a token stands in its text; the same for all layers."""
+    """Position of a token in its text; the same for all layers."""
 
     slot: Tensor
     """[1] int64, of the cache."""
     table: tuple[Tensor, Tensor]
-    """Cosines and sines of its position, float32 of [1, R], or [B, 1, 1, R] behind padding."""
+    """Cosines and sines of its position, float32 [1, R], or [B, 1, 1, R] with padding."""
     hidden: Tensor
-    """Slots that it does not see, bool of [S], or [B, 1, 1, S] behind padding."""
+    """Slots that it does not attend to, bool [S], or [B, 1, 1, S] with padding."""
 
 
 def block_step(block: Block, x: Tensor, keys: Tensor, values: Tensor, place: Place) -> Tensor:
-    """One token of each row through a block.
+    """Apply a block to one token of each row.
 
     Args:
         block: the block.
@@ -112,11 +112,11 @@ def _build_step(model: TokenFormer, batch: int) -> "DecodeStep":
 
 
 class Decoder:
-    """Continues the texts of a batch, a token at a time.
+    """Decoder of a batch of texts, one token at a time.
 
-    The step in plain PyTorch attends to the whole capacity under a mask: one shape, so one graph
-    for all slots. Empty slots are read in vain, at 1.5b a quarter of a megabyte each beside the
-    three gigabytes of the weights. The kernels read none of them.
+    The step in plain PyTorch attends to the full capacity under a mask: one shape, so one graph
+    for all slots. Empty slots are read too: at 1.5b a quarter of a megabyte each, compared
+    with three gigabytes of weights. The kernels read none of them.
 
     Args:
         model: in eval mode. Its weights may change in place; a graph sees no other change.
@@ -144,8 +144,8 @@ class Decoder:
 
         Args:
             ids: [B, T] int64, T >= 1.
-            start: [B] int64, the column in which each prompt starts, behind its padding, which may
-                be any ids; None: there is no padding.
+            start: [B] int64, column in which each prompt starts, after its padding, which may be
+                any ids; None: there is no padding.
 
         Returns:
             [B, V] logits of the next token.
@@ -194,7 +194,7 @@ class Decoder:
         return logits
 
     def _compute(self) -> Tensor:
-        """Logits [B, V] behind the token in the slot, which then moves on by one."""
+        """Return logits [B, V] after the token in the slot, and advance the slot by one."""
         model = self.model
         x = model.embedding(self._token)  # [B, D]
         x = self._through_blocks(x) if self._kernels is None else self._through(self._kernels, x)
@@ -203,7 +203,7 @@ class Decoder:
         return logits
 
     def _through_blocks(self, x: Tensor) -> Tensor:
-        """[B, D] behind the last block, in plain PyTorch."""
+        """Return [B, D] after the last block, in plain PyTorch."""
         place = self._place()
         for block, keys, values in self._layers():
             x = block_step(block, x, keys, values, place)
@@ -219,7 +219,7 @@ class Decoder:
         return Place(slot, (cos, sin), hidden[:, None, None])
 
     def _through(self, kernels: "DecodeStep", x: Tensor) -> Tensor:
-        """[B, D] behind the last block, by the kernels."""
+        """Return [B, D] after the last block, from the kernels."""
         kernels.begin(x, self.cache.start)
         for block, keys, values in self._layers():
             block = cast(PattentionBlock, block)
@@ -231,12 +231,12 @@ class Decoder:
         return kernels.end().to(x)
 
     def _layers(self) -> Iterator[tuple[Block, Tensor, Tensor]]:
-        """The blocks with their part of the cache."""
+        """Yield the blocks with their part of the cache."""
         blocks = cast(Iterable[Block], self.model.blocks)
         return zip(blocks, self.cache.keys, self.cache.values, strict=True)
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The step as a graph, and the logits that its replays fill."""
+        """Return the step as a graph, and the logits that its replays fill."""
         # Each warm-up advances the slot. The reset makes the next call store the key and value of
         # the token in the same slot again.
         return capture_cuda_graph(

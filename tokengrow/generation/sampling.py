@@ -17,7 +17,7 @@ from tokengrow.model.tokenformer import LanguageModel
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen."""
+    """Sampling settings."""
 
     max_tokens: int = 128
     """The most tokens to generate."""
@@ -54,7 +54,7 @@ def generate(
     config: SamplingConfig,
     end_of_text: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the next token of every text until `max_tokens` or until each text has ended.
+    """Yield the next token of every text until `max_tokens` or until each text has ended.
 
     What is drawn for a text depends on its prompt and the seed, not on the rest of the batch.
 
@@ -62,7 +62,7 @@ def generate(
         model: on the device where it is to compute.
         prompts: [T] int64 of each text, T >= 1; they may differ in length.
         config: how to sample.
-        end_of_text: the id that ends a text; one that has ended goes on yielding it.
+        end_of_text: id that ends a text; an ended text keeps yielding it.
 
     Yields:
         [B] int64, on the CPU.
@@ -78,7 +78,7 @@ def generate(
     for left in reversed(range(config.max_tokens)):
         chosen = choose(logits)
         arrive = _send_to_cpu(chosen)
-        # Before anybody waits: a GPU computes while this token is decoded and printed.
+        # Queued first: a GPU computes while this token is decoded and printed.
         if left:
             logits = decoder.step(chosen)
         token = arrive()
@@ -139,7 +139,7 @@ class _Chooser:
 
 
 def _send_to_cpu(token: Tensor) -> Callable[[], Tensor]:
-    """Starts the copy; what is returned waits for it alone, not for work that is queued later."""
+    """Start a copy; the returned function waits for it, not for work queued later."""
     if not token.is_cuda:
         return token.cpu
     copy = token.to("cpu", non_blocking=True)
@@ -169,7 +169,7 @@ def penalize(logits: Tensor, held: Tensor, penalty: float) -> Tensor:
 
 
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> Tensor:
-    """Chooses one token per row from [B, V] logits, each as if it were alone; [B] int64.
+    """Sample one token per row from logits [B, V], independently; return int64 [B].
 
     Every row has the same noise: that of a generator of its own with the same seed.
     """
@@ -188,9 +188,9 @@ def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -
 
 
 def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Nucleus sampling (arXiv 1904.09751): drops what lies behind the first top_p of the mass."""
+    """Nucleus sampling (arXiv 1904.09751): drop tokens after the first top_p of the mass."""
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
-    # A token stays when the mass in front of it is below top_p, so the likeliest always stays.
+    # A token stays if the mass before it is below top_p, so the likeliest always stays.
     dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
     return logits.masked_fill(dropped.gather(-1, order.argsort(dim=-1)), -torch.inf)

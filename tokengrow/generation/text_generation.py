@@ -1,6 +1,6 @@
-"""From prompts to texts: tokens are drawn, decoded, and end where a text is to end.
+"""Text generation: sampled tokens are decoded until each text ends.
 
-A text ends with the first of three: end-of-text, a stop string, `max_tokens`.
+A text ends at the first of three: the end-of-text token, a stop string, `max_tokens`.
 """
 
 from collections import deque
@@ -14,29 +14,29 @@ from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.model.tokenformer import LanguageModel
 
 END_OF_TEXT, STOP, MAX_TOKENS = "end_of_text", "stop", "max_tokens"
-"""Why a text ended."""
+"""Reasons for the end of a text."""
 
 
 class Decodes(Protocol):
-    """What is asked of a tokenizer."""
+    """Tokenizer that decodes one token at a time."""
 
     end_of_text: int
     """Id of the token that ends a text."""
 
     def decoder(self, behind: Sequence[int]) -> Callable[[int], str]:
-        """From the ids behind these, one after the other, to what each adds to the text."""
+        """Return a function from each id after a prefix to the text that it adds."""
 
 
 @dataclass
 class Continuation:
-    """What a model has written behind a prompt."""
+    """Generated text after a prompt."""
 
     text: str = ""
-    """Without the prompt, end-of-text or the stop string; it only ever becomes longer."""
+    """Text without the prompt, end-of-text token and stop string; it only grows."""
     tokens: int = 0
-    """Tokens drawn, those of a stop string included, end-of-text not."""
+    """Number of sampled tokens, with those of a stop string, without end-of-text."""
     finish_reason: str | None = None
-    """end_of_text, stop or max_tokens; None while it goes on."""
+    """end_of_text, stop or max_tokens; None: the text has not ended."""
 
 
 def complete(
@@ -46,7 +46,7 @@ def complete(
     sampling: SamplingConfig,
     stop: Sequence[str] = (),
 ) -> list[Continuation]:
-    """What a model writes behind each prompt of a batch; the arguments are those of `write`."""
+    """Return the text after each prompt of a batch; the arguments are those of `write`."""
     last = deque(write(model, prompts, tokenizer, sampling, stop), maxlen=1)
     return last.pop() if last else []
 
@@ -58,17 +58,17 @@ def write(
     sampling: SamplingConfig,
     stop: Sequence[str] = (),
 ) -> Iterator[list[Continuation]]:
-    """Writes behind the prompts of a batch; yields all texts, as far as they are, at every token.
+    """Generate after the prompts of a batch; yield all texts so far at every token.
 
-    A text is what it would be in a batch of its own. What may yet turn out to be the beginning of a
-    stop string is not in it before that is decided.
+    A text does not depend on its batch. Characters that may start a stop string are held back until
+    that is decided.
 
     Args:
-        model: in eval mode, on the device where it is to compute.
-        prompts: token ids of each, at least one.
-        tokenizer: of the model.
-        sampling: how tokens are chosen.
-        stop: strings that end a text; of several the one that is complete first.
+        model: model in eval mode, on its device.
+        prompts: token ids of each prompt, at least one.
+        tokenizer: tokenizer of the model.
+        sampling: sampling settings.
+        stop: strings that end a text; the one that is complete first ends it.
 
     Yields:
         The same objects every time.
@@ -87,13 +87,13 @@ def write(
 
 
 class _Writer:
-    """Writes one text from its tokens.
+    """Builder of one text from its tokens.
 
     Args:
-        tokenizer: of the tokens.
-        prompt: token ids in front of the text.
-        max_tokens: after so many the text ends.
-        stop: strings that end it, none of them empty.
+        tokenizer: tokenizer of the tokens.
+        prompt: token ids before the text.
+        max_tokens: maximum number of tokens.
+        stop: strings that end the text, none of them empty.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class _Writer:
         self.written = Continuation()
         self._decode = tokenizer.decoder(prompt)
         self._end_of_text, self._max_tokens, self._stop = tokenizer.end_of_text, max_tokens, stop
-        self._held = ""  # behind what is written: a stop string may have begun
+        self._held = ""  # decoded but held back: it may start a stop string
 
     def take(self, token: int) -> None:
-        """Goes on by a token."""
+        """Add a token."""
         if token == self._end_of_text:
             self._finish(END_OF_TEXT)
             return
@@ -130,15 +130,16 @@ class _Writer:
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the stop string starts that is complete first; the longest of several; None: none is.
+    """Return the start of the stop string that is complete first; None: there is none.
 
-    So a text ends at the same place whatever pieces it comes in.
+    Of several that end together, the longest counts. The result does not depend on how the text is
+    split into tokens.
     """
     ends = ((place + len(s), place) for s in stop if (place := text.find(s)) >= 0)
     return min(ends, default=(0, None))[1]
 
 
 def begun_stop(text: str, stop: Sequence[str]) -> int:
-    """How many characters at the end of a text may be the beginning of a stop string."""
+    """Return the length of the longest end of a text that may start a stop string."""
     lengths = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
     return max(lengths, default=0)
