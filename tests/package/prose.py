@@ -55,6 +55,15 @@ BANNED_PHRASES = {
 }
 """Regular expression, matched without case, to what to write in its place."""
 
+PENDING = (
+    "tokengrow/interop/",
+    "tests/interop/",
+    "tests/cli/",
+    "tests/generation/",
+    "tests/bench/",
+)
+"""Directories that are not rewritten yet; tests/package/test_prose.py skips them."""
+
 EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "tests/package/prose.py": (".*",),  # the list itself
     "docs/gallery/study-grown-vs-scratch.html": (".*",),  # a page of a recorded run

@@ -168,7 +168,7 @@ class Decoder:
 
     @torch.no_grad()
     def step(self, token: Tensor) -> Tensor:
-        """Appends a token to each text.
+        """Append a token to each text.
 
         Args:
             token: [B] int64.
