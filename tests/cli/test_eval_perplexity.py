@@ -65,27 +65,28 @@ def test_any_file_is_measured_as_a_whole(measured: Call, book: Path, tmp_path: P
     assert (found["documents"], found["bytes"]) == (1, len(book.read_bytes()))
 
 
-def test_what_was_measured_before_is_told_again_until_the_text_changes(
+def test_results_are_reused_until_the_text_changes(
     measured: Call, book: Path, tmp_path: Path
 ) -> None:
     arguments = "data=text", f"data.files=[{book}]", "perplexity.split=all"
     first, again = measured(*arguments), measured(*arguments)
-    assert "evaluated before" not in first.err
-    assert "evaluated before" in again.err
+    message = "results already exist; skipping evaluation"
+    assert message not in first.err
+    assert message in again.err
     assert again.out == first.out
     book.write_text("another text\n")
     assert "13 bytes, 3 words" in measured(*arguments).out
     assert len(list((tmp_path / "eval").glob("*.json"))) == 2
 
 
-def test_after_a_kill_it_goes_on(
+def test_a_killed_evaluation_resumes(
     measured: Call, book: Path, tmp_path: Path, batches: list[int], killed_after: KilledAfter
 ) -> None:
     arguments = "data=text", f"data.files=[{book}]", "perplexity.split=all", "batch_size=1"
     with killed_after(4):
         killed = measured(*arguments)
     assert killed.status == 130
-    assert "interrupted; what was answered is kept" in killed.err
+    assert "interrupted; answers so far are kept; the same command resumes" in killed.err
     assert not list((tmp_path / "eval").glob("*.json"))
     batches.clear()
     outcome = measured(*arguments)
@@ -100,14 +101,15 @@ def test_it_needs_no_harness(measured: Call, book: Path, monkeypatch: pytest.Mon
     assert outcome.status == 0, outcome.err
 
 
-def test_results_that_have_no_place_are_refused_before_anything_is_measured(
+def test_an_out_that_is_a_file_is_refused_before_measuring(
     measured: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Scorer, "score", None)
     (tmp_path / "eval").write_text("a file of mine")
     outcome = measured("limit=1")
     assert outcome.status == 2
-    assert outcome.err.endswith("eval is a file: give a folder for the results\n")
+    message = f"out must be a directory, got the file {tmp_path / 'eval'}. Choose another out=."
+    assert outcome.err.endswith(f"tokengrow eval: {message}\n")
     assert (tmp_path / "eval").read_text() == "a file of mine"
 
 
@@ -135,7 +137,10 @@ def test_the_text_of_the_sources_run_is_named_in_the_file(
     [
         (["perplexity.stride=33"], "perplexity.stride must be at most 32"),
         (["perplexity.strid=3"], "perplexity.strid"),
-        (["limit=0.5"], "limit must be a number of documents"),
+        (
+            ["limit=0.5"],
+            "limit must be a whole number of documents for perplexity, got a fraction.",
+        ),
         (["data=megatron", "data.prefix=a"], "data=megatron holds token ids"),
         (
             ["data=text", "data.files=[nowhere.txt]"],
