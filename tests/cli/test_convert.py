@@ -14,7 +14,7 @@ from torch import Tensor
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint, save_checkpoint
 from tokengrow.data.store import TokenStore
 from tokengrow.interop.hf import is_hf
-from tokengrow.interop.neox import EMBEDDING, official_names
+from tokengrow.interop.neox import EMBEDDING, published_names
 from tokengrow.model.config import ModelConfig, Taus
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer
@@ -81,7 +81,7 @@ def preset(monkeypatch: pytest.MonkeyPatch) -> Preset:
     def save(rows: int) -> ModelConfig:
         sizes = ModelConfig.preset("small")
         model = TokenFormer(replace(sizes, vocab_size=rows)).half()
-        names = official_names(sizes)
+        names = published_names(sizes)
         torch.save({names[ours]: zero for ours, zero in model.to_weights().items()}, "a.bin")
         return sizes
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokengrow.interop.neox import official_names
+from tokengrow.interop.neox import published_names
 from tokengrow.model.config import ModelConfig, Tokens
 from tokengrow.model.tokenformer import weight_shapes
 
 
 def published(path: Path, config: ModelConfig) -> Path:
-    shapes, names = weight_shapes(config), official_names(config)
+    shapes, names = weight_shapes(config), published_names(config)
     torch.save({theirs: torch.rand(shapes[ours]) for ours, theirs in names.items()}, path)
     return path
 

@@ -1,4 +1,4 @@
-"""transformers, offline, with an exported model that it can load."""
+"""Fixtures: transformers without a network, and an exported model."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from exported import VOCAB_SIZE, checkpoint, written
+from exported import VOCAB_SIZE, export, random_checkpoint
 from torch import nn
 
 from tokengrow.data.corpus import TextCorpus
@@ -16,14 +16,14 @@ from tokengrow.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """transformers, offline, which copies the code of a folder where no other test sees it."""
+    """Import transformers, offline, with its own cache for the code of exported folders."""
     cache = tmp_path_factory.mktemp("hf_modules")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         import transformers
         from transformers import dynamic_module_utils
 
-        # Not by its environment variable: another test may have imported transformers before.
+        # The environment variable has no effect if another test has imported transformers before.
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
         patch.setattr(sys, "path", [*sys.path])
         yield transformers
@@ -31,19 +31,19 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="session")
 def load(hub: ModuleType) -> Callable[..., nn.Module]:
-    """`load(folder, **options)`: the causal model, in eval mode."""
+    """`load(folder, **options)`: the causal model of a folder, in eval mode."""
 
     def load(folder: Path, **options: Any) -> nn.Module:
-        made = hub.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
-        return made.eval()
+        model = hub.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
+        return model.eval()
 
     return load
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model without a tokenizer; not to be written to."""
-    return written(tmp_path_factory.mktemp("hf") / "plain", checkpoint())
+    """Export a model without a tokenizer; tests must not write to the folder."""
+    return export(tmp_path_factory.mktemp("hf") / "plain", random_checkpoint())
 
 
 @pytest.fixture(scope="session")

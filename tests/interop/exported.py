@@ -1,4 +1,4 @@
-"""Models small enough to export in a test, and ways to compare them."""
+"""Small models for export, and comparisons between tensors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,8 @@ MODEL_FILES = {
 }
 
 
-def checkpoint(dtype: torch.dtype = torch.float32, **changes: Any) -> Checkpoint:
-    """Random weights, large enough that every part of the model moves the logits."""
+def random_checkpoint(dtype: torch.dtype = torch.float32, **changes: Any) -> Checkpoint:
+    """Return a checkpoint with weights so large that every part of the model affects the logits."""
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "context_length": 32,
@@ -50,24 +50,25 @@ def random_ids(*shape: int) -> Tensor:
     return torch.randint(1, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(1))
 
 
-def distance(found: Tensor, reference: Tensor) -> float:
-    assert found.shape == reference.shape
-    return (found - reference).abs().max().item()
+def max_difference(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    return (actual - expected).abs().max().item()
 
 
-def written(folder: Path, source: Checkpoint) -> Path:
+def export(folder: Path, source: Checkpoint) -> Path:
+    """Write a checkpoint in the Hugging Face format into a new folder, and return the folder."""
     folder.mkdir()
     write_hf(folder, source)
     return folder
 
 
-def same_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+def equal_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype and torch.equal(tensor, second[name])
         for name, tensor in first.items()
     )
 
 
-def with_tokenizer(tokenizer: Tokenizer) -> Checkpoint:
+def checkpoint_with_tokenizer(tokenizer: Tokenizer) -> Checkpoint:
     texts = {"tokenizer": tokenizer.to_json(), "end_of_text": tokenizer.end_of_text_token}
-    return replace(checkpoint(), **texts)
+    return replace(random_checkpoint(), **texts)

@@ -1,5 +1,4 @@
-"""What the lm-evaluation-harness is told by a checkpoint, beside what its own HF class is told by
-the checkpoint's export."""
+"""lm-evaluation-harness: a checkpoint agrees with its export in the harness's own HF class."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from exported import checkpoint, written
+from exported import export, random_checkpoint
 from lm_eval.api.instance import Instance
 from torch import nn
 
@@ -19,30 +18,30 @@ from tokengrow.evaluation.loaded_model import LoadedModel
 from tokengrow.evaluation.scoring import Scorer
 
 TASK_FILES = Path(__file__).parents[1] / "evaluation" / "data"
-"""With the first 40 questions of LAMBADA and PIQA."""
+"""Directory with the first 40 questions of LAMBADA and PIQA."""
 
 
-class Pair(NamedTuple):
-    ours: TokengrowLM
-    theirs: Any
+class Models(NamedTuple):
+    tokengrow: TokengrowLM
+    transformers: Any
 
 
 @pytest.fixture(scope="module")
-def pair(
+def models(
     hub: ModuleType,
     load: Callable[..., nn.Module],
     tokenizer: Tokenizer,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Pair:
-    """The same weights, in float32, by two ways into the harness, in batches of other sizes."""
-    from lm_eval.models.huggingface import HFLM  # which imports transformers
+) -> Models:
+    """Load the same float32 weights in two model classes of the harness, with other batch sizes."""
+    from lm_eval.models.huggingface import HFLM  # imports transformers
 
     texts = {"tokenizer": tokenizer.to_json(), "end_of_text": tokenizer.end_of_text_token}
-    source = replace(checkpoint(context_length=768), **texts)
-    folder = written(tmp_path_factory.mktemp("judged") / "hf", source)
-    words = hub.AutoTokenizer.from_pretrained(folder)
-    theirs = HFLM(load(folder), tokenizer=words, batch_size=7, max_length=768)
-    return Pair(TokengrowLM(LoadedModel(tokenizer, Scorer(source.model, 16))), theirs)
+    source = replace(random_checkpoint(context_length=768), **texts)
+    folder = export(tmp_path_factory.mktemp("exported") / "hf", source)
+    hf_tokenizer = hub.AutoTokenizer.from_pretrained(folder)
+    exported = HFLM(load(folder), tokenizer=hf_tokenizer, batch_size=7, max_length=768)
+    return Models(TokengrowLM(LoadedModel(tokenizer, Scorer(source.model, 16))), exported)
 
 
 def questions(task: str) -> Sequence[Instance]:
@@ -53,39 +52,39 @@ def questions(task: str) -> Sequence[Instance]:
 
 
 @pytest.mark.parametrize(("task", "requests"), [("lambada_openai", 40), ("piqa", 80)])
-def test_log_likelihoods_agree(pair: Pair, task: str, requests: int) -> None:
-    asked = list(questions(task))
-    assert len(asked) == requests
-    ours = pair.ours.loglikelihood(asked)
-    theirs = pair.theirs.loglikelihood(asked, disable_tqdm=True)
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-    distances = [abs(one - other) for (one, _), (other, _) in zip(ours, theirs, strict=True)]
-    assert max(distances) < 1e-4
+def test_log_likelihoods_agree(models: Models, task: str, requests: int) -> None:
+    instances = list(questions(task))
+    assert len(instances) == requests
+    actual = models.tokengrow.loglikelihood(instances)
+    expected = models.transformers.loglikelihood(instances, disable_tqdm=True)
+    assert [greedy for _, greedy in actual] == [greedy for _, greedy in expected]
+    differences = [abs(one - other) for (one, _), (other, _) in zip(actual, expected, strict=True)]
+    assert max(differences) < 1e-4
 
 
-def test_rolling_log_likelihoods_agree_beyond_the_context(pair: Pair) -> None:
+def test_rolling_log_likelihoods_agree_beyond_the_context(models: Models) -> None:
     texts = [request.args[0] for request in questions("lambada_openai")]
     documents = ["\n\n".join(texts[:5]), texts[5], "\n\n".join(texts[6:20])]
-    lengths = [len(pair.ours.tok_encode(text)) for text in documents]
+    lengths = [len(models.tokengrow.tok_encode(text)) for text in documents]
     assert lengths[1] < 768 < lengths[0] < lengths[2]
-    asked = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in documents]
-    ours = pair.ours.loglikelihood_rolling(asked)
-    theirs = pair.theirs.loglikelihood_rolling(asked, disable_tqdm=True)
-    assert ours == pytest.approx(theirs, rel=1e-6)
+    instances = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in documents]
+    actual = models.tokengrow.loglikelihood_rolling(instances)
+    expected = models.transformers.loglikelihood_rolling(instances, disable_tqdm=True)
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
-def test_texts_agree(pair: Pair) -> None:
+def test_generated_texts_agree(models: Models) -> None:
     contexts = [request.args[0] for request in questions("piqa")[:12]]
 
     def texts(lm: Any, *until: str) -> list[str]:
-        wish = {"until": list(until), "max_gen_toks": 20, "do_sample": False}
-        asked = [Instance("generate_until", {}, (context, wish), 0) for context in contexts]
-        # The last token may leave a character unfinished, which ours leaves out.
-        return [text.rstrip("\ufffd") for text in lm.generate_until(asked, disable_tqdm=True)]
+        options = {"until": list(until), "max_gen_toks": 20, "do_sample": False}
+        instances = [Instance("generate_until", {}, (context, options), 0) for context in contexts]
+        # The last token may end within a character, which tokengrow omits.
+        return [text.rstrip("\ufffd") for text in lm.generate_until(instances, disable_tqdm=True)]
 
-    whole = texts(pair.ours)
-    assert whole == texts(pair.theirs)
-    stop = whole[0][len(whole[0]) // 2]
-    stopped = texts(pair.ours, stop)
-    assert stopped == texts(pair.theirs, stop)
-    assert len(stopped[0]) < len(whole[0])
+    full = texts(models.tokengrow)
+    assert full == texts(models.transformers)
+    stop = full[0][len(full[0]) // 2]
+    stopped = texts(models.tokengrow, stop)
+    assert stopped == texts(models.transformers, stop)
+    assert len(stopped[0]) < len(full[0])

@@ -1,4 +1,4 @@
-"""The Hugging Face door: the folder, its tokenizer, and the way back."""
+"""Hugging Face format: the folder, its tokenizer, and reading it back."""
 
 import json
 import shutil
@@ -13,10 +13,10 @@ import tokenizers
 import torch
 from exported import (
     MODEL_FILES,
-    checkpoint,
-    same_weights,
-    with_tokenizer,
-    written,
+    checkpoint_with_tokenizer,
+    equal_weights,
+    export,
+    random_checkpoint,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -31,7 +31,7 @@ Load = Callable[..., nn.Module]
 
 
 class TestFolder:
-    def test_a_model_alone(self, folder: Path) -> None:
+    def test_folder_of_a_model_without_a_tokenizer(self, folder: Path) -> None:
         assert {path.name for path in folder.iterdir()} == MODEL_FILES
         config = json.loads((folder / "config.json").read_text())
         assert (config["model_type"], config["dtype"]) == ("tokenformer", "float32")
@@ -40,10 +40,8 @@ class TestFolder:
         assert config["tau"] == {"query": 2.0, "key": 3.0, "value": 2.5, "output": 1.7, "ffn": 4.0}
         assert config["eos_token_id"] is config["bos_token_id"] is config["pad_token_id"] is None
 
-    def test_a_tokenizer_brings_its_files_and_ids(
-        self, tmp_path: Path, tokenizer: Tokenizer
-    ) -> None:
-        folder = written(tmp_path / "hf", with_tokenizer(tokenizer))
+    def test_tokenizer_adds_its_files_and_ids(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        folder = export(tmp_path / "hf", checkpoint_with_tokenizer(tokenizer))
         files = {path.name for path in folder.iterdir()}
         assert files == MODEL_FILES | {"tokenizer.json", "tokenizer_config.json"}
         for name in ("config.json", "generation_config.json"):
@@ -53,67 +51,68 @@ class TestFolder:
     def test_json_is_sorted_and_ends_in_a_newline(
         self, tmp_path: Path, tokenizer: Tokenizer
     ) -> None:
-        folder = written(tmp_path / "hf", with_tokenizer(tokenizer))
+        folder = export(tmp_path / "hf", checkpoint_with_tokenizer(tokenizer))
         for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
             text = (folder / name).read_text()
             assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
 
     def test_weights_keep_their_dtype(self, tmp_path: Path) -> None:
-        source = checkpoint(torch.bfloat16)
-        path = written(tmp_path / "hf", source) / "model.safetensors"
+        source = random_checkpoint(torch.bfloat16)
+        path = export(tmp_path / "hf", source) / "model.safetensors"
         weights = {f"model.{name}": tensor for name, tensor in source.weights.items()}
-        assert same_weights(load_file(path), weights)
+        assert equal_weights(load_file(path), weights)
         with safe_open(path, "pt") as file:
             assert file.metadata() == {"format": "pt"}
 
-    def test_of_mixed_weights_none_is_rounded(self, load: Load, tmp_path: Path) -> None:
-        source = checkpoint()
+    def test_mixed_dtypes_are_loaded_without_rounding(self, load: Load, tmp_path: Path) -> None:
+        source = random_checkpoint()
         half = source.weights["embedding.weight"].half()
         mixed = replace(source, weights={**source.weights, "embedding.weight": half})
-        state = load(written(tmp_path / "hf", mixed)).state_dict()
+        state = load(export(tmp_path / "hf", mixed)).state_dict()
         assert state["model.embedding.weight"].dtype == torch.float32
         for name, tensor in mixed.weights.items():
             assert torch.equal(state[f"model.{name}"], tensor.float()), name
 
     @pytest.mark.parametrize(
         ("changes", "message"),
-        [({"tokenizer": "{}"}, "no tokenizers JSON"), ({"end_of_text": "<eod>"}, "<eod>")],
+        [({"tokenizer": "{}"}, "is not a tokenizers JSON"), ({"end_of_text": "<eod>"}, "<eod>")],
     )
-    def test_a_tokenizer_that_is_none_is_refused(
+    def test_invalid_tokenizer_is_an_error(
         self, tmp_path: Path, tokenizer: Tokenizer, changes: dict[str, str], message: str
     ) -> None:
         with pytest.raises(UserError, match=message):
-            write_hf(tmp_path, replace(with_tokenizer(tokenizer), **changes))
+            write_hf(tmp_path, replace(checkpoint_with_tokenizer(tokenizer), **changes))
 
 
 class TestReading:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_what_was_written(
+    def test_read_returns_what_was_written(
         self, tmp_path: Path, tokenizer: Tokenizer, dtype: torch.dtype
     ) -> None:
-        source = replace(with_tokenizer(tokenizer), weights=checkpoint(dtype).weights)
-        found = read_hf(written(tmp_path / "hf", source))
-        assert found.config == source.config
-        assert same_weights(found.weights, source.weights)
-        assert (found.tokenizer, found.end_of_text) == (source.tokenizer, source.end_of_text)
+        weights = random_checkpoint(dtype).weights
+        source = replace(checkpoint_with_tokenizer(tokenizer), weights=weights)
+        actual = read_hf(export(tmp_path / "hf", source))
+        assert actual.config == source.config
+        assert equal_weights(actual.weights, source.weights)
+        assert (actual.tokenizer, actual.end_of_text) == (source.tokenizer, source.end_of_text)
 
     @pytest.mark.parametrize("max_shard_size", ["1GB", "10KB"])
-    def test_what_transformers_saved(
+    def test_folder_saved_by_transformers_is_read(
         self, hub: ModuleType, load: Load, tmp_path: Path, tokenizer: Tokenizer, max_shard_size: str
     ) -> None:
-        source, saved = with_tokenizer(tokenizer), tmp_path / "saved"
-        folder = written(tmp_path / "hf", source)
+        source, saved = checkpoint_with_tokenizer(tokenizer), tmp_path / "saved"
+        folder = export(tmp_path / "hf", source)
         load(folder).save_pretrained(saved, max_shard_size=max_shard_size)
         hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True).save_pretrained(saved)
         assert len(list(saved.glob("*.safetensors"))) == {"1GB": 1, "10KB": 5}[max_shard_size]
-        found = read_hf(saved)
-        assert found.config == source.config
-        assert same_weights(found.weights, source.weights)
-        assert found.tokenizer is not None and found.end_of_text == source.end_of_text
+        actual = read_hf(saved)
+        assert actual.config == source.config
+        assert equal_weights(actual.weights, source.weights)
+        assert actual.tokenizer is not None and actual.end_of_text == source.end_of_text
         text = "def add(a, b):\n    return a + b"
-        assert Tokenizer.from_json(found.tokenizer).encode(text) == tokenizer.encode(text)
+        assert Tokenizer.from_json(actual.tokenizer).encode(text) == tokenizer.encode(text)
 
-    def test_every_wrong_tensor_is_named_at_once(self, folder: Path, tmp_path: Path) -> None:
+    def test_error_names_every_wrong_tensor(self, folder: Path, tmp_path: Path) -> None:
         copy = Path(shutil.copytree(folder, tmp_path / "hf"))
         weights = load_file(copy / "model.safetensors")
         del weights["model.final_norm.bias"]
@@ -122,11 +121,12 @@ class TestReading:
         with pytest.raises(UserError) as error:
             read_hf(copy)
         assert (
-            "model.final_norm.weight is [23], not [24]; model.final_norm.bias [24] is missing; "
-            "lm_head.weight [2] is not part of the model; export"
+            "model.final_norm.weight must have shape [24], got [23]; "
+            "model.final_norm.bias [24] is missing; "
+            "lm_head.weight [2] is not part of the model. Export"
         ) in str(error.value)
 
-    def test_a_tensor_that_is_no_weight_is_named(self, folder: Path, tmp_path: Path) -> None:
+    def test_error_names_a_tensor_of_an_invalid_dtype(self, folder: Path, tmp_path: Path) -> None:
         copy = Path(shutil.copytree(folder, tmp_path / "hf"))
         weights = load_file(copy / "model.safetensors")
         weights["model.final_norm.bias"] = torch.zeros(24).to(torch.float8_e4m3fn)
@@ -139,14 +139,18 @@ class TestReading:
         [
             ("config.json", "{", "config.json is damaged"),
             ("config.json", "[]", "config.json is damaged"),
-            ("config.json", '{"model_type": "llama"}', "model_type is 'llama'"),
+            (
+                "config.json",
+                '{"model_type": "llama"}',
+                "model_type must be 'tokenformer', got 'llama'",
+            ),
             ("config.json", '{"model_type": "tokenformer"}', "lacks vocab_size, max_position"),
-            ("model.safetensors", "{}", "model.safetensors is no whole .safetensors"),
+            ("model.safetensors", "{}", "model.safetensors is not a complete .safetensors"),
             ("model.safetensors", None, "model.safetensors does not exist"),
-            ("tokenizer.json", "{}", "tokenizer.json is no tokenizers JSON"),
+            ("tokenizer.json", "{}", "tokenizer.json is not a tokenizers JSON"),
         ],
     )
-    def test_a_damaged_file_is_named(
+    def test_error_names_a_damaged_file(
         self, folder: Path, tmp_path: Path, file: str, content: str | None, message: str
     ) -> None:
         copy = Path(shutil.copytree(folder, tmp_path / "hf"))
@@ -164,7 +168,7 @@ class TestReading:
             ({"weight_map": {"a": "b.safetensors"}}, "b.safetensors does not exist"),
         ],
     )
-    def test_a_damaged_index_is_named(
+    def test_error_names_a_damaged_index(
         self, folder: Path, tmp_path: Path, index: dict[str, Any], message: str
     ) -> None:
         copy = Path(shutil.copytree(folder, tmp_path / "hf"))
@@ -173,7 +177,7 @@ class TestReading:
         with pytest.raises(UserError, match=message):
             read_hf(copy)
 
-    def test_a_folder_is_known_by_its_config(self, folder: Path, tmp_path: Path) -> None:
+    def test_is_hf_depends_on_the_config(self, folder: Path, tmp_path: Path) -> None:
         assert is_hf(folder)
         assert not is_hf(tmp_path)
         for content in ("{", "[]", '{"model_type": "llama"}'):
@@ -184,44 +188,44 @@ class TestReading:
 class TestTokenizer:
     TEXT = "def add(a, b):\n\treturn a  +  b # Zoë ⟨x⟩ , isn 't\n"
 
-    def test_has_our_ids_and_one_special_token(
+    def test_ids_and_special_token_equal_those_of_tokengrow(
         self, hub: ModuleType, tmp_path: Path, tokenizer: Tokenizer
     ) -> None:
-        folder = written(tmp_path / "hf", with_tokenizer(tokenizer))
-        found = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        folder = export(tmp_path / "hf", checkpoint_with_tokenizer(tokenizer))
+        actual = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         ids = tokenizer.encode(self.TEXT)
-        assert found(self.TEXT).input_ids == ids
-        assert found.decode(ids) == self.TEXT
-        assert found.bos_token_id == found.eos_token_id == found.pad_token_id == 0
-        assert found.model_max_length == 32
+        assert actual(self.TEXT).input_ids == ids
+        assert actual.decode(ids) == self.TEXT
+        assert actual.bos_token_id == actual.eos_token_id == actual.pad_token_id == 0
+        assert actual.model_max_length == 32
 
-    def test_pads_what_the_model_then_goes_on_with(
+    def test_left_padding_suits_generation(
         self, hub: ModuleType, load: Load, tmp_path: Path, tokenizer: Tokenizer
     ) -> None:
-        folder = written(tmp_path / "hf", with_tokenizer(tokenizer))
-        found = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-        batch = found(["import os", "x"], return_tensors="pt", padding=True)
+        folder = export(tmp_path / "hf", checkpoint_with_tokenizer(tokenizer))
+        actual = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        batch = actual(["import os", "x"], return_tensors="pt", padding=True)
         assert batch.attention_mask[1].tolist()[-1] == 1
         assert load(folder).generate(**batch, max_new_tokens=3).shape[0] == 2
 
-    def test_adds_nothing_around_a_text(self, hub: ModuleType, tmp_path: Path) -> None:
-        inner = tokenizers.Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "b": 2}, unk_token="<s>"))
-        inner.pre_tokenizer = pre_tokenizers.Whitespace()
-        inner.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
-        texts = {"tokenizer": inner.to_str(), "end_of_text": "<s>"}
-        folder = written(tmp_path / "hf", replace(checkpoint(), **texts))
-        found = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-        assert found("a b").input_ids == [1, 2]
+    def test_no_special_tokens_are_added_to_a_text(self, hub: ModuleType, tmp_path: Path) -> None:
+        parsed = tokenizers.Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "b": 2}, unk_token="<s>"))
+        parsed.pre_tokenizer = pre_tokenizers.Whitespace()
+        parsed.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
+        texts = {"tokenizer": parsed.to_str(), "end_of_text": "<s>"}
+        folder = export(tmp_path / "hf", replace(random_checkpoint(), **texts))
+        actual = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        assert actual("a b").input_ids == [1, 2]
 
-    def test_keeps_the_space_before_the_first_word(
+    def test_space_before_the_first_word_is_kept(
         self, hub: ModuleType, tmp_path: Path, tokenizer: Tokenizer
     ) -> None:
-        inner = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        spaced = Tokenizer(inner)
-        folder = written(tmp_path / "hf", with_tokenizer(spaced))
-        # transformers 4 believes this file, 5 tokenizer.json.
+        parsed = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+        parsed.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        spaced = Tokenizer(parsed)
+        folder = export(tmp_path / "hf", checkpoint_with_tokenizer(spaced))
+        # transformers 4 reads this file, transformers 5 reads tokenizer.json.
         assert json.loads((folder / "tokenizer_config.json").read_text())["add_prefix_space"]
-        found = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-        assert found("import os").input_ids == spaced.encode("import os")
+        actual = hub.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        assert actual("import os").input_ids == spaced.encode("import os")
         assert spaced.encode("import os") != tokenizer.encode("import os")

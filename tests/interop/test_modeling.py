@@ -1,4 +1,4 @@
-"""What transformers does with an exported model, by the code that travels with it."""
+"""Exported model in transformers: logits, generation, training, saving."""
 
 import os
 import subprocess
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from exported import (
     MODEL_FILES,
     VOCAB_SIZE,
-    checkpoint,
-    distance,
+    checkpoint_with_tokenizer,
+    equal_weights,
+    export,
+    max_difference,
+    random_checkpoint,
     random_ids,
-    same_weights,
-    with_tokenizer,
-    written,
 )
 from torch import nn
 
@@ -33,233 +33,250 @@ Load = Callable[..., nn.Module]
 
 
 @pytest.fixture(scope="module")
-def ours() -> TokenFormer:
-    """What is in `folder`."""
-    return checkpoint().model
+def model() -> TokenFormer:
+    """Model in `folder`, in tokengrow."""
+    return random_checkpoint().model
 
 
 @pytest.fixture
-def theirs(load: Load, folder: Path) -> nn.Module:
-    """What transformers makes of `folder`."""
+def hf_model(load: Load, folder: Path) -> nn.Module:
+    """Model in `folder`, loaded by transformers."""
     return load(folder)
 
 
 class TestLogits:
     @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_are_ours(self, load: Load, tmp_path: Path, activation: str) -> None:
-        source = checkpoint(activation=activation)
-        folder, ids = written(tmp_path / activation, source), random_ids(3, 12)
+    def test_logits_equal_those_of_tokengrow(
+        self, load: Load, tmp_path: Path, activation: str
+    ) -> None:
+        source = random_checkpoint(activation=activation)
+        folder, ids = export(tmp_path / activation, source), random_ids(3, 12)
         wide = TokenFormer.from_weights(source.config, source.weights, torch.float64)
         with torch.no_grad():
             assert source.model(ids).std() > 0.5
-            assert distance(load(folder)(ids).logits, source.model(ids)) <= 1e-6
-            assert distance(load(folder, dtype=torch.float64)(ids).logits, wide(ids)) <= 1e-12
+            assert max_difference(load(folder)(ids).logits, source.model(ids)) <= 1e-6
+            assert max_difference(load(folder, dtype=torch.float64)(ids).logits, wide(ids)) <= 1e-12
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_in_half_precision(
-        self, load: Load, folder: Path, ours: TokenFormer, dtype: torch.dtype
+    def test_half_precision_logits_are_equal(
+        self, load: Load, folder: Path, model: TokenFormer, dtype: torch.dtype
     ) -> None:
-        model, ids = load(folder, dtype=dtype), random_ids(3, 12)
-        half = TokenFormer.from_weights(ours.config, ours.to_weights(), dtype)
+        hf_model, ids = load(folder, dtype=dtype), random_ids(3, 12)
+        half = TokenFormer.from_weights(model.config, model.to_weights(), dtype)
         with torch.no_grad():
-            assert torch.equal(model(ids).logits, half(ids))
-        assert model.generate(ids, max_new_tokens=3).shape == (3, 15)
+            assert torch.equal(hf_model(ids).logits, half(ids))
+        assert hf_model.generate(ids, max_new_tokens=3).shape == (3, 15)
 
-    def test_of_embeddings(self, theirs: nn.Module) -> None:
+    def test_embeddings_as_input_give_the_same_logits(self, hf_model: nn.Module) -> None:
         ids = random_ids(3, 12)
-        embedded = theirs.get_input_embeddings()(ids)
-        assert torch.equal(theirs(inputs_embeds=embedded).logits, theirs(ids).logits)
+        embedded = hf_model.get_input_embeddings()(ids)
+        assert torch.equal(hf_model(inputs_embeds=embedded).logits, hf_model(ids).logits)
 
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     def test_zero_rows_have_finite_logits_and_gradients(
         self, load: Load, tmp_path: Path, activation: str
     ) -> None:
-        model = load(written(tmp_path / f"zero_{activation}", checkpoint(activation=activation)))
+        folder = export(tmp_path / activation, random_checkpoint(activation=activation))
+        model = load(folder)
         zeros = torch.zeros(1, 4, 24, requires_grad=True)
         logits = model(inputs_embeds=zeros).logits
         logits.square().sum().backward()
         assert logits.isfinite().all()
         assert zeros.grad is not None and zeros.grad.isfinite().all()
 
-    def test_of_the_last_or_of_chosen_positions(self, theirs: nn.Module) -> None:
+    def test_logits_to_keep_selects_positions(self, hf_model: nn.Module) -> None:
         ids, chosen = random_ids(3, 12), torch.tensor([1, 4])
-        logits = theirs(ids).logits
-        assert distance(theirs(ids, logits_to_keep=2).logits, logits[:, -2:]) <= 1e-5
-        assert distance(theirs(ids, logits_to_keep=chosen).logits, logits[:, chosen]) <= 1e-5
+        logits = hf_model(ids).logits
+        assert max_difference(hf_model(ids, logits_to_keep=2).logits, logits[:, -2:]) <= 1e-5
+        assert (
+            max_difference(hf_model(ids, logits_to_keep=chosen).logits, logits[:, chosen]) <= 1e-5
+        )
 
-    def test_hidden_states_run_from_the_embedding_to_the_final_norm(
-        self, hub: ModuleType, theirs: nn.Module, folder: Path
+    def test_hidden_states_start_at_embedding_and_end_at_final_norm(
+        self, hub: ModuleType, hf_model: nn.Module, folder: Path
     ) -> None:
         ids = random_ids(3, 12)
-        output = theirs(ids, output_hidden_states=True)
+        output = hf_model(ids, output_hidden_states=True)
         assert len(output.hidden_states) == 2 + 1
-        assert torch.equal(output.hidden_states[0], theirs.get_input_embeddings()(ids))
+        assert torch.equal(output.hidden_states[0], hf_model.get_input_embeddings()(ids))
         base = hub.AutoModel.from_pretrained(folder, trust_remote_code=True)
         assert torch.equal(output.hidden_states[-1], base(ids).last_hidden_state)
-        assert theirs(ids).hidden_states is None
+        assert hf_model(ids).hidden_states is None
 
-    def test_as_a_tuple(self, theirs: nn.Module) -> None:
+    def test_return_dict_false_returns_a_tuple(self, hf_model: nn.Module) -> None:
         ids = random_ids(3, 12)
-        assert torch.equal(theirs(ids, return_dict=False)[0], theirs(ids).logits)
+        assert torch.equal(hf_model(ids, return_dict=False)[0], hf_model(ids).logits)
 
-    def test_what_is_no_input_is_refused(self, theirs: nn.Module) -> None:
+    def test_invalid_inputs_are_errors(self, hf_model: nn.Module) -> None:
         with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
-            theirs()
-        with pytest.raises(ValueError, match=r"give \[3, 12\]"):
-            theirs(random_ids(3, 12), attention_mask=torch.ones(3, 11))
+            hf_model()
+        with pytest.raises(
+            ValueError, match=r"attention_mask must have shape \[3, 12\].*got \[3, 11\]"
+        ):
+            hf_model(random_ids(3, 12), attention_mask=torch.ones(3, 11))
 
 
 class TestGenerate:
     @pytest.mark.parametrize("use_cache", [True, False])
-    def test_plainly_is_greedily(
-        self, theirs: nn.Module, ours: TokenFormer, use_cache: bool
+    def test_default_generation_is_greedy(
+        self, hf_model: nn.Module, model: TokenFormer, use_cache: bool
     ) -> None:
         ids = random_ids(3, 12)
-        found = theirs.generate(ids, max_new_tokens=10, use_cache=use_cache)
-        greedy = list(generate(ours, ids, SamplingConfig(max_tokens=10, temperature=0)))
-        assert torch.equal(found, torch.cat([ids, torch.stack(greedy, dim=1)], dim=1))
+        actual = hf_model.generate(ids, max_new_tokens=10, use_cache=use_cache)
+        greedy = list(generate(model, ids, SamplingConfig(max_tokens=10, temperature=0)))
+        assert torch.equal(actual, torch.cat([ids, torch.stack(greedy, dim=1)], dim=1))
 
-    def test_under_a_repetition_penalty(self, theirs: nn.Module, ours: TokenFormer) -> None:
+    def test_repetition_penalty_equals_that_of_tokengrow(
+        self, hf_model: nn.Module, model: TokenFormer
+    ) -> None:
         ids, penalty = random_ids(3, 12), 1.7
-        found = theirs.generate(ids, max_new_tokens=20, repetition_penalty=penalty)
+        actual = hf_model.generate(ids, max_new_tokens=20, repetition_penalty=penalty)
         config = SamplingConfig(max_tokens=20, temperature=0, repetition_penalty=penalty)
-        greedy = torch.stack(list(generate(ours, ids, config)), dim=1)
-        assert torch.equal(found[:, 12:], greedy)
-        free = torch.stack(list(generate(ours, ids, replace(config, repetition_penalty=1.0))), 1)
+        greedy = torch.stack(list(generate(model, ids, config)), dim=1)
+        assert torch.equal(actual[:, 12:], greedy)
+        free = torch.stack(list(generate(model, ids, replace(config, repetition_penalty=1.0))), 1)
         assert (free != greedy).any()
 
-    def test_chunks_behind_a_prefix_are_causal(self, theirs: nn.Module) -> None:
+    def test_chunks_with_a_cache_are_causal(self, hf_model: nn.Module) -> None:
         ids, cache, logits = random_ids(3, 12), None, []
         for chunk in ids.split([5, 4, 1, 2], dim=1):
-            output = theirs(chunk, past_key_values=cache, use_cache=True)
+            output = hf_model(chunk, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             logits.append(output.logits)
-        assert distance(torch.cat(logits, dim=1), theirs(ids).logits) <= 1e-5
+        assert max_difference(torch.cat(logits, dim=1), hf_model(ids).logits) <= 1e-5
 
     @pytest.mark.parametrize("use_cache", [True, False])
-    def test_a_padded_batch_as_each_prompt_alone(self, theirs: nn.Module, use_cache: bool) -> None:
+    def test_padded_batch_equals_single_prompts(self, hf_model: nn.Module, use_cache: bool) -> None:
         prompts = [row[:length] for row, length in zip(random_ids(3, 12), (12, 7, 3), strict=True)]
         ids = torch.stack([F.pad(prompt, (12 - len(prompt), 0)) for prompt in prompts])
         mask = torch.stack([F.pad(torch.ones_like(p), (12 - len(p), 0)) for p in prompts])
         options = {"max_new_tokens": 10, "use_cache": use_cache}
-        together = theirs.generate(ids, attention_mask=mask, pad_token_id=0, **options)
+        together = hf_model.generate(ids, attention_mask=mask, pad_token_id=0, **options)
         for row, prompt in zip(together, prompts, strict=True):
-            assert torch.equal(row[12 - len(prompt) :], theirs.generate(prompt[None], **options)[0])
+            assert torch.equal(
+                row[12 - len(prompt) :], hf_model.generate(prompt[None], **options)[0]
+            )
 
     @pytest.mark.parametrize("side", ["left", "right"])
-    def test_padding_leaves_the_logits_alone(self, theirs: nn.Module, side: str) -> None:
+    def test_padding_does_not_change_the_logits(self, hf_model: nn.Module, side: str) -> None:
         short = random_ids(1, 7)
         padding = (5, 0) if side == "left" else (0, 5)
         ids, mask = F.pad(short, padding), F.pad(torch.ones_like(short), padding)
-        logits = theirs(ids, attention_mask=mask).logits
+        logits = hf_model(ids, attention_mask=mask).logits
         assert logits.isfinite().all()
-        assert distance(logits[mask.bool()], theirs(short).logits[0]) <= 1e-5
+        assert max_difference(logits[mask.bool()], hf_model(short).logits[0]) <= 1e-5
 
-    def test_padding_sees_itself_where_some_kernels_would_make_it_nan(
-        self, theirs: nn.Module
-    ) -> None:
-        visible_keys = sys.modules[type(theirs).__module__].visible_keys
+    def test_padding_attends_to_itself_to_avoid_nan(self, hf_model: nn.Module) -> None:
+        visible_keys = sys.modules[type(hf_model).__module__].visible_keys
         mask = torch.tensor([[0, 0, 1, 1]])
-        seen = visible_keys(mask, past=1, length=3, device=mask.device)
-        assert seen[0, 0].int().tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+        visible = visible_keys(mask, past=1, length=3, device=mask.device)
+        assert visible[0, 0].int().tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
 
-    def test_until_the_end_of_text(self, load: Load, tmp_path: Path, tokenizer: Tokenizer) -> None:
-        source = with_tokenizer(tokenizer)
+    def test_generation_stops_at_the_end_of_text(
+        self, load: Load, tmp_path: Path, tokenizer: Tokenizer
+    ) -> None:
+        source = checkpoint_with_tokenizer(tokenizer)
         biased = source.weights | {"final_norm.bias": 50 * source.weights["embedding.weight"][0]}
-        folder = written(tmp_path / "ends", replace(source, weights=biased))
+        folder = export(tmp_path / "ends", replace(source, weights=biased))
         ids = random_ids(1, 4)
-        found = load(folder).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9)
-        assert found[0, 4:].tolist() == [0]
+        actual = load(folder).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9)
+        assert actual[0, 4:].tolist() == [0]
 
 
 class TestTraining:
-    def test_the_loss_shifts_labels_and_leaves_out_minus_100(
-        self, theirs: nn.Module, ours: TokenFormer
+    def test_loss_shifts_labels_and_ignores_minus_100(
+        self, hf_model: nn.Module, model: TokenFormer
     ) -> None:
         ids = random_ids(3, 12)
         labels = ids.clone()
         labels[:, :3] = -100
-        wanted = F.cross_entropy(ours(ids)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        assert theirs(ids, labels=labels).loss.item() == pytest.approx(wanted.item(), rel=1e-6)
-        whole = theirs(ids, labels=labels, num_items_in_batch=270).loss  # of 10 batches like this
-        assert whole.item() == pytest.approx(wanted.item() / 10, rel=1e-6)
+        expected = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        assert hf_model(ids, labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        scaled = hf_model(
+            ids, labels=labels, num_items_in_batch=270
+        ).loss  # items of 10 such batches
+        assert scaled.item() == pytest.approx(expected.item() / 10, rel=1e-6)
 
-    def test_gradients_are_ours(self, theirs: nn.Module, ours: TokenFormer) -> None:
+    def test_gradients_equal_those_of_tokengrow(
+        self, hf_model: nn.Module, model: TokenFormer
+    ) -> None:
         ids = random_ids(3, 12)
-        theirs.train()(ids, labels=ids).loss.backward()
-        F.cross_entropy(ours(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-        found = dict(theirs.named_parameters())
-        for name, weight in ours.named_parameters():
-            assert distance(found[f"model.{name}"].grad, weight.grad) <= 1e-6, name
+        hf_model.train()(ids, labels=ids).loss.backward()
+        F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        actual = dict(hf_model.named_parameters())
+        for name, weight in model.named_parameters():
+            assert max_difference(actual[f"model.{name}"].grad, weight.grad) <= 1e-6, name
 
     @pytest.mark.parametrize("use_reentrant", [True, False])
-    def test_gradient_checkpointing_leaves_the_gradients(
+    def test_gradient_checkpointing_keeps_the_gradients(
         self, load: Load, folder: Path, use_reentrant: bool
     ) -> None:
-        plain, saving, ids = load(folder).train(), load(folder).train(), random_ids(3, 12)
-        # transformers 5.23 calls it so and warns of the other name, which 5.17 has alone.
+        plain, checkpointed, ids = load(folder).train(), load(folder).train(), random_ids(3, 12)
+        # transformers 5.23 has the first name and deprecates the second, the only one in 5.17.
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable = next(getattr(saving, name) for name in names if hasattr(saving, name))
+        enable = next(getattr(checkpointed, name) for name in names if hasattr(checkpointed, name))
         enable({"use_reentrant": use_reentrant})
-        for model in (plain, saving):
-            output = model(ids, labels=ids)
+        for each in (plain, checkpointed):
+            output = each(ids, labels=ids)
             output.loss.backward()
         assert output.past_key_values is None
-        for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
             assert torch.equal(one.grad, other.grad)
 
-    def test_padding_has_finite_gradients(self, theirs: nn.Module) -> None:
+    def test_padding_has_finite_gradients(self, hf_model: nn.Module) -> None:
         ids = random_ids(1, 12)
         mask = (torch.arange(12) >= 5).long()[None]
         labels = ids.masked_fill(mask == 0, -100)
-        theirs(ids, attention_mask=mask, labels=labels).loss.backward()
-        assert all(weight.grad.isfinite().all() for weight in theirs.parameters())
+        hf_model(ids, attention_mask=mask, labels=labels).loss.backward()
+        assert all(weight.grad.isfinite().all() for weight in hf_model.parameters())
 
     @pytest.mark.parametrize("init", ["published", "balanced"])
-    def test_new_weights_are_drawn_as_ours(self, hub: ModuleType, folder: Path, init: str) -> None:
+    def test_new_weights_have_the_distribution_of_tokengrow(
+        self, hub: ModuleType, folder: Path, init: str
+    ) -> None:
         config = hub.AutoConfig.from_pretrained(folder, trust_remote_code=True, init=init)
         torch.manual_seed(0)
-        made = hub.AutoModelForCausalLM.from_config(config, trust_remote_code=True)
-        ours = TokenFormer(replace(checkpoint().config, init=init))
-        for name, weight in made.model.state_dict().items():
-            wanted = ours.state_dict()[name]
-            assert weight.std().item() == pytest.approx(wanted.std().item(), rel=0.2), name
-            assert weight.mean().item() == pytest.approx(wanted.mean().item(), abs=0.1), name
-        assert made.lm_head.weight is made.model.embedding.weight
+        hf_model = hub.AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+        model = TokenFormer(replace(random_checkpoint().config, init=init))
+        for name, weight in hf_model.model.state_dict().items():
+            expected = model.state_dict()[name]
+            assert weight.std().item() == pytest.approx(expected.std().item(), rel=0.2), name
+            assert weight.mean().item() == pytest.approx(expected.mean().item(), abs=0.1), name
+        assert hf_model.lm_head.weight is hf_model.model.embedding.weight
 
 
 class TestEmbeddings:
-    def test_the_output_head_is_the_embedding(self, theirs: nn.Module) -> None:
+    def test_output_head_is_tied_to_the_embedding(self, hf_model: nn.Module) -> None:
         embedding = nn.Embedding(VOCAB_SIZE, 24)
-        theirs.set_input_embeddings(embedding)
-        theirs.tie_weights()
-        assert theirs.get_input_embeddings() is embedding
-        assert theirs.get_output_embeddings().weight is embedding.weight
+        hf_model.set_input_embeddings(embedding)
+        hf_model.tie_weights()
+        assert hf_model.get_input_embeddings() is embedding
+        assert hf_model.get_output_embeddings().weight is embedding.weight
 
-    def test_a_resized_vocabulary_comes_back(
-        self, load: Load, theirs: nn.Module, tmp_path: Path
+    def test_resized_vocabulary_is_saved_and_read(
+        self, load: Load, hf_model: nn.Module, tmp_path: Path
     ) -> None:
         ids = random_ids(3, 12)
-        theirs.resize_token_embeddings(VOCAB_SIZE + 8, mean_resizing=False)
-        theirs.save_pretrained(tmp_path / "resized")
+        hf_model.resize_token_embeddings(VOCAB_SIZE + 8, mean_resizing=False)
+        hf_model.save_pretrained(tmp_path / "resized")
         logits = load(tmp_path / "resized")(ids).logits
         assert logits.shape[-1] == VOCAB_SIZE + 8
-        assert torch.equal(logits, theirs(ids).logits)
-        assert distance(read_hf(tmp_path / "resized").model(ids), logits) <= 1e-6
+        assert torch.equal(logits, hf_model(ids).logits)
+        assert max_difference(read_hf(tmp_path / "resized").model(ids), logits) <= 1e-6
 
 
 class TestSaving:
-    def test_every_weight_comes_back_bit_for_bit(
-        self, load: Load, theirs: nn.Module, tmp_path: Path
+    def test_saved_weights_are_identical(
+        self, load: Load, hf_model: nn.Module, tmp_path: Path
     ) -> None:
-        theirs.save_pretrained(tmp_path / "saved")
+        hf_model.save_pretrained(tmp_path / "saved")
         assert {path.name for path in (tmp_path / "saved").iterdir()} == MODEL_FILES
-        assert same_weights(load(tmp_path / "saved").state_dict(), theirs.state_dict())
+        assert equal_weights(load(tmp_path / "saved").state_dict(), hf_model.state_dict())
 
-    def test_a_process_without_tokengrow_runs_it(
-        self, theirs: nn.Module, folder: Path, tmp_path: Path
+    def test_exported_code_runs_without_tokengrow(
+        self, hf_model: nn.Module, folder: Path, tmp_path: Path
     ) -> None:
-        theirs.save_pretrained(tmp_path / "saved")
+        hf_model.save_pretrained(tmp_path / "saved")
         code = (
             "import sys; sys.modules['tokengrow'] = None\n"
             "import torch; from transformers import AutoModelForCausalLM\n"
@@ -276,6 +293,6 @@ class TestSaving:
             text=True,
             timeout=120,
         )
-        wanted = theirs.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5).tolist()
+        expected = hf_model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5).tolist()
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{wanted}\n" * 2
+        assert done.stdout == f"{expected}\n" * 2

@@ -1,4 +1,4 @@
-"""The GPT-NeoX YAML: the model that it describes, and what of it tokengrow does not have."""
+"""Model keys of a GPT-NeoX YAML: the model that they define, and unsupported values."""
 
 import json
 import math
@@ -15,19 +15,18 @@ from tokengrow.interop.neox_config import NeoxConfig, read_neox_yaml
 from tokengrow.model.config import ModelConfig, Taus, Tokens
 from tokengrow.model.presets import PRESETS
 
-OFFICIAL = Path(__file__).parents[1] / "golden" / "A_tiny_init" / "config.json"
-"""The configuration of model A in the published code; JSON is YAML."""
+PUBLISHED_YAML = Path(__file__).parents[1] / "golden" / "A_tiny_init" / "config.json"
+"""Config of model A in the published code; JSON is YAML."""
 
-Written = Callable[..., Path]
+WriteYaml = Callable[..., Path]
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Written:
-    """`written(**changes)`: the official configuration with these keys changed; None takes one
-    out."""
+def write_yaml(tmp_path: Path) -> WriteYaml:
+    """`write_yaml(**changes)`: path of the published config with changed keys; None removes one."""
 
     def write(**changes: Any) -> Path:
-        values = json.loads(OFFICIAL.read_text()) | changes
+        values = json.loads(PUBLISHED_YAML.read_text()) | changes
         path = tmp_path / "a.yml"
         path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
         return path
@@ -35,24 +34,25 @@ def written(tmp_path: Path) -> Written:
     return write
 
 
-def keys_of(path: Path) -> NeoxConfig:
-    return NeoxConfig.of(read_neox_yaml(path), path)
+def read_config(path: Path) -> NeoxConfig:
+    return NeoxConfig.from_values(read_neox_yaml(path), path)
 
 
-def refused(path: Path) -> str:
+def config_error(path: Path) -> str:
+    """Return the error message of a YAML."""
     with pytest.raises(UserError) as error:
-        keys_of(path)
+        read_config(path)
     return str(error.value)
 
 
 class TestModel:
-    def test_the_official_keys_are_the_published_model(self, published_config: ModelConfig) -> None:
-        assert keys_of(OFFICIAL).model(vocab_size=512) == published_config
+    def test_published_keys_give_the_published_model(self, published_config: ModelConfig) -> None:
+        assert read_config(PUBLISHED_YAML).to_model(vocab_size=512) == published_config
 
     @pytest.mark.parametrize("name", PRESETS)
-    def test_a_published_size_is_its_preset(self, written: Written, name: str) -> None:
+    def test_published_sizes_equal_their_presets(self, write_yaml: WriteYaml, name: str) -> None:
         layers, width, heads, n, n_ffn, context = PRESETS[name]
-        path = written(
+        path = write_yaml(
             num_layers=layers,
             hidden_size=width,
             num_attention_heads=heads,
@@ -62,29 +62,33 @@ class TestModel:
             seq_length=context,
             attention_config=[[["tokenformer"], layers]],
         )
-        assert keys_of(path).model(vocab_size=50304) == ModelConfig.preset(name)
+        assert read_config(path).to_model(vocab_size=50304) == ModelConfig.preset(name)
 
-    def test_hyphens_are_underscores(self, tmp_path: Path) -> None:
-        values = json.loads(OFFICIAL.read_text())
+    def test_hyphens_in_keys_become_underscores(self, tmp_path: Path) -> None:
+        values = json.loads(PUBLISHED_YAML.read_text())
         path = tmp_path / "a.yml"
         path.write_text(yaml.safe_dump({k.replace("_", "-"): v for k, v in values.items()}))
-        assert keys_of(path) == keys_of(OFFICIAL)
+        assert read_config(path) == read_config(PUBLISHED_YAML)
 
-    def test_a_number_may_be_what_yaml_takes_for_text(self, tmp_path: Path) -> None:
+    def test_number_that_yaml_reads_as_text_is_converted(self, tmp_path: Path) -> None:
         path = tmp_path / "a.yml"
-        path.write_text(f"{OFFICIAL.read_text().rstrip()[:-1]}, layernorm_epsilon: 1e-6}}")
-        assert keys_of(path).model(9).norm_eps == keys_of(path).model(9).final_norm_eps == 1e-6
+        path.write_text(f"{PUBLISHED_YAML.read_text().rstrip()[:-1]}, layernorm_epsilon: 1e-6}}")
+        assert (
+            read_config(path).to_model(9).norm_eps
+            == read_config(path).to_model(9).final_norm_eps
+            == 1e-6
+        )
 
-    def test_an_absent_key_has_the_default_of_gpt_neox(self, written: Written) -> None:
+    def test_absent_keys_have_the_defaults_of_gpt_neox(self, write_yaml: WriteYaml) -> None:
         absent = dict.fromkeys(
             ("rotary_pct", "norm_activation_type", "hidden_dropout", "model_parallel_size")
         )
-        model = keys_of(written(**absent)).model(9)
+        model = read_config(write_yaml(**absent)).to_model(9)
         assert model.rotary_channels == model.head_dim, "rotary_pct is 1"
         assert model.activation == "l2_norm_gelu"
 
-    def test_the_context_is_the_length_of_a_training_sequence(self, written: Written) -> None:
-        assert keys_of(written(max_position_embeddings=999)).model(9).context_length == 32
+    def test_context_length_is_seq_length(self, write_yaml: WriteYaml) -> None:
+        assert read_config(write_yaml(max_position_embeddings=999)).to_model(9).context_length == 32
 
     @pytest.mark.parametrize(
         "kinds",
@@ -95,26 +99,26 @@ class TestModel:
             [[["tokenformer"] * 3, 1]],
             [[["tokenformer"], 1], [["tokenformer"], 2]],
             [[["tokenformer"] * 2, 1], [["tokenformer"], 1], [["flash"], 0]],
-            [[["flash"], 1], [["tokenformer"], "all"]],  # which GPT-NeoX reads so
+            [[["flash"], 1], [["tokenformer"], "all"]],  # GPT-NeoX reads it like this
             ["tokenformer"] * 3,
         ],
     )
-    def test_every_way_to_say_that_all_layers_are_tokenformers(
-        self, written: Written, kinds: list[Any]
+    def test_every_notation_for_tokenformer_layers_is_read(
+        self, write_yaml: WriteYaml, kinds: list[Any]
     ) -> None:
-        assert keys_of(written(attention_config=kinds)).num_layers == 3
+        assert read_config(write_yaml(attention_config=kinds)).num_layers == 3
 
     @pytest.mark.parametrize(
         ("key", "value"),
         [("init_method", "small_init"), ("output_layer_init_method", None), ("init_method_std", 1)],
     )
-    def test_weights_that_start_otherwise_do_not_start_as_published(
-        self, written: Written, key: str, value: Any
+    def test_other_initialisations_become_balanced(
+        self, write_yaml: WriteYaml, key: str, value: Any
     ) -> None:
-        assert keys_of(written(**{key: value})).model(9).init == "balanced"
+        assert read_config(write_yaml(**{key: value})).to_model(9).init == "balanced"
 
 
-class TestRefusal:
+class TestInvalidValues:
     @pytest.mark.parametrize(
         ("key", "value", "supported"),
         [
@@ -150,81 +154,83 @@ class TestRefusal:
             ("pipe_parallel_size", 2, "0 or 1"),
         ],
     )
-    def test_another_architecture_is_named_with_what_there_is(
-        self, written: Written, key: str, value: Any, supported: str
+    def test_unsupported_value_is_named_with_the_valid_ones(
+        self, write_yaml: WriteYaml, key: str, value: Any, supported: str
     ) -> None:
-        said = refused(path := written(**{key: value}))
-        assert said.startswith(f"{path}: {key} is {json.dumps(value)}")
-        assert said.endswith(f"and tokengrow has {supported} alone")
+        message = config_error(path := write_yaml(**{key: value}))
+        assert message == f"{path}: {key} must be {supported}, got {json.dumps(value)}."
 
     @pytest.mark.parametrize("key", ["pos_emb", "norm", "final_norm"])
-    def test_an_absent_key_whose_default_is_another_architecture_is_named(
-        self, written: Written, key: str
+    def test_unsupported_default_of_an_absent_key_is_named(
+        self, write_yaml: WriteYaml, key: str
     ) -> None:
-        said = refused(written(**{key: None}))
-        assert key in said and "(GPT-NeoX's default)" in said
+        message = config_error(write_yaml(**{key: None}))
+        assert key in message and "(GPT-NeoX's default)" in message
 
-    def test_without_the_kind_of_its_layers_it_is_another_model(self, written: Written) -> None:
+    def test_missing_attention_config_is_an_error(self, write_yaml: WriteYaml) -> None:
         for absent in (None, []):
-            said = refused(written(attention_config=absent))
-            assert "attention_config is missing, which is plain attention in GPT-NeoX" in said
-            assert said.endswith(': give [[["tokenformer"], 3]]')
+            message = config_error(write_yaml(attention_config=absent))
+            assert "attention_config is missing, which is plain attention in GPT-NeoX" in message
+            assert message.endswith('. Give [[["tokenformer"], 3]].')
 
-    def test_all_that_is_wrong_is_named_at_once(self, written: Written) -> None:
-        said = refused(written(pos_emb="alibi", norm="rmsnorm", num_layers=0))
-        assert all(key in said for key in ("pos_emb", "norm", "num_layers"))
+    def test_error_names_every_invalid_value(self, write_yaml: WriteYaml) -> None:
+        message = config_error(write_yaml(pos_emb="alibi", norm="rmsnorm", num_layers=0))
+        assert all(key in message for key in ("pos_emb", "norm", "num_layers"))
 
-    def test_all_missing_keys_are_named_at_once(self, written: Written) -> None:
+    def test_error_names_every_missing_key(self, write_yaml: WriteYaml) -> None:
         missing = ("num_layers", "hidden_size", "num_attention_heads", "qkv_slot_num")
-        said = refused(written(**dict.fromkeys((*missing, "proj_slot_num", "seq_length"))))
-        assert f"has no {', '.join(missing)}, proj_slot_num, seq_length" in said
+        message = config_error(
+            write_yaml(**dict.fromkeys((*missing, "proj_slot_num", "seq_length")))
+        )
+        assert f"has no {', '.join(missing)}, proj_slot_num, seq_length" in message
 
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
-            ({"num_attention_heads": 5}, "num_attention_heads (5) does not divide hidden_size"),
-            ({"rotary_pct": 0.2}, "rotary_pct is 0.2"),  # 3 of 16 channels
-            ({"rotary_pct": 1.5}, "rotary_pct is 1.5"),
-            ({"rotary_emb_base": 0}, "rotary_emb_base must be positive, not 0.0"),
-            ({"layernorm_epsilon": -1e-5}, "layernorm_epsilon must be positive, not -1e-05"),
-            ({"ffn_slot_num": 0}, "ffn_slot_num must be at least 1, not 0"),
+            (
+                {"num_attention_heads": 5},
+                "hidden_size must be a multiple of num_attention_heads (5), got 64",
+            ),
+            ({"rotary_pct": 0.2}, "channels of a head, got 0.2"),  # 3 of 16 channels
+            ({"rotary_pct": 1.5}, "channels of a head, got 1.5"),
+            ({"rotary_emb_base": 0}, "rotary_emb_base must be positive, got 0.0"),
+            ({"layernorm_epsilon": -1e-5}, "layernorm_epsilon must be positive, got -1e-05"),
+            ({"ffn_slot_num": 0}, "ffn_slot_num must be at least 1, got 0"),
             ({"ffn_slot_num": "many"}, "ffn_slot_num"),
             ({"no_weight_tying": "perhaps"}, "no_weight_tying"),
         ],
     )
-    def test_a_size_that_makes_no_model_is_named(
-        self, written: Written, changes: dict[str, Any], said: str
+    def test_error_names_an_invalid_size(
+        self, write_yaml: WriteYaml, changes: dict[str, Any], message: str
     ) -> None:
-        assert said in refused(written(**changes))
+        assert message in config_error(write_yaml(**changes))
 
     @pytest.mark.parametrize(
-        ("content", "said"),
+        ("content", "message"),
         [
-            ("a: b: c", "line 1: this is not YAML"),
-            ("num_layers: 3\nnorm: [", "line 2: this is not YAML"),
-            ("- 3", "holds no keys"),
-            ("", "holds no keys"),
-            ("num-layers: 3\nnum_layers: 3", "gives num_layers twice"),
+            ("a: b: c", "line 1: not valid YAML"),
+            ("num_layers: 3\nnorm: [", "line 2: not valid YAML"),
+            ("- 3", "has no keys"),
+            ("", "has no keys"),
+            ("num-layers: 3\nnum_layers: 3", "has num_layers twice"),
         ],
     )
-    def test_a_file_that_is_no_configuration_is_named(
-        self, tmp_path: Path, content: str, said: str
-    ) -> None:
+    def test_invalid_file_is_an_error(self, tmp_path: Path, content: str, message: str) -> None:
         path = tmp_path / "a.yml"
         path.write_text(content)
-        assert said in refused(path)
+        assert message in config_error(path)
 
-    def test_bytes_that_are_no_text_are_refused(self, tmp_path: Path) -> None:
+    def test_binary_file_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "a.yml"
         path.write_bytes(b"\xff\xfe\x00")
-        assert "this is not YAML" in refused(path)
+        assert "not valid YAML" in config_error(path)
 
-    def test_a_path_that_is_no_file_is_refused(self, tmp_path: Path) -> None:
-        assert "does not exist" in refused(tmp_path / "nowhere.yml")
-        assert "is a folder" in refused(tmp_path)
+    def test_path_that_is_not_a_file_is_an_error(self, tmp_path: Path) -> None:
+        assert "does not exist" in config_error(tmp_path / "nowhere.yml")
+        assert "is a directory" in config_error(tmp_path)
 
 
-class TestDescribing:
+class TestFromModel:
     @pytest.mark.parametrize(
         "changes",
         [
@@ -237,21 +243,21 @@ class TestDescribing:
             {"norm_eps": 1e-6, "final_norm_eps": 1e-6},
         ],
     )
-    def test_the_keys_of_a_model_are_read_back_as_the_model(
+    def test_keys_of_a_model_give_the_same_model(
         self, published_config: ModelConfig, tmp_path: Path, changes: dict[str, Any]
     ) -> None:
         model = replace(published_config, **changes)
         path = tmp_path / "config.yml"
-        path.write_text(yaml.safe_dump(NeoxConfig.describing(model).to_dict()))
-        assert keys_of(path).model(model.vocab_size) == model
+        path.write_text(yaml.safe_dump(NeoxConfig.from_model(model).to_dict()))
+        assert read_config(path).to_model(model.vocab_size) == model
 
-    def test_every_number_of_rotated_channels_has_its_share(self) -> None:
+    def test_every_number_of_rotary_channels_is_expressible(self) -> None:
         tokens = Tokens(query=2, key=2, value=2, output=2, ffn=2)
         sizes = {"vocab_size": 9, "context_length": 4, "layers": 1, "heads": 1, "tokens": tokens}
         for width in range(1, 200):
             for channels in range(0, width + 1, 2):
                 model = ModelConfig(width=width, rotary_channels=channels, **sizes)
-                assert NeoxConfig.describing(model).rotary_channels == channels
+                assert NeoxConfig.from_model(model).rotary_channels == channels
 
     @pytest.mark.parametrize(
         ("changes", "key"),
@@ -264,10 +270,10 @@ class TestDescribing:
             ({"rotary_base": 10000.5}, "model.rotary_base (10000.5)"),
         ],
     )
-    def test_what_the_published_code_has_no_word_for_is_named(
+    def test_error_names_inexpressible_values(
         self, published_config: ModelConfig, changes: dict[str, Any], key: str
     ) -> None:
         model = replace(published_config, **{"tau": Taus(), **changes})
-        with pytest.raises(UserError, match="no word for") as error:
-            NeoxConfig.describing(model)
+        with pytest.raises(UserError, match="cannot express") as error:
+            NeoxConfig.from_model(model)
         assert key in str(error.value)

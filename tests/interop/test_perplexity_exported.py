@@ -1,4 +1,4 @@
-"""The perplexity of a checkpoint beside that of its export, by the lm-evaluation-harness."""
+"""Perplexity of a checkpoint, compared with that of its export by the lm-evaluation-harness."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from exported import with_tokenizer, written
+from exported import checkpoint_with_tokenizer, export
 from lm_eval.api.instance import Instance
 from torch import nn
 
@@ -16,17 +16,17 @@ from tokengrow.evaluation.perplexity import measure_perplexity
 from tokengrow.evaluation.scoring import Scorer
 
 
-def test_the_harness_finds_the_same_in_the_exported_model(
+def test_perplexity_equals_that_of_the_exported_model(
     hub: ModuleType,
     load: Callable[..., nn.Module],
     tokenizer: Tokenizer,
     corpus: TextCorpus,
     tmp_path: Path,
 ) -> None:
-    from lm_eval.models.huggingface import HFLM  # which imports transformers
+    from lm_eval.models.huggingface import HFLM  # imports transformers
 
-    source = with_tokenizer(tokenizer)
-    folder = written(tmp_path / "hf", source)
+    source = checkpoint_with_tokenizer(tokenizer)
+    folder = export(tmp_path / "hf", source)
     texts = [
         text[:size]
         for text, size in zip(corpus.documents("validation"), (2000, 30, 700), strict=True)
@@ -38,7 +38,7 @@ def test_the_harness_finds_the_same_in_the_exported_model(
         max_length=source.config.context_length,
     )
     requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
-    found = harness.loglikelihood_rolling(requests, disable_tqdm=True)
-    for text, likelihood in zip(texts, found, strict=True):
-        ours = measure_perplexity([text], tokenizer, Scorer(source.model.double()))
-        assert ours.nats == pytest.approx(-likelihood, rel=1e-11)
+    log_likelihoods = harness.loglikelihood_rolling(requests, disable_tqdm=True)
+    for text, log_likelihood in zip(texts, log_likelihoods, strict=True):
+        perplexity = measure_perplexity([text], tokenizer, Scorer(source.model.double()))
+        assert perplexity.nats == pytest.approx(-log_likelihood, rel=1e-11)

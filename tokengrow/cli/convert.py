@@ -24,10 +24,10 @@ from tokengrow.interop.hf import is_hf, read_hf, write_hf
 from tokengrow.interop.neox import (
     WEIGHTS,
     find_weights,
-    fitting_presets,
-    from_official,
+    from_published,
+    matching_presets,
     read_tensors,
-    vocabulary_of,
+    vocab_size_of,
     write_neox,
 )
 from tokengrow.interop.neox_config import NeoxConfig, read_neox_yaml
@@ -169,15 +169,15 @@ def _read_published(path: Path, arguments: ConvertArguments) -> LoadedWeights:
     yaml = Path(arguments.config) if arguments.config else None
     if yaml is None and arguments.preset is None and path.is_dir():
         yaml = _only_yaml(path)
-    keys = NeoxConfig.of(read_neox_yaml(yaml), yaml) if yaml else None
+    keys = NeoxConfig.from_values(read_neox_yaml(yaml), yaml) if yaml else None
     tensors = read_tensors(weights)
     if keys:
-        sizes, name = keys.model(vocabulary_of(tensors)), str(yaml)
+        sizes, name = keys.to_model(vocab_size_of(tensors)), str(yaml)
     elif arguments.preset:
         sizes, name = ModelConfig.preset(arguments.preset), f"preset={arguments.preset}"
     else:
         raise UserError(_missing_sizes_message(weights, tensors))
-    checkpoint = from_official(tensors, sizes, str(weights), name)
+    checkpoint = from_published(tensors, sizes, str(weights), name)
     return LoadedWeights(
         checkpoint, f"{weights}: published weights, sizes of {name}", weights.parent
     )
@@ -194,7 +194,7 @@ def _only_yaml(folder: Path) -> Path | None:
 
 def _missing_sizes_message(weights: Path, tensors: StateDict) -> str:
     """Return the error message for weights without a config."""
-    fitting = fitting_presets(tensors)
+    fitting = matching_presets(tensors)
     hint = f" (its tensors are those of preset={' or '.join(fitting)})" if fitting else ""
     return f"{weights} has no config. Give config=YAML or preset=NAME{hint}."
 

@@ -16,9 +16,9 @@ from tokengrow.interop.neox_config import (
     PUBLISHED_INIT,
     NeoxConfig,
     Values,
-    divide,
+    parse_file_values,
     read_neox_yaml,
-    typed_from,
+    split_keys,
 )
 from tokengrow.interop.neox_training import JSON_TOKENIZER, SCHEDULES, NeoxTraining
 from tokengrow.model.config import ModelConfig
@@ -152,9 +152,9 @@ def neox_recipe(
     values = read_neox_yaml(path)
     if blended := [key for key in values if BLENDED.fullmatch(key) and values[key] is not None]:
         raise UserError(f"{path}: {', '.join(blended)} must be null. Give one data_path instead.")
-    model = NeoxConfig.of(values, path)
-    given, unread = divide(NeoxTraining, values)
-    training = typed_from(path, NeoxTraining, given)
+    model = NeoxConfig.from_values(values, path)
+    given, unread = split_keys(NeoxTraining, values)
+    training = parse_file_values(path, NeoxTraining, given)
     try:
         batch, micro = training.batch_size(gpus), training.micro_batch_size(gpus)
         MegatronConfig(prefix=str(training.data_path), split=training.split)
@@ -163,7 +163,7 @@ def neox_recipe(
     file = tokenizer or (training.vocab_file if training.tokenizer_type == JSON_TOKENIZER else None)
     multiple = training.make_vocab_size_divisible_by * model.model_parallel_size
     vocabulary = Vocabulary.from_tokenizer(training, multiple, file, end_of_text)
-    sizes = model.model(PADDED_VOCABULARY)
+    sizes = model.to_model(PADDED_VOCABULARY)
     preset = next((name for name in PRESETS if ModelConfig.preset(name) == sizes), None)
     name = re.sub(r"[^a-z0-9.]+", "-", path.stem.lower()).strip("-") or "neox"
     sections: Values = {
@@ -223,7 +223,7 @@ def _run_section(
         if training.pretrain_partial_init
         else None,
         "seed": training.seed,
-        "batch_size": Commented(batch or NO_DEFAULT, training.batch_text(gpus)),
+        "batch_size": Commented(batch or NO_DEFAULT, training.batch_size_origin(gpus)),
         "micro_batch_size": micro or (Commented(NO_DEFAULT, share) if batch else None),
         "validation_every": training.eval_interval,
         "validation_sequences": None,
@@ -248,7 +248,7 @@ def _model_section(
     if preset:
         is_preset_size = vocabulary.rows == PADDED_VOCABULARY and not vocabulary.is_assumed
         return {} if is_preset_size else section
-    sizes = model.model(PADDED_VOCABULARY).to_dict()
+    sizes = model.to_model(PADDED_VOCABULARY).to_dict()
     derived = {"vocab_size", "head_dim", "tau"}
     if training.pretrain_partial_init:
         derived |= set(INHERITED_FIELDS)  # a growth keeps the values of the source
@@ -316,7 +316,7 @@ def _reasons_of_read_keys(
 ) -> dict[str, str]:
     """Return the reasons why keys that are read are not converted, or not exactly."""
     reasons: dict[str, str] = {}
-    if not model.starts_as_published:
+    if not model.has_published_init:
         reasons |= dict.fromkeys(PUBLISHED_INIT, "replaced by init: balanced")
     if training.pretrain_partial_init:
         inherited = (key for name in INHERITED_FIELDS for key in INHERITED_KEYS[name])

@@ -1,13 +1,13 @@
-"""The Hugging Face door: a model as a folder that `transformers` loads, and back.
+"""Hugging Face format: write a model as a folder that `transformers` loads, and read it back.
 
     folder/
         config.json  generation_config.json  model.safetensors
         modeling_tokenformer.py
         tokenizer.json  tokenizer_config.json
 
-The code travels with the weights: `AutoModelForCausalLM.from_pretrained(folder,
-trust_remote_code=True)` needs no tokengrow, and nothing here needs transformers. What belongs to a
-training run (moments, lineage, recipe) stays behind.
+The folder contains the code of the model, so `AutoModelForCausalLM.from_pretrained(folder,
+trust_remote_code=True)` does not need tokengrow. This module does not need transformers. Optimizer
+moments, lineage and recipe of a training run are not exported.
 """
 
 import json
@@ -35,33 +35,33 @@ from tokengrow.model.tokenformer import dtype_of, weight_shapes
 from tokengrow.parsing import parse_dataclass
 
 CONFIG = "config.json"
-GENERATION = "generation_config.json"
+GENERATION_CONFIG = "generation_config.json"
 INDEX = f"{WEIGHTS}.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-CODE = "modeling_tokenformer.py"
+MODELING_CODE = "modeling_tokenformer.py"
 
 MODEL_TYPE = "tokenformer"
 PREFIX = "model."
-"""What transformers puts before our tensors' names: the output head stands beside the model."""
+"""Prefix of tensor names in transformers, where the output head is outside the base model."""
 
-WORDS = {
+HF_FIELDS = {
     "context_length": "max_position_embeddings",
     "layers": "num_hidden_layers",
     "width": "hidden_size",
     "heads": "num_attention_heads",
 }
-"""Our field to Hugging Face's; all others are called alike."""
+"""Field of `ModelConfig` to the field of Hugging Face; all other names are equal."""
 
 _CLASSES = {
     "AutoConfig": "TokenFormerConfig",
     "AutoModel": "TokenFormerModel",
     "AutoModelForCausalLM": "TokenFormerForCausalLM",
 }
-_WAY_OUT = "export the model again"
+_REMEDY = "Export the model again."
 
 
 def is_hf(folder: Path) -> bool:
-    """Whether a folder holds a TokenFormer for transformers, by its config."""
+    """Return whether a folder holds a TokenFormer for transformers, by its config."""
     try:
         return _read_json(folder / CONFIG).get("model_type") == MODEL_TYPE
     except UserError:
@@ -69,47 +69,54 @@ def is_hf(folder: Path) -> bool:
 
 
 def write_hf(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint's model and tokenizer as transformers reads them.
+    """Write the model and the tokenizer of a checkpoint for transformers.
 
     Args:
-        folder: exists and is empty.
-        checkpoint: what to write; tensors keep their dtype.
+        folder: an existing empty directory.
+        checkpoint: checkpoint to write; tensors keep their dtype.
 
     Raises:
-        UserError: a tokenizer that cannot be read or lacks the end of text, or no TokenFormer.
+        UserError: the model is not a TokenFormer, or the tokenizer cannot be read or lacks the
+            end-of-text token.
     """
     as_tokenformer(checkpoint.config, "to=hf exports no other models.")
     ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if checkpoint.tokenizer is not None:
-        tokenizer = _tokenizer(checkpoint.tokenizer, "the checkpoint's tokenizer")
-        ids = dict.fromkeys(ids, _end_of_text_id(tokenizer, checkpoint.end_of_text))
+        tokenizer = _parse_tokenizer(checkpoint.tokenizer, "The tokenizer of the checkpoint")
+        if (token := checkpoint.end_of_text) is not None:
+            if (end_of_text := tokenizer.token_to_id(token)) is None:
+                raise UserError(
+                    "end_of_text must be a token of the checkpoint's tokenizer, got "
+                    f"{token!r}. Give one of its tokens."
+                )
+            ids = dict.fromkeys(ids, end_of_text)
         _write_tokenizer(folder, tokenizer, checkpoint)
     _write_json(folder / CONFIG, _hf_config(checkpoint) | ids)
-    _write_json(folder / GENERATION, ids)
-    shutil.copyfile(Path(__file__).with_name(CODE), folder / CODE)
+    _write_json(folder / GENERATION_CONFIG, ids)
+    shutil.copyfile(Path(__file__).with_name(MODELING_CODE), folder / MODELING_CODE)
     weights = {f"{PREFIX}{name}": tensor for name, tensor in checkpoint.weights.items()}
     stream_tensors(folder / WEIGHTS, weights.items(), len(weights), {"format": "pt"})
 
 
 def read_hf(folder: Path) -> Checkpoint:
-    """Reads what `write_hf` wrote, or what transformers' `save_pretrained` made of it.
+    """Read a folder of `write_hf`, or one that `save_pretrained` of transformers made from it.
 
     Returns:
-        A checkpoint of the model and, if there is one, the tokenizer; the weights are mapped into
-        memory, not read.
+        A checkpoint with the model and, if the folder has one, the tokenizer. The weights are
+        memory-mapped.
 
     Raises:
-        UserError: a file is missing or damaged, or the tensors are not those of the config.
+        UserError: a file is missing or damaged, or the tensors do not match the config.
     """
     values = _read_json(folder / CONFIG)
     config = _model_config(folder / CONFIG, values)
     path, tokenizer, end_of_text = folder / TOKENIZER, None, None
     if path.is_file():
-        inner = _tokenizer(path.read_bytes().decode(errors="replace"), str(path))
-        # Our one-line form: transformers writes the same JSON over many lines.
-        tokenizer, eos = inner.to_str(), values.get("eos_token_id")
+        parsed = _parse_tokenizer(path.read_bytes().decode(errors="replace"), str(path))
+        # Serialised again, because transformers writes the same JSON over many lines.
+        tokenizer, eos = parsed.to_str(), values.get("eos_token_id")
         if isinstance(eos, int) and 0 <= eos < config.vocab_size:
-            end_of_text = inner.id_to_token(eos)
+            end_of_text = parsed.id_to_token(eos)
     return Checkpoint(
         config=config,
         weights=_read_weights(folder, config),
@@ -119,11 +126,12 @@ def read_hf(folder: Path) -> Checkpoint:
 
 
 def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    sizes = {WORDS.get(key, key): value for key, value in checkpoint.config.to_dict().items()}
+    """Return config.json without the ids of special tokens."""
+    sizes = {HF_FIELDS.get(key, key): value for key, value in checkpoint.config.to_dict().items()}
     return sizes | {
         "model_type": MODEL_TYPE,
         "architectures": [_CLASSES["AutoModelForCausalLM"]],
-        "auto_map": {auto: f"{Path(CODE).stem}.{name}" for auto, name in _CLASSES.items()},
+        "auto_map": {auto: f"{Path(MODELING_CODE).stem}.{name}" for auto, name in _CLASSES.items()},
         "dtype": dtype_name(dtype_of(checkpoint.weights)),
         "tie_word_embeddings": True,
         "use_cache": True,
@@ -131,74 +139,70 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _model_config(path: Path, values: Mapping[str, Any]) -> ModelConfig:
-    if (found := values.get("model_type")) != MODEL_TYPE:
-        raise UserError(f"{path}: model_type is {found!r}, not {MODEL_TYPE!r}: give a TokenFormer")
-    words = {field.name: WORDS.get(field.name, field.name) for field in fields(ModelConfig)}
-    if missing := [word for word in words.values() if word not in values]:
-        raise UserError(f"{path} lacks {', '.join(missing)}: {_WAY_OUT}")
+    """Return the model config in config.json."""
+    if (model_type := values.get("model_type")) != MODEL_TYPE:
+        raise UserError(
+            f"{path}: model_type must be {MODEL_TYPE!r}, got {model_type!r}. Give a TokenFormer."
+        )
+    names = {field.name: HF_FIELDS.get(field.name, field.name) for field in fields(ModelConfig)}
+    if missing := [name for name in names.values() if name not in values]:
+        raise UserError(f"{path} lacks {', '.join(missing)}. {_REMEDY}")
     try:
         return parse_dataclass(
-            ModelConfig, {key: values[word] for key, word in words.items()}, "model"
+            ModelConfig, {key: values[name] for key, name in names.items()}, "model"
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def _read_weights(folder: Path, config: ModelConfig) -> StateDict:
-    """The tensors by our names, all there and of the right shape."""
-    found: StateDict = {}
+    """Return the tensors by the names of tokengrow, after a check of their names and shapes."""
+    tensors: StateDict = {}
     for name in _weight_files(folder):
-        found |= read_safetensors(folder / name)
-    wanted = {f"{PREFIX}{name}": shape for name, shape in weight_shapes(config).items()}
-    if wrong := shape_mismatches(found, wanted):
+        tensors |= read_safetensors(folder / name)
+    shapes = {f"{PREFIX}{name}": shape for name, shape in weight_shapes(config).items()}
+    if mismatches := shape_mismatches(tensors, shapes):
         raise UserError(
-            f"{folder}: the weights are not those of {CONFIG}: {'; '.join(wrong)}; {_WAY_OUT}"
+            f"{folder}: the weights do not match {CONFIG}: {'; '.join(mismatches)}. {_REMEDY}"
         )
-    return {name.removeprefix(PREFIX): found[name] for name in wanted}
+    return {name.removeprefix(PREFIX): tensors[name] for name in shapes}
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """One file, or the shards that the index names."""
+    """Return the names of the weights file, or of the shards in the index."""
     if (folder / WEIGHTS).is_file() or not (index := folder / INDEX).is_file():
         return [WEIGHTS]
     shards = _read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise UserError(f"{index} is damaged: it has no weight_map of file names: {_WAY_OUT}")
+        raise UserError(f"{index} is damaged: it has no weight_map of file names. {_REMEDY}")
     return sorted(set(shards.values()))
 
 
-def _tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
+def _parse_tokenizer(text: str, origin: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more precise
-        raise UserError(f"{where} is no tokenizers JSON ({error}): {_WAY_OUT}") from None
-
-
-def _end_of_text_id(tokenizer: tokenizers.Tokenizer, token: str | None) -> int | None:
-    if token is None:
-        return None
-    if (found := tokenizer.token_to_id(token)) is None:
-        raise UserError(f"end_of_text: the checkpoint's tokenizer has no {token!r}: name its own")
-    return found
+    except Exception as error:  # the library raises nothing more specific
+        raise UserError(f"{origin} is not a tokenizers JSON ({error}). {_REMEDY}") from None
 
 
 def _write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, checkpoint: Checkpoint) -> None:
+    """Write tokenizer.json and tokenizer_config.json."""
     if tokenizer.num_special_tokens_to_add(False):
-        # tokengrow encodes without the tokens that a file may want around every text; transformers
-        # puts them there, before a model that has never seen them.
+        # tokengrow encodes without the special tokens that a file may add around every text.
+        # transformers would add them, and the model was not trained with them.
         tokenizer.post_processor = None
     text, token = tokenizer.to_str(), checkpoint.end_of_text
     (folder / TOKENIZER).write_bytes(text.encode())
-    # transformers 4 overrules the file by what the config says, which by default is no.
-    prefix = (json.loads(text)["pre_tokenizer"] or {}).get("add_prefix_space", False)
+    # transformers 4 takes it from the config, where the default is false, and not from the file.
+    add_prefix_space = (json.loads(text)["pre_tokenizer"] or {}).get("add_prefix_space", False)
     special = {} if token is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), token)
     config = special | {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_prefix_space": prefix,
+        "add_prefix_space": add_prefix_space,
         "model_max_length": checkpoint.config.context_length,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "padding_side": "left",  # generation goes on at the right end
+        "padding_side": "left",  # generation appends at the right end
     }
     _write_json(folder / TOKENIZER_CONFIG, config)
 
@@ -209,11 +213,11 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} is missing: {_WAY_OUT}")
+        raise UserError(f"{path} is missing. {_REMEDY}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): {_WAY_OUT}") from None
+        raise UserError(f"{path} is damaged ({error}). {_REMEDY}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no mapping: {_WAY_OUT}")
+        raise UserError(f"{path} is damaged: it must hold a mapping. {_REMEDY}")
     return values

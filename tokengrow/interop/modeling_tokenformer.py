@@ -1,14 +1,15 @@
-"""TokenFormer for Hugging Face transformers: the one file of code in an exported folder.
+"""TokenFormer for Hugging Face transformers: the only file of code in an exported folder.
 
-`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs it where tokengrow is
-not installed, so it imports torch and transformers alone; tokengrow itself never imports it. Tried
-with transformers 4.57.6 and 5.23.0.
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs it without tokengrow, so
+it imports only torch and transformers, and tokengrow never imports it. Tested with transformers
+4.57.6 and 5.23.0.
 
-TokenFormer, arXiv 2410.23168. Pre-norm blocks without affine, rotary positions on part of each
-head, a final norm with affine, the embedding tied to the output head, no biases.
+TokenFormer, arXiv 2410.23168: pre-norm blocks with norms without affine parameters, rotary
+positions on part of each head, a final norm with affine parameters, an embedding tied to the output
+head, no biases.
 
-Shapes: `B` batch, `T` sequence, `S` cached sequence and new one together, `D` width, `H` heads, `C`
-head dim, `R` rotated channels, `L` layers, `N` parameter tokens, `V` vocabulary.
+Shapes: `B` batch, `T` sequence, `S` cached and new sequence, `D` width, `H` heads, `C` head dim,
+`R` rotated channels, `L` layers, `N` parameter tokens, `V` vocabulary.
 """
 
 import math
@@ -25,35 +26,37 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 INIT_STD = 0.02
 GELU_POWER = 0.425
-"""E[GELU(z)²] for z ~ N(0, 1): the share of a unit score's power that passes the activation."""
+"""E[GELU(z)²] for z ~ N(0, 1): second moment of the activation of unit scores."""
+
 MIN_NORM = 1e-12
-"""A row of scores whose norm is below this is taken for zero."""
+"""Norm below which a row of scores counts as zero."""
 
 
 class TokenFormerConfig(PretrainedConfig):
-    """What a TokenFormer is; without arguments, the published 150M.
+    """Config of a TokenFormer; the defaults are those of the published 150M model.
 
     Args:
-        vocab_size: V.
-        max_position_embeddings: tokens in a training sequence.
-        num_hidden_layers: L.
-        hidden_size: D.
-        num_attention_heads: H.
-        head_dim: C; by default D / H.
-        tokens: N of each role (query, key, value, output, ffn); by default D, and 4 D for ffn.
-        tau: the scale after the L2 norm of each role; by default sqrt(N).
+        vocab_size: vocabulary size V.
+        max_position_embeddings: tokens of a training sequence.
+        num_hidden_layers: number of layers L.
+        hidden_size: model width D.
+        num_attention_heads: number of heads H.
+        head_dim: head dim C; by default D / H.
+        tokens: parameter tokens N of each role (query, key, value, output, ffn); by default D, and
+            4 D for ffn.
+        tau: scale after the L2 norm of each role; by default sqrt(N).
         activation: l2_norm_gelu, gelu_l2_norm or softmax.
-        rotary_channels: R, even; by default a quarter of C.
-        rotary_base: of the rotary frequencies.
-        norm_eps: epsilon of the block layer norms.
+        rotary_channels: rotated channels R, even; by default a quarter of C.
+        rotary_base: base of the rotary frequencies.
+        norm_eps: epsilon of the layer norms of the blocks.
         final_norm_eps: epsilon of the final layer norm.
-        init: how new weights are drawn, balanced or published.
-        use_cache: return the keys and values of what was seen.
+        init: distribution of new weights, balanced or published.
+        use_cache: whether the model returns a cache of keys and values.
     """
 
     model_type = "tokenformer"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
-    # transformers 5 has these only if they are given.
+    # transformers 5 defines these only if they are given.
     bos_token_id = eos_token_id = pad_token_id = None
     tie_word_embeddings = True
 
@@ -76,14 +79,14 @@ class TokenFormerConfig(PretrainedConfig):
         use_cache: bool = True,
         **kwargs: Any,
     ) -> None:
-        born = dict.fromkeys(("query", "key", "value", "output"), hidden_size)
+        default_tokens = dict.fromkeys(("query", "key", "value", "output"), hidden_size)
         self.vocab_size = vocab_size
         self.max_position_embeddings = max_position_embeddings
         self.num_hidden_layers = num_hidden_layers
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads
         self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
-        self.tokens = {**born, "ffn": 4 * hidden_size} if tokens is None else tokens
+        self.tokens = {**default_tokens, "ffn": 4 * hidden_size} if tokens is None else tokens
         self.tau = {role: math.sqrt(n) for role, n in self.tokens.items()} if tau is None else tau
         self.activation = activation
         quarter = self.head_dim // 4 // 2 * 2
@@ -97,7 +100,7 @@ class TokenFormerConfig(PretrainedConfig):
 
 
 def _scale_to(rows: Tensor, norm: float) -> Tensor:
-    """Gives every row [..., N] this L2 norm; a zero row stays zero."""
+    """Scale every row [..., N] to an L2 norm; a zero row stays zero."""
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows * torch.where(norms > MIN_NORM, norm / norms.clamp_min(MIN_NORM), 0.0)
 
@@ -114,7 +117,7 @@ class Pattention(nn.Module):
     """`out = f(x Kᵀ) V`: attention over learned parameter tokens.
 
     Args:
-        config: the model's.
+        config: config of the model.
         role: query, key, value, output or ffn.
     """
 
@@ -130,7 +133,7 @@ class Pattention(nn.Module):
         self.value_std = _init_value_std(config, role)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D_in] to [..., D_out]; norms and sums in at least float32."""
+        """Map x [..., D_in] to [..., D_out]; norms and sums are in at least float32."""
         scores = F.linear(x, self.key_param_tokens)  # [..., N]
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = self.activation(wide, self.tau).to(scores.dtype)
@@ -138,7 +141,7 @@ class Pattention(nn.Module):
 
 
 def _init_value_std(config: TokenFormerConfig, role: str) -> float:
-    """Standard deviation at which the value parameter tokens of a role are born."""
+    """Return the initial standard deviation of the value parameter tokens of a role."""
     if config.init == "published":
         return 2 / config.num_hidden_layers / math.sqrt(config.hidden_size)
     if role in ("output", "ffn"):
@@ -147,10 +150,10 @@ def _init_value_std(config: TokenFormerConfig, role: str) -> float:
 
 
 def rotary_table(positions: Tensor, channels: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [B, 1, T, R] float32, of positions [B, T].
+    """Return cosines and sines, each [B, 1, T, R] float32, of positions [B, T].
 
-    Always float32, whatever the model's dtype, and computed anew: a buffer would follow the model
-    to half precision and be lost on the meta device.
+    They are computed in every forward pass and always float32. A buffer would be cast to half
+    precision with the model, and be lost on the meta device.
     """
     exponent = torch.arange(0, channels, 2, dtype=torch.float32, device=positions.device)
     frequencies = 1.0 / base ** (exponent / max(channels, 1))  # [R / 2]
@@ -159,7 +162,7 @@ def rotary_table(positions: Tensor, channels: int, base: float) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the first R channels of each head of [B, H, T, C], in at least float32."""
+    """Rotate the first R channels of each head of x [B, H, T, C], in at least float32."""
     cos, sin = table
     channels = cos.shape[-1]
     if channels == 0:
@@ -173,17 +176,23 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 def visible_keys(
     mask: Tensor | None, past: int, length: int, device: torch.device
 ) -> Tensor | None:
-    """Which keys each of the T new tokens sees, behind `past` cached ones.
+    """Return the attention mask of the T new tokens after `past` cached ones.
+
+    Args:
+        mask: padding mask [B, S]; None: no padding.
+        past: number of cached tokens.
+        length: number of new tokens T.
+        device: device of the result.
 
     Returns:
-        [T, S], with a padding mask [B, 1, T, S]; None where the causal flag says it all.
+        A bool mask [T, S], or [B, 1, T, S] with padding; None if the causal flag is sufficient.
     """
     if mask is None and (past == 0 or length == 1):
         return None
     causal = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
     if mask is None:
         return causal
-    # Padding sees itself: a query that sees nothing would be NaN.
+    # A padding token attends to itself, because a query without keys would be NaN.
     return causal & mask.bool()[:, None, None, :] | causal.triu(past)
 
 
@@ -201,7 +210,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
-        """[B, T, D] to [B, T, D]; with a cache, T new tokens attend to it and to each other."""
+        """Map x [B, T, D] to [B, T, D]; with a cache, new tokens also attend to cached ones."""
         batch, length, _ = x.shape
         query, key, value = (
             projection(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
@@ -213,11 +222,12 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None and length > 1
         )
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+        out: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return out
 
 
 class Block(GradientCheckpointingLayer):
-    """`x += attention(norm(x)); x += ffn(norm(x))`, the norms without affine."""
+    """`x += attention(norm(x)); x += ffn(norm(x))`, with norms without affine parameters."""
 
     def __init__(self, config: TokenFormerConfig, layer: int) -> None:
         super().__init__()
@@ -232,14 +242,15 @@ class Block(GradientCheckpointingLayer):
         mask: Tensor | None,
         past_key_values: Cache | None = None,
     ) -> Tensor:
-        """[B, T, D] to [B, T, D]."""
+        """Map x [B, T, D] to [B, T, D]."""
         normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
         x = x + self.attention(normed, table, mask, past_key_values)
-        return x + self.ffn(F.layer_norm(x, x.shape[-1:], eps=self.eps))
+        out: Tensor = x + self.ffn(F.layer_norm(x, x.shape[-1:], eps=self.eps))
+        return out
 
 
 class TokenFormerPreTrainedModel(PreTrainedModel):
-    """What transformers wants to know of the architecture."""
+    """Properties of the architecture for transformers."""
 
     config_class = TokenFormerConfig
     base_model_prefix = "model"
@@ -250,7 +261,7 @@ class TokenFormerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draws the weights of one module in the way that `config.init` names."""
+        """Initialise the weights of one module by `config.init`."""
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, 0.0, INIT_STD)
         elif isinstance(module, Pattention):
@@ -262,7 +273,7 @@ class TokenFormerPreTrainedModel(PreTrainedModel):
 
 
 class TokenFormerModel(TokenFormerPreTrainedModel):
-    """Token ids to hidden states after the final norm."""
+    """Model from token ids to hidden states after the final norm."""
 
     def __init__(self, config: TokenFormerConfig) -> None:
         super().__init__(config)
@@ -272,11 +283,11 @@ class TokenFormerModel(TokenFormerPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """Return the embedding."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the embedding."""
+        """Replace the embedding."""
         self.embedding = value
 
     def forward(
@@ -289,26 +300,29 @@ class TokenFormerModel(TokenFormerPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPast | tuple:
-        """Hidden states of T new tokens, given by id or by embedding.
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Return the hidden states of T new tokens, given as ids or as embeddings.
 
         Args:
-            input_ids: [B, T] int64.
-            attention_mask: [B, S], zero where a token is padding, on either side.
-            position_ids: [B, T]; by default padding is not counted.
-            past_key_values: the tokens before; extended by these T.
-            inputs_embeds: [B, T, D], instead of ids.
-            use_cache: by default the config's, but never under gradient checkpointing.
-            output_hidden_states: also those before each block; the config's by default.
-            return_dict: an object instead of a tuple; the config's by default.
+            input_ids: token ids [B, T] int64.
+            attention_mask: [B, S], zero for padding tokens, which may be on either side.
+            position_ids: positions [B, T]; by default padding is not counted.
+            past_key_values: cache of the previous tokens; the T new ones are appended.
+            inputs_embeds: embeddings [B, T, D], in place of ids.
+            use_cache: whether to return a cache; by default that of the config, but never with
+                gradient checkpointing.
+            output_hidden_states: whether to return the hidden states before each block too; by
+                default that of the config.
+            return_dict: whether to return an object, not a tuple; by default that of the config.
 
         Raises:
-            ValueError: both ids and embeddings or neither, or a mask of another shape.
+            ValueError: both ids and embeddings are given, or neither, or the mask has another
+                shape.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+            raise ValueError("Give either input_ids or inputs_embeds.")
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        # Under checkpointing a block runs again in the backward pass and would extend it twice.
+        # With checkpointing the backward pass runs a block again, and would append to it twice.
         checkpointing = self.training and any(b.gradient_checkpointing for b in self.blocks)
         if past_key_values is None and _or(use_cache, self.config.use_cache) and not checkpointing:
             past_key_values = DynamicCache()
@@ -318,21 +332,21 @@ class TokenFormerModel(TokenFormerPreTrainedModel):
             position_ids = _positions(attention_mask, past, x)
         table = rotary_table(position_ids, self.config.rotary_channels, self.config.rotary_base)
         mask = visible_keys(attention_mask, past, x.shape[1], x.device)
-        wanted = _or(output_hidden_states, self.config.output_hidden_states)
+        keep_states = _or(output_hidden_states, self.config.output_hidden_states)
         states = []
         for block in self.blocks:
-            states += [x] if wanted else []
+            states += [x] if keep_states else []
             x = block(x, table, mask, past_key_values=past_key_values)
         x = self.final_norm(x)
-        seen = (*states, x) if wanted else None
-        output = BaseModelOutputWithPast(x, past_key_values, hidden_states=seen)
+        hidden_states = (*states, x) if keep_states else None
+        output = BaseModelOutputWithPast(x, past_key_values, hidden_states=hidden_states)
         return output if _or(return_dict, self.config.return_dict) else output.to_tuple()
 
 
 class TokenFormerForCausalLM(TokenFormerPreTrainedModel, GenerationMixin):
-    """Token ids to logits of the next token at every position."""
+    """Model from token ids to logits of the next token at every position."""
 
-    # transformers 5 wants to know what is tied to what; 4 reads the keys alone.
+    # transformers 5 reads keys and values, transformers 4 only the keys.
     _tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: TokenFormerConfig) -> None:
@@ -354,13 +368,13 @@ class TokenFormerForCausalLM(TokenFormerPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple:
-        """Logits [B, T, V], and the loss if there are labels; else as for `TokenFormerModel`.
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Return logits [B, T, V], and the loss if there are labels.
 
-        Args:
-            labels: [B, T] int64, the ids themselves (they are shifted here); -100 is left out.
-            logits_to_keep: only of so many last positions, or of these positions; 0: of all.
-            kwargs: for the loss, such as the Trainer's `num_items_in_batch`.
+        `labels` are the target ids [B, T] int64, which the loss shifts; -100 is ignored.
+        `logits_to_keep` is the number of last positions, or the positions, of the logits; 0: all.
+        `kwargs` are arguments of the loss, for example `num_items_in_batch` of the Trainer. The
+        other arguments are those of `TokenFormerModel`.
         """
         inputs = input_ids, attention_mask, position_ids, past_key_values, inputs_embeds
         output = self.model(*inputs, use_cache, output_hidden_states, return_dict=True)
@@ -381,19 +395,19 @@ def _or(value: bool | None, default: bool | None) -> bool | None:
 
 
 def _padding(mask: Tensor | None, batch: int, length: int) -> Tensor | None:
-    """The mask if it masks anything: without padding, the causal flag says it all."""
+    """Check the shape of a padding mask, and return it if it masks any token."""
     if mask is None:
         return None
     if mask.shape != (batch, length):
         raise ValueError(
-            f"attention_mask has the shape {list(mask.shape)}: give [{batch}, {length}], one entry "
-            "per sequence and per token, cached ones included"
+            f"attention_mask must have shape [{batch}, {length}], one entry per sequence and per "
+            f"token, cached ones included, got {list(mask.shape)}."
         )
     return None if bool(mask.all()) else mask
 
 
 def _positions(mask: Tensor | None, past: int, x: Tensor) -> Tensor:
-    """[B, T] or [1, T] int64: how many tokens that are no padding come before each."""
+    """Return the number of tokens before each one without padding, [B, T] or [1, T] int64."""
     if mask is None:
         return torch.arange(past, past + x.shape[1], device=x.device)[None]
     return (mask.long().cumsum(dim=-1) - 1).clamp_min(0)[:, past:]

@@ -1,4 +1,4 @@
-"""The GPT-NeoX YAML of the published code: which of its keys say what the model is."""
+"""Model keys of the GPT-NeoX YAML of the published code."""
 
 import json
 import math
@@ -23,9 +23,9 @@ PUBLISHED_INIT: Values = {
     "init_method_std": 0.02,
     "output_layer_init_method": "wang_init",
 }
-"""What the published code calls our init=published."""
+"""Keys of the published code for init=published."""
 
-SUPPORTED: dict[str, tuple[Any, ...]] = {
+SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "norm_activation_type": ("l2_norm_gelu", "gelu_l2_norm", "softmax"),
     "pos_emb": ("rotary",),
     "norm": ("layernorm_nonparam",),
@@ -39,128 +39,128 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_parallel_size": (1,),
     "pipe_parallel_size": (0, 1),
 }
-"""Key to the values with which GPT-NeoX builds the model that tokengrow has."""
+"""Key to the values with which GPT-NeoX builds a model that tokengrow has."""
 
-TAU_PRECISION = 1e-12
-"""How far a tau may be from sqrt(N), relatively, and still be what the published code computes."""
+TAU_TOLERANCE = 1e-12
+"""Largest relative difference between a tau and sqrt(N), which the published code computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoxConfig:
-    """The keys that say what the model is.
+    """Keys that define the model.
 
-    One that is absent has GPT-NeoX's own default, but for two: `attention_config` has to be given,
-    since plain attention is its default there, and `use_bias_in_attn_linear` is true there, which
-    the layers of a TokenFormer do not heed.
+    An absent key has GPT-NeoX's own default, with two exceptions. `attention_config` is required,
+    because its default in GPT-NeoX is plain attention. `use_bias_in_attn_linear` is false, because
+    the layers of a TokenFormer ignore it, although its default in GPT-NeoX is true.
 
     Raises:
-        UserError: a model that tokengrow does not have, naming every such key.
+        UserError: tokengrow does not have the model; the message names every such key.
     """
 
     num_layers: int
-    """L."""
+    """Number of layers L."""
     hidden_size: int
-    """D."""
+    """Model width D."""
     num_attention_heads: int
-    """H."""
+    """Number of heads H."""
     qkv_slot_num: int
-    """N of query, key and value."""
+    """Parameter tokens N of query, key and value."""
     proj_slot_num: int
-    """N of the output projection of attention."""
+    """Parameter tokens N of the output projection of attention."""
     ffn_slot_num: int
-    """N of the feed-forward layer."""
+    """Parameter tokens N of the feed-forward layer."""
     seq_length: int
-    """T, the context length."""
+    """Context length T."""
     norm_activation_type: str = "l2_norm_gelu"
-    """What turns scores into weights."""
+    """Pattention activation, from scores to weights."""
     attention_config: list[Any] = field(default_factory=list)
-    """The kind of every layer, as `[pattern, count]` pairs or by name; empty: it is absent."""
+    """Type of every layer, as `[pattern, count]` pairs or as names; empty: absent."""
     pos_emb: str = "learned"
-    """How positions enter."""
+    """Position embedding."""
     rotary_pct: float = 1.0
-    """Share of a head's channels that is rotated."""
+    """Fraction of the channels of a head that is rotated."""
     rotary_emb_base: float = 10000.0
     """Base of the rotary frequencies."""
     norm: str = "layernorm"
-    """Norm in the blocks."""
+    """Norm of the blocks."""
     final_norm: str | None = None
-    """Norm behind the last block."""
+    """Norm after the last block."""
     layernorm_epsilon: float = 1e-5
-    """Epsilon of both."""
+    """Epsilon of both norms."""
     no_weight_tying: bool = False
-    """Whether the output head has weights of its own."""
+    """Whether the output head has its own weights."""
     gpt_j_residual: bool = False
-    """Whether attention and feed-forward layer stand side by side."""
+    """Whether attention and feed-forward layer are parallel."""
     use_bias_in_attn_linear: bool = False
-    """Whether projections have biases; a TokenFormer's never have."""
+    """Whether projections have biases; those of a TokenFormer have none."""
     sliding_window_width: int | None = None
-    """How far attention looks back; null: to the start."""
+    """Window of attention in tokens; null: unlimited."""
     hidden_dropout: float = 0.0
     """Dropout of the residual stream."""
     attention_dropout: float = 0.0
     """Dropout of attention."""
     model_parallel_size: int = 1
-    """Parts into which every tensor is cut."""
+    """Size of tensor parallelism."""
     pipe_parallel_size: int = 0
-    """Parts into which the layers are cut; 0 and 1: they are not."""
+    """Size of pipeline parallelism; 0 and 1: none."""
     init_method: str = "normal"
-    """How the embedding and the keys start."""
+    """Initialisation of the embedding and the key parameter tokens."""
     init_method_std: float = 0.02
-    """Their standard deviation."""
+    """Standard deviation of `init_method`."""
     output_layer_init_method: str = "scaled_normal"
-    """How the values start."""
+    """Initialisation of the value parameter tokens."""
 
     def __post_init__(self) -> None:
-        if wrong := [*_unsupported(self), *_impossible(self)]:
-            raise UserError("; ".join(wrong))
+        if problems := [*_unsupported_values(self), *_invalid_sizes(self)]:
+            raise UserError(" ".join(problems))
 
     @property
     def head_dim(self) -> int:
-        """C."""
+        """Head dim C."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def rotary_channels(self) -> int:
-        """Rotated channels of a head, rounded as GPT-NeoX rounds."""
+        """Rotated channels of a head, rounded like in GPT-NeoX."""
         return int(self.head_dim * self.rotary_pct)
 
     @property
-    def starts_as_published(self) -> bool:
-        """Whether weights are born as our init=published draws them."""
+    def has_published_init(self) -> bool:
+        """Whether new weights have the distribution of init=published."""
         return all(getattr(self, key) == value for key, value in PUBLISHED_INIT.items())
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], path: Path) -> "NeoxConfig":
-        """The model's keys among all of a YAML.
+    def from_values(cls, values: Mapping[str, Any], path: Path) -> "NeoxConfig":
+        """Build the config from all values of a YAML.
 
         Args:
-            values: what `read_neox_yaml` gave; other keys are left alone.
-            path: of the YAML, for error messages.
+            values: result of `read_neox_yaml`; keys that are not model keys are ignored.
+            path: path of the YAML, for error messages.
 
         Raises:
-            UserError: keys that are missing or not supported, all of them named.
+            UserError: keys are missing or have unsupported values; the message names all.
         """
-        given, _ = divide(cls, values)
-        if missing := [key for key in REQUIRED if key not in given]:
+        model_values, _ = split_keys(cls, values)
+        if missing := [key for key in REQUIRED_KEYS if key not in model_values]:
             raise UserError(
-                f"{path} has no {', '.join(missing)}: give the GPT-NeoX YAML of a TokenFormer"
+                f"{path} has no {', '.join(missing)}. Give the GPT-NeoX YAML of a TokenFormer."
             )
-        return typed_from(path, cls, given)
+        return parse_file_values(path, cls, model_values)
 
     @classmethod
-    def describing(cls, model: ModelConfig) -> "NeoxConfig":
-        """The keys with which the published code builds this model.
+    def from_model(cls, model: ModelConfig) -> "NeoxConfig":
+        """Return the keys with which the published code builds a model.
 
         Raises:
-            UserError: it has no word for something in the model; all of it is named.
+            UserError: the published code cannot express the model; the message names all keys.
         """
-        if wrong := _without_a_word(model):
+        if problems := _inexpressible_values(model):
             raise UserError(
-                f"the published code has no word for {'; '.join(wrong)}: use to=hf, or keep it here"
+                f"The published code cannot express {'; '.join(problems)}. Use to=hf instead."
             )
-        share = model.rotary_channels / model.head_dim
-        if int(model.head_dim * share) != model.rotary_channels:  # rounded down twice
-            share = math.nextafter(share, math.inf)
+        fraction = model.rotary_channels / model.head_dim
+        if int(model.head_dim * fraction) != model.rotary_channels:  # both operations round down
+            fraction = math.nextafter(fraction, math.inf)
         return cls(
             num_layers=model.layers,
             hidden_size=model.width,
@@ -172,7 +172,7 @@ class NeoxConfig:
             norm_activation_type=model.activation,
             attention_config=[[["tokenformer"], model.layers]],
             pos_emb="rotary",
-            rotary_pct=share,
+            rotary_pct=fraction,
             rotary_emb_base=model.rotary_base,
             norm="layernorm_nonparam",
             final_norm="layernorm",
@@ -180,11 +180,11 @@ class NeoxConfig:
             **(PUBLISHED_INIT if model.init == "published" else {}),
         )
 
-    def model(self, vocab_size: int) -> ModelConfig:
-        """The model that the published code builds of these keys.
+    def to_model(self, vocab_size: int) -> ModelConfig:
+        """Return the config of the model that the published code builds from these keys.
 
         Args:
-            vocab_size: V, of which the YAML says nothing.
+            vocab_size: V, which is not in the YAML.
         """
         qkv = self.qkv_slot_num
         return ModelConfig(
@@ -201,11 +201,11 @@ class NeoxConfig:
             rotary_base=self.rotary_emb_base,
             norm_eps=self.layernorm_epsilon,
             final_norm_eps=self.layernorm_epsilon,
-            init="published" if self.starts_as_published else "balanced",
+            init="published" if self.has_published_init else "balanced",
         )
 
     def to_dict(self) -> Values:
-        """The keys as GPT-NeoX takes them, in a YAML of its own."""
+        """Return the keys of a GPT-NeoX YAML with only this model."""
         values = asdict(self) | {
             "rotary_emb_base": int(self.rotary_emb_base),
             "max_position_embeddings": self.seq_length,
@@ -213,61 +213,69 @@ class NeoxConfig:
         return {key: value for key, value in values.items() if value is not None}
 
 
-REQUIRED = [
+REQUIRED_KEYS = [
     item.name
     for item in fields(NeoxConfig)
     if item.default is MISSING and item.default_factory is MISSING
 ]
-"""The sizes without which there is no model."""
+"""Keys of sizes, which have no default."""
 
 
 def read_neox_yaml(path: Path) -> Values:
-    """Every key of a GPT-NeoX YAML, or of the JSON that it often is, with `_` for `-`.
+    """Read a GPT-NeoX YAML or JSON file, with `_` for `-` in its keys.
 
     Raises:
-        UserError: no such file, or not a mapping of keys, or a key that is given twice.
+        UserError: the file does not exist, is not a mapping, or has a key twice.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {what}: give the path of a GPT-NeoX YAML")
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {problem}. Give the path of a GPT-NeoX YAML.")
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: this is not YAML: give a GPT-NeoX YAML") from None
-    if not isinstance(read, dict):
-        raise UserError(f"{path} holds no keys: give a GPT-NeoX YAML")
+        raise UserError(f"{path}{where}: not valid YAML. Give a GPT-NeoX YAML.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has no keys. Give a GPT-NeoX YAML.")
     values: Values = {}
-    for key, value in read.items():
+    for key, value in content.items():
         name = str(key).replace("-", "_")
         if name in values:
-            raise UserError(f"{path} gives {name} twice, with - and with _: leave one of them")
+            raise UserError(f"{path} has {name} twice, with - and with _. Remove one of them.")
         values[name] = value
     return values
 
 
-def divide(cls: type, values: Mapping[str, Any], where: str = "") -> tuple[Values, list[str]]:
-    """What a mapping says for the fields of a dataclass, and the dotted keys that have no field.
+def split_keys(cls: type, values: Mapping[str, Any], where: str = "") -> tuple[Values, list[str]]:
+    """Split a mapping into the values of the fields of a dataclass and all other keys.
 
-    Null says nothing, as in GPT-NeoX.
+    Null counts as absent, as in GPT-NeoX.
+
+    Args:
+        cls: a dataclass, whose fields may be dataclasses.
+        values: the mapping.
+        where: dotted prefix of its keys.
+
+    Returns:
+        Values by field, and the dotted keys without a field.
     """
     hints = get_type_hints(cls)
-    given: Values = {}
-    left: list[str] = []
+    known: Values = {}
+    others: list[str] = []
     for name, value in values.items():
         key = join_key(where, str(name))
         if name not in hints:
-            left.append(key)
+            others.append(key)
         elif is_dataclass(hints[name]) and isinstance(value, Mapping):
-            given[name], inner = divide(hints[name], value, key)
-            left += inner
+            known[name], inner = split_keys(hints[name], value, key)
+            others += inner
         elif value is not None:
-            given[name] = value
-    return given, left
+            known[name] = value
+    return known, others
 
 
-def typed_from(path: Path, cls: type[T], values: Values) -> T:
+def parse_file_values(path: Path, cls: type[T], values: Values) -> T:
     """Call `parse_dataclass`, and prefix its errors with the name of the file."""
     try:
         return parse_dataclass(cls, values)
@@ -275,83 +283,82 @@ def typed_from(path: Path, cls: type[T], values: Values) -> T:
         raise UserError(f"{path}: {error}") from None
 
 
-def _unsupported(keys: NeoxConfig) -> Iterator[str]:
-    """What GPT-NeoX would build otherwise than tokengrow, one clause for each key."""
-    for key, supported in SUPPORTED.items():
+def _unsupported_values(keys: NeoxConfig) -> Iterator[str]:
+    """Yield an error for each key with which GPT-NeoX builds a model that tokengrow lacks."""
+    for key, supported in SUPPORTED_VALUES.items():
         value = getattr(keys, key)
         if value not in supported:
             default = " (GPT-NeoX's default)" if value == getattr(NeoxConfig, key) else ""
-            wanted = " or ".join(json.dumps(each) for each in supported)
-            yield f"{key} is {json.dumps(value)}{default}, and tokengrow has {wanted} alone"
-    kinds, wanted = keys.attention_config, json.dumps([[["tokenformer"], keys.num_layers]])
-    if not kinds:
-        yield f"attention_config is missing, which is plain attention in GPT-NeoX: give {wanted}"
-    elif _every_kind(kinds, keys.num_layers) != ["tokenformer"] * keys.num_layers:
-        found = json.dumps(kinds, default=str)
-        yield f"attention_config is {found}, and tokengrow has {wanted} alone"
+            valid = " or ".join(json.dumps(each) for each in supported)
+            yield f"{key} must be {valid}, got {json.dumps(value)}{default}."
+    layer_types, valid = keys.attention_config, json.dumps([[["tokenformer"], keys.num_layers]])
+    if not layer_types:
+        yield f"attention_config is missing, which is plain attention in GPT-NeoX. Give {valid}."
+    elif _expand_layer_types(layer_types, keys.num_layers) != ["tokenformer"] * keys.num_layers:
+        yield f"attention_config must be {valid}, got {json.dumps(layer_types, default=str)}."
 
 
-def _every_kind(kinds: list[Any], layers: int) -> list[Any]:
-    """The kind of every layer, as GPT-NeoX expands the list; empty where it cannot."""
-    if all(isinstance(kind, str) for kind in kinds):
-        return kinds
+def _expand_layer_types(layer_types: list[Any], layers: int) -> list[Any]:
+    """Return the type of every layer, as GPT-NeoX expands the list; empty for an invalid list."""
+    if all(isinstance(layer_type, str) for layer_type in layer_types):
+        return layer_types
     expanded: list[Any] = []
-    for item in kinds:
+    for item in layer_types:
         match item:
-            case [[_, *_] as pattern, "all"]:  # and what stood before it is forgotten
+            case [[_, *_] as pattern, "all"]:  # GPT-NeoX ignores the items before it
                 return pattern * (layers // len(pattern)) if layers % len(pattern) == 0 else []
             case [[*pattern], int(count)]:
-                expanded += pattern * min(count, layers + 1)  # more of them are wrong anyway
+                expanded += pattern * min(count, layers + 1)  # a longer list is invalid anyway
             case _:
                 return []
     return expanded
 
 
-def _impossible(keys: NeoxConfig) -> Iterator[str]:
-    """Sizes that make no model, one clause for each."""
-    small = [key for key in REQUIRED if getattr(keys, key) < 1]
-    yield from (f"{key} must be at least 1, not {getattr(keys, key)}" for key in small)
+def _invalid_sizes(keys: NeoxConfig) -> Iterator[str]:
+    """Yield an error for each size that no model can have."""
+    too_small = [key for key in REQUIRED_KEYS if getattr(keys, key) < 1]
+    yield from (f"{key} must be at least 1, got {getattr(keys, key)}." for key in too_small)
     for key in ("rotary_emb_base", "layernorm_epsilon"):
         if not (value := getattr(keys, key)) > 0:
-            yield f"{key} must be positive, not {value}"
-    if small:
+            yield f"{key} must be positive, got {value}."
+    if too_small:
         return
     heads, width = keys.num_attention_heads, keys.hidden_size
     if width % heads:
-        yield f"num_attention_heads ({heads}) does not divide hidden_size ({width})"
+        yield f"hidden_size must be a multiple of num_attention_heads ({heads}), got {width}."
     elif not 0 <= keys.rotary_pct <= 1 or keys.rotary_channels % 2:
         yield (
-            f"rotary_pct is {keys.rotary_pct}: it must rotate an even number of the "
-            f"{keys.head_dim} channels of a head"
+            f"rotary_pct must rotate an even number of the {keys.head_dim} channels of a head, "
+            f"got {keys.rotary_pct}."
         )
 
 
-def _without_a_word(model: ModelConfig) -> list[str]:
-    """What keeps the published code from building a model, by our keys."""
-    wrong = []
-    tokens, birth = dict(model.tokens.items()), Taus.default(model.tokens)
+def _inexpressible_values(model: ModelConfig) -> list[str]:
+    """Return the model keys that the published code cannot express, each with the reason."""
+    problems = []
+    tokens, default_tau = dict(model.tokens.items()), Taus.default(model.tokens)
     if model.inner_dim != model.width:
-        wrong.append(
+        problems.append(
             f"model.head_dim ({model.head_dim}): it computes width / heads, "
             f"{model.width} / {model.heads}"
         )
     if len({tokens["query"], tokens["key"], tokens["value"]}) > 1:
-        wrong.append(
+        problems.append(
             f"model.tokens.query, key and value ({tokens['query']}, {tokens['key']}, "
             f"{tokens['value']}): it has one number for the three"
         )
     for role in ROLES:
-        tau, born = getattr(model.tau, role), getattr(birth, role)
-        if not math.isclose(tau, born, rel_tol=TAU_PRECISION):
-            wrong.append(
-                f"model.tau.{role} ({tau}): it computes sqrt({tokens[role]}) = {born}, which "
-                "growth=gram leads to at once and growth=anneal in training"
+        tau, default = getattr(model.tau, role), getattr(default_tau, role)
+        if not math.isclose(tau, default, rel_tol=TAU_TOLERANCE):
+            problems.append(
+                f"model.tau.{role} ({tau}): it computes sqrt({tokens[role]}) = {default}, which "
+                "growth=gram reaches at once and growth=anneal during training"
             )
     if model.norm_eps != model.final_norm_eps:
-        wrong.append(
-            f"model.norm_eps ({model.norm_eps}) beside model.final_norm_eps "
+        problems.append(
+            f"model.norm_eps ({model.norm_eps}) and model.final_norm_eps "
             f"({model.final_norm_eps}): it has one epsilon for both"
         )
     if not model.rotary_base.is_integer():
-        wrong.append(f"model.rotary_base ({model.rotary_base}): it takes a whole number")
-    return wrong
+        problems.append(f"model.rotary_base ({model.rotary_base}): it needs a whole number")
+    return problems

@@ -1,4 +1,4 @@
-"""The GPT-NeoX YAML of the published code: which of its keys say how the model is trained."""
+"""Training keys of the GPT-NeoX YAML of the published code."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from tokengrow.errors import UserError
 
 SCHEDULES = {"cosine": "neox_cosine", "constant": "constant"}
-"""GPT-NeoX's lr_decay_style to our schedule."""
+"""lr_decay_style of GPT-NeoX to the schedule of tokengrow."""
 
 JSON_TOKENIZER = "HFTokenizer"
-"""The kind of tokenizer whose file tokengrow reads: that of the published models."""
+"""Tokenizer type of the published models, the only one whose file tokengrow reads."""
 
-AT_LEAST_ONE = (
+POSITIVE_KEYS = (
     "train_iters",
     "lr_decay_iters",
     "train_batch_size",
@@ -24,186 +24,192 @@ AT_LEAST_ONE = (
     "keep_last_n_checkpoints",
     "log_interval",
 )
-"""Keys that count something; where GPT-NeoX takes 0 for never, tokengrow has no word for it."""
+"""Keys that must be at least 1. In some of them GPT-NeoX takes 0 for never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoxAdam:
-    """The keys of `optimizer.params`; absent ones are as in Adam's own signature."""
+    """Keys of `optimizer.params`; an absent key has the default of Adam."""
 
     lr: float
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the moments."""
+    """Decay rates of the moments."""
     eps: float = 1e-8
-    """Adam's epsilon."""
+    """Epsilon of Adam."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoxOptimizer:
-    """The keys of `optimizer`."""
+    """Keys of `optimizer`."""
 
     params: NeoxAdam
-    """Its settings."""
+    """Settings of the optimizer."""
     type: str = "Adam"
-    """Adam, which is AdamW there, or AdamW."""
+    """Adam, which is AdamW in GPT-NeoX, or AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoxTraining:
-    """The keys that say how the model is trained.
+    """Keys that define the training run.
 
-    One that is absent has GPT-NeoX's own default, but for `checkpoint_factor`: none at all is the
-    default there, and here the recipe leaves it to tokengrow's own.
+    An absent key has GPT-NeoX's own default, except for `checkpoint_factor`. By default
+    GPT-NeoX writes no checkpoints; a recipe uses the default of tokengrow.
 
     Raises:
-        UserError: a run that tokengrow does not have, naming every such key.
+        UserError: tokengrow does not have such a run; the message names every key.
     """
 
     train_iters: int
     """Optimizer updates."""
     optimizer: NeoxOptimizer
-    """AdamW."""
+    """Optimizer and its settings."""
     min_lr: float = 0.0
-    """Where a cosine ends."""
+    """Final learning rate of a cosine."""
     lr_decay_style: str = "linear"
-    """A key of `SCHEDULES`."""
+    """Learning-rate schedule, a key of `SCHEDULES`."""
     lr_decay_iters: int | None = None
-    """Updates over which the rate falls; null: all."""
+    """Updates of the decay; null: all updates."""
     warmup: float = 0.01
-    """Share of them over which it rises."""
+    """Fraction of `lr_decay_iters` for the warm-up."""
     weight_decay: float = 0.1
-    """Decoupled decay."""
+    """Decoupled weight decay."""
     gradient_clipping: float = 1.0
-    """Largest norm of a gradient."""
+    """Maximum norm of the gradient."""
     train_batch_size: int | None = None
-    """Sequences in an update; null: as the three numbers below and the GPUs make it."""
+    """Sequences per update; null: computed from the next two keys and the number of GPUs."""
     train_micro_batch_size_per_gpu: int | None = None
-    """Sequences that one GPU takes at once; null: its share of an update."""
+    """Sequences per forward pass of one GPU; null: computed from the batch size."""
     gradient_accumulation_steps: int = 1
-    """How often it does so in an update."""
+    """Forward passes of one GPU per update."""
     data_path: str | None = None
-    """Token files, without .bin and .idx."""
+    """Path of the token files, without .bin and .idx."""
     split: str = "969, 30, 1"
-    """Shares of training, validation and test."""
+    """Proportions of training, validation and test data."""
     data_impl: str = "infer"
     """Format of the token files."""
     tokenizer_type: str = "GPT2BPETokenizer"
-    """What kind of file `vocab_file` is."""
+    """Format of `vocab_file`."""
     vocab_file: str | None = None
-    """The tokenizer."""
+    """Path of the tokenizer."""
     make_vocab_size_divisible_by: int = 128
-    """The vocabulary is padded to a multiple of it."""
+    """Divisor of the padded vocabulary size."""
     seed: int = 1234
-    """Of the weights and the order of the data."""
+    """Seed of the initial weights and the data order."""
     eval_interval: int = 1000
     """Updates between validations."""
     eval_iters: int = 100
-    """Batches in one."""
+    """Batches per validation."""
     checkpoint_factor: int | None = None
-    """Updates between checkpoints; null: nothing is said of them."""
+    """Updates between checkpoints; null: not set."""
     checkpoint_scale: str = "linear"
-    """log: that grow further and further apart."""
+    """linear: equal intervals; log: increasing intervals."""
     keep_last_n_checkpoints: int | None = None
-    """Checkpoints kept; null: all."""
+    """Number of checkpoints to keep; null: all."""
     log_interval: int = 100
     """Updates between logged metrics."""
     pretrain_partial_init: str | None = None
-    """Checkpoint of the smaller model that is grown."""
+    """Checkpoint of a smaller model to grow."""
 
     def __post_init__(self) -> None:
-        if wrong := [*_unsupported(self), *_out_of_bounds(self)]:
-            raise UserError("; ".join(wrong))
+        if problems := [*_unsupported_values(self), *_invalid_numbers(self)]:
+            raise UserError(" ".join(problems))
 
     def micro_batch_size(self, gpus: int | None) -> int | None:
-        """Sequences that one GPU takes at once, if the keys and the number of GPUs say it.
+        """Return the sequences per forward pass of one GPU; None if they are unknown.
+
+        Args:
+            gpus: number of GPUs; None: unknown.
 
         Raises:
-            UserError: the GPUs do not share an update evenly.
+            UserError: the batch size is not a multiple of the number of GPUs and forward passes.
         """
-        whole, micro = self.train_batch_size, self.train_micro_batch_size_per_gpu
-        if micro or not (whole and gpus):
+        batch, micro = self.train_batch_size, self.train_micro_batch_size_per_gpu
+        if micro or not (batch and gpus):
             return micro
         accumulated = self.gradient_accumulation_steps
-        if whole % (gpus * accumulated):
+        if batch % (gpus * accumulated):
             raise UserError(
-                f"train_batch_size is {whole}, no multiple of gpus={gpus} x "
-                f"gradient_accumulation_steps ({accumulated}): give the number of GPUs that it was "
-                "meant for"
+                f"train_batch_size must be a multiple of gpus={gpus} x "
+                f"gradient_accumulation_steps ({accumulated}), got {batch}. Give the number of "
+                "GPUs of the run."
             )
-        return whole // (gpus * accumulated)
+        return batch // (gpus * accumulated)
 
     def batch_size(self, gpus: int | None) -> int | None:
-        """Sequences in an update, if the keys and the number of GPUs say it.
+        """Return the sequences per update; None if they are unknown.
+
+        Args:
+            gpus: number of GPUs; None: unknown.
 
         Raises:
-            UserError: they say two numbers.
+            UserError: the keys contradict each other, or the number of GPUs.
         """
-        whole, micro = self.train_batch_size, self.train_micro_batch_size_per_gpu
+        batch, micro = self.train_batch_size, self.train_micro_batch_size_per_gpu
         if not micro:
-            return whole
+            return batch
         accumulated = self.gradient_accumulation_steps
         if gpus is None:
-            if whole and whole % (micro * accumulated):
+            if batch and batch % (micro * accumulated):
                 raise UserError(
-                    f"train_batch_size is {whole}, no multiple of the {micro} x {accumulated} of "
-                    "train_micro_batch_size_per_gpu and gradient_accumulation_steps: change one of "
-                    "them"
+                    f"train_batch_size must be a multiple of {micro} x {accumulated}, "
+                    "train_micro_batch_size_per_gpu x gradient_accumulation_steps, got "
+                    f"{batch}. Change one of them."
                 )
-            return whole
-        made = micro * accumulated * gpus
-        if whole not in (None, made):
+            return batch
+        product = micro * accumulated * gpus
+        if batch not in (None, product):
             raise UserError(
-                f"train_batch_size is {whole}, and {micro} x {accumulated} on each of gpus={gpus} "
-                f"are {made}: give the number of GPUs that it was meant for"
+                f"train_batch_size must be {product}, {micro} x {accumulated} on each of "
+                f"gpus={gpus}, got {batch}. Give the number of GPUs of the run."
             )
-        return made
+        return product
 
-    def batch_text(self, gpus: int | None) -> str:
-        """How the sequences in an update come about."""
+    def batch_size_origin(self, gpus: int | None) -> str:
+        """Return a comment on the keys that define the sequences per update."""
         micro, accumulated = self.train_micro_batch_size_per_gpu, self.gradient_accumulation_steps
         if self.train_batch_size:
             return "train_batch_size"
         if not micro:
-            return "the YAML does not say it"
-        made = f"{micro} x {accumulated}"
-        return f"{made} on each of {gpus}" if gpus else f"{made} = {micro * accumulated} per GPU"
+            return "not in the YAML"
+        product = f"{micro} x {accumulated}"
+        if gpus:
+            return f"{product} on each of {gpus}"
+        return f"{product} = {micro * accumulated} per GPU"
 
 
-def _unsupported(keys: NeoxTraining) -> Iterator[str]:
-    """What GPT-NeoX would do otherwise than tokengrow, one clause for each key."""
+def _unsupported_values(keys: NeoxTraining) -> Iterator[str]:
+    """Yield an error for each key with which GPT-NeoX trains in a way that tokengrow lacks."""
     if keys.lr_decay_style not in SCHEDULES:
-        there = " and ".join(SCHEDULES)
-        yield f"lr_decay_style is {keys.lr_decay_style!r}, and tokengrow has {there} alone"
+        yield f"lr_decay_style must be {' or '.join(SCHEDULES)}, got {keys.lr_decay_style!r}."
     if keys.optimizer.type.lower() not in ("adam", "adamw"):
-        found = keys.optimizer.type
-        yield f"optimizer.type is {found!r}, and tokengrow has Adam and AdamW alone"
+        yield f"optimizer.type must be Adam or AdamW, got {keys.optimizer.type!r}."
     if keys.data_impl not in ("infer", "mmap"):
-        yield f"data_impl is {keys.data_impl!r}, and tokengrow reads mmap alone"
+        yield f"data_impl must be infer or mmap, got {keys.data_impl!r}."
 
 
-def _out_of_bounds(keys: NeoxTraining) -> Iterator[str]:
-    """Numbers that the recipe would be refused for, one clause for each key."""
-    for key in AT_LEAST_ONE:
+def _invalid_numbers(keys: NeoxTraining) -> Iterator[str]:
+    """Yield an error for each number that the recipe could not have."""
+    for key in POSITIVE_KEYS:
         if (value := getattr(keys, key)) is not None and value < 1:
-            yield f"{key} must be at least 1, not {value}"
+            yield f"{key} must be at least 1, got {value}."
     adam = keys.optimizer.params
     if not keys.gradient_clipping > 0:
         yield (
-            f"gradient_clipping must be positive, not {keys.gradient_clipping}: to clip nothing, "
-            "give a number that no norm exceeds"
+            f"gradient_clipping must be positive, got {keys.gradient_clipping}. To disable "
+            "clipping, give a number that no norm exceeds."
         )
     if not adam.lr > 0:
-        yield f"optimizer.params.lr must be positive, not {adam.lr}"
+        yield f"optimizer.params.lr must be positive, got {adam.lr}."
     if not adam.eps > 0:
-        yield f"optimizer.params.eps must be positive, not {adam.eps}"
+        yield f"optimizer.params.eps must be positive, got {adam.eps}."
     if not all(0 <= beta < 1 for beta in adam.betas):
-        yield f"optimizer.params.betas must lie in [0, 1), not {list(adam.betas)}"
+        yield f"optimizer.params.betas must be in [0, 1), got {list(adam.betas)}."
     if keys.lr_decay_style != "constant" and not 0 <= keys.min_lr <= adam.lr:
-        yield f"min_lr must lie between 0 and optimizer.params.lr ({adam.lr}), not {keys.min_lr}"
+        yield f"min_lr must be in [0, {adam.lr}] (optimizer.params.lr), got {keys.min_lr}."
     if not 0 <= keys.warmup < 1:
-        yield f"warmup must lie in [0, 1), not {keys.warmup}"
+        yield f"warmup must be in [0, 1), got {keys.warmup}."
     if not keys.weight_decay >= 0:
-        yield f"weight_decay must be at least 0, not {keys.weight_decay}"
+        yield f"weight_decay must be at least 0, got {keys.weight_decay}."
     if not 0 <= keys.seed < 2**63:
-        yield f"seed must lie in [0, 2**63), not {keys.seed}"
+        yield f"seed must be in [0, 2**63), got {keys.seed}."
