@@ -46,7 +46,7 @@ from tokengrow.growth.prune import (
 )
 from tokengrow.growth.tensors import pattention_name
 from tokengrow.model.activity import Activity, Layer, measure_activity
-from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, ParameterTokens, Taus
 from tokengrow.model.tokenformer import TokenFormer, pattention_layers
 
 SHARES = (0.1, 0.25, 0.5)
@@ -122,7 +122,7 @@ def measure_drifts(
         for share in SHARES:
             sizes = asdict(source.config.tokens)
             sizes |= {role: round(sizes[role] * (1 - share)) for role in roles}
-            target = replace(source.config, tokens=Tokens(**sizes))
+            target = replace(source.config, tokens=ParameterTokens(**sizes))
             for ranking in ("contribution", "norms", "scores", "random"):
                 drifts: dict[str, list[Drift]] = {}
                 for seed in SEEDS if ranking == "random" else SEEDS[:1]:

@@ -34,7 +34,7 @@ from tokengrow.data.store import TokenStore, build_store
 from tokengrow.data.tokenizer import TokenizerConfig, train_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.metrics.logger_collection import LoggerConfig
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig
 from tokengrow.optim.config import OptimConfig
@@ -78,8 +78,8 @@ def store(corpus: TextCorpus, tmp_path_factory: pytest.TempPathFactory) -> Token
     return build_store(corpus, tokenizer, tmp_path_factory.mktemp("data") / "store", progress=False)
 
 
-def _tokens(n: int) -> Tokens:
-    return Tokens(query=n, key=n, value=n, output=n, ffn=2 * n)
+def _tokens(n: int) -> ParameterTokens:
+    return ParameterTokens(query=n, key=n, value=n, output=n, ffn=2 * n)
 
 
 def _tiny_model(n: int = 8, **changes: Any) -> ModelConfig:
@@ -288,7 +288,7 @@ def published_config() -> ModelConfig:
         layers=3,
         width=64,
         heads=4,
-        tokens=Tokens(query=48, key=48, value=48, output=40, ffn=160),
+        tokens=ParameterTokens(query=48, key=48, value=48, output=40, ffn=160),
         init="published",
     )
 

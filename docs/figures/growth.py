@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tokengrow import ModelConfig, TokenFormer, grow
 from tokengrow.growth.tensors import block_names, pattention_name
-from tokengrow.model.config import ROLES, Tokens
+from tokengrow.model.config import ROLES, ParameterTokens
 
 HERE = Path(__file__).parent
 CLOSE = 1e-12
@@ -53,10 +53,10 @@ SOURCE = ModelConfig(
     width=12,
     heads=2,
     head_dim=4,
-    tokens=Tokens(query=5, key=5, value=5, output=5, ffn=7),
+    tokens=ParameterTokens(query=5, key=5, value=5, output=5, ffn=7),
 )
 TARGETS = {
-    "tokens": replace(SOURCE, tokens=Tokens(query=8, key=8, value=8, output=8, ffn=11)),
+    "tokens": replace(SOURCE, tokens=ParameterTokens(query=8, key=8, value=8, output=8, ffn=11)),
     "width": replace(SOURCE, width=18),
     "heads": replace(SOURCE, heads=3, head_dim=6),
     "depth": replace(SOURCE, layers=5),

@@ -16,7 +16,7 @@ from tokengrow.checkpoint.schema import (
     TrainState,
 )
 from tokengrow.checkpoint.store import Checkpoint
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.optim.config import OptimConfig, build_optimizer
 from tokengrow.optim.state import collect_optimizer_state
@@ -29,7 +29,7 @@ def _sizes(n: int) -> ModelConfig:
         layers=2,
         width=8,
         heads=2,
-        tokens=Tokens(query=n, key=n, value=n, output=n, ffn=2 * n),
+        tokens=ParameterTokens(query=n, key=n, value=n, output=n, ffn=2 * n),
         init="published",
     )
 

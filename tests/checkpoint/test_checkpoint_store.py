@@ -153,7 +153,7 @@ class TestSaving:
     def test_nothing_is_overwritten(self, run: Path, full_checkpoint: Full) -> None:
         folder = run / "step_00000002"
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        with pytest.raises(UserError, match=f"{folder} exists already"):
+        with pytest.raises(UserError, match=rf"{folder} exists\. Choose"):
             save_checkpoint(folder, full_checkpoint(9))
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert sorted(path.name for path in run.iterdir()) == [

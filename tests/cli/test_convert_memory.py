@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tokengrow.interop.neox import published_names
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import weight_shapes
 
 
@@ -29,7 +29,7 @@ def test_the_weights_are_in_memory_once(
             layers=1,
             width=512,
             heads=2,
-            tokens=Tokens(query=8, key=8, value=8, output=8, ffn=rows),
+            tokens=ParameterTokens(query=8, key=8, value=8, output=8, ffn=rows),
         )
         source = published(tmp_path / f"{name}.bin", config)
         (tmp_path / f"{name}.yml").write_text(

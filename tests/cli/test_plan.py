@@ -15,7 +15,7 @@ from tokengrow.console.format import format_bytes, format_count, format_power
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.growth.plan import plan_growth
 from tokengrow.model import tokenformer
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.planning.cost import growth_budget, run_budget
 from tokengrow.training.recipe import resolve_train
 
@@ -307,8 +307,8 @@ def test_it_fits_80_columns(
 def test_tokens_that_differ_in_every_role_fit_80_columns(
     tiny_model: Callable[..., ModelConfig],
 ) -> None:
-    before = Tokens(query=1001, key=1002, value=1003, output=1004, ffn=4001)
-    after = Tokens(query=2001, key=2002, value=2003, output=2004, ffn=8001)
+    before = ParameterTokens(query=1001, key=1002, value=1003, output=1004, ffn=4001)
+    after = ParameterTokens(query=2001, key=2002, value=2003, output=2004, ffn=8001)
     source = tiny_model(tokens=before, width=1024, heads=16)
     target = tiny_model(tokens=after, width=1536, heads=16, layers=12)
     console = Console(width=80, record=True, file=io.StringIO())

@@ -35,7 +35,7 @@ from tokengrow.evaluation.perplexity import (
 )
 from tokengrow.evaluation.rolling_windows import rolling_spans
 from tokengrow.evaluation.scoring import Scorer, Window
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.parsing import parse_dataclass
 
@@ -63,7 +63,7 @@ def unigram() -> TokenFormer:
         layers=1,
         width=8,
         heads=2,
-        tokens=Tokens(query=4, key=4, value=4, output=4, ffn=8),
+        tokens=ParameterTokens(query=4, key=4, value=4, output=4, ffn=8),
     )
     model = TokenFormer(config).double()
     with torch.no_grad():

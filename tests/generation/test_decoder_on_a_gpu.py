@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokengrow.generation.decoder import Decoder
 from tokengrow.generation.sampling import SamplingConfig, generate
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 
 pytestmark = [
@@ -48,7 +48,7 @@ def model(
         layers=4,
         width=256,
         heads=4,
-        tokens=Tokens(query=256, key=256, value=256, output=192, ffn=ffn),
+        tokens=ParameterTokens(query=256, key=256, value=256, output=192, ffn=ffn),
         activation=activation,
         init="published",
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokengrow.errors import UserError
 from tokengrow.generation.sampling import SamplingConfig, generate, pad_left, penalize, sample
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 
 VOCAB = 50
@@ -19,7 +19,7 @@ PROMPT = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 @pytest.fixture(scope="module")
 def model() -> TokenFormer:
     """A random model whose logits have a spread of about 4."""
-    sizes = Tokens(query=12, key=12, value=12, output=10, ffn=24)
+    sizes = ParameterTokens(query=12, key=12, value=12, output=10, ffn=24)
     config = ModelConfig(
         vocab_size=VOCAB,
         context_length=32,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokengrow.model.config import ModelConfig, Taus, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens, Taus
 from tokengrow.model.tokenformer import TokenFormer
 
 VOCAB = 50
@@ -20,7 +20,7 @@ def uneven_model(dtype: torch.dtype = torch.float32, **changes: Any) -> TokenFor
         "width": 16,
         "heads": 2,
         "head_dim": 12,
-        "tokens": Tokens(query=12, key=11, value=13, output=10, ffn=24),
+        "tokens": ParameterTokens(query=12, key=11, value=13, output=10, ffn=24),
         "tau": Taus(query=3.0, key=2.5, ffn=6.0),
         "init": "published",
     }

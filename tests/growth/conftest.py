@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 
 RandomModel = Callable[..., TokenFormer]
@@ -53,7 +53,7 @@ def sized() -> Callable[..., ModelConfig]:
             "layers": 2,
             "width": 16,
             "heads": 2,
-            "tokens": Tokens(query=n, key=n, value=n, output=n, ffn=2 * n),
+            "tokens": ParameterTokens(query=n, key=n, value=n, output=n, ffn=2 * n),
         }
         return ModelConfig(**{**sizes, **changes})
 

@@ -16,7 +16,7 @@ from tokengrow.growth.depth import block_origins
 from tokengrow.growth.engine import AppliedGrowth, apply_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.verify import DriftError
-from tokengrow.model.config import ROLES, ModelConfig, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.optim.config import OptimConfig, build_optimizer
 from tokengrow.optim.state import collect_optimizer_state, load_optimizer_state
@@ -44,7 +44,7 @@ def ladders(draw: st.DrawFn) -> list[ModelConfig]:
                 width=width,
                 heads=heads,
                 head_dim=head_dim,
-                tokens=Tokens(**dict(zip(ROLES, tokens, strict=True))),
+                tokens=ParameterTokens(**dict(zip(ROLES, tokens, strict=True))),
                 activation=activation,
             )
         )

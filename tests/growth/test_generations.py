@@ -21,7 +21,7 @@ from tokengrow.growth.generations import (
 )
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.prune import plan_pruning
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 
 Sized = Callable[..., ModelConfig]
@@ -48,9 +48,9 @@ def pruned(source: Checkpoint, target: ModelConfig) -> Checkpoint:
 DEFAULT = GrowthConfig()
 
 
-def tokens(n: int, ffn: int) -> Tokens:
+def tokens(n: int, ffn: int) -> ParameterTokens:
     """Return the same number for all attention roles, and one for the FFN."""
-    return Tokens(query=n, key=n, value=n, output=n, ffn=ffn)
+    return ParameterTokens(query=n, key=n, value=n, output=n, ffn=ffn)
 
 
 def found(checkpoint: Checkpoint) -> GenerationCounts:

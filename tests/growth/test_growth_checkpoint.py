@@ -12,7 +12,7 @@ from tokengrow.growth.checkpoint import grow_checkpoint, grow_checkpoint_on_disk
 from tokengrow.growth.config import GrowthConfig
 from tokengrow.growth.plan import GrowthPlan, plan_growth
 from tokengrow.growth.verify import DriftError
-from tokengrow.model.config import Tokens
+from tokengrow.model.config import ParameterTokens
 
 LARGER = {"layers": 3, "width": 40, "heads": 3, "head_dim": 20}
 """Sizes above those of the source: two layers, width 32, two heads of 16."""
@@ -20,7 +20,7 @@ LARGER = {"layers": 3, "width": 40, "heads": 3, "head_dim": 20}
 
 def plan_from(source: Checkpoint, config: GrowthConfig | None = None) -> GrowthPlan:
     """Plan a growth along all axes."""
-    tokens = Tokens(query=50, key=50, value=50, output=50, ffn=80)
+    tokens = ParameterTokens(query=50, key=50, value=50, output=50, ffn=80)
     target = replace(source.config, **LARGER, tokens=tokens)
     return plan_growth(source.config, target, config=config or GrowthConfig())
 

@@ -7,7 +7,7 @@ import pytest
 
 from tokengrow.errors import UserError
 from tokengrow.growth.plan import INHERITED_FIELDS, plan_growth
-from tokengrow.model.config import ModelConfig, Taus, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens, Taus
 
 Sized = Callable[..., ModelConfig]
 
@@ -28,7 +28,7 @@ def test_growth_of_tokens_is_one_step(sized: Sized) -> None:
 
 
 def test_single_role_can_grow(sized: Sized) -> None:
-    tokens = Tokens(query=6, key=6, value=6, output=6, ffn=13)
+    tokens = ParameterTokens(query=6, key=6, value=6, output=6, ffn=13)
     (step,) = plan_growth(sized(6), sized(6, tokens=tokens)).steps
     assert step.changes == {"tokens.ffn": (12, 13)}
 
@@ -72,7 +72,7 @@ def test_tau_stays_that_of_the_first_model(sized: Sized) -> None:
 @pytest.mark.parametrize("role", ["query", "key", "value", "output", "ffn"])
 def test_smaller_role_is_refused_by_name(sized: Sized, role: str) -> None:
     sizes = {"query": 9, "key": 9, "value": 9, "output": 9, "ffn": 18}
-    target = sized(9, tokens=Tokens(**{**sizes, role: 5}))
+    target = sized(9, tokens=ParameterTokens(**{**sizes, role: 5}))
     before = 12 if role == "ffn" else 6
     message = rf"model\.tokens\.{role} must be at least {before}, got 5\..*{role}={before} or more"
     with pytest.raises(UserError, match=message):

@@ -23,7 +23,7 @@ from tokengrow.growth.prune import (
 )
 from tokengrow.growth.tokens import token_tensors
 from tokengrow.model.activity import Activity, measure_activity
-from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, ParameterTokens, Taus
 from tokengrow.model.tokenformer import TokenFormer
 
 Sized = Callable[..., ModelConfig]
@@ -39,12 +39,12 @@ def pruned(model: TokenFormer, target: ModelConfig, optimizer: Any = None) -> Ap
 
 
 @st.composite
-def sizes(draw: st.DrawFn) -> tuple[Tokens, Tokens]:
+def sizes(draw: st.DrawFn) -> tuple[ParameterTokens, ParameterTokens]:
     """Draw the tokens of each role before and after a growth of some or all roles."""
     before = {role: draw(st.integers(2, 9)) for role in ROLES}
     grown = {role: n + draw(st.integers(0, 7)) for role, n in before.items()}
     grown["ffn"] += before == grown
-    return Tokens(**before), Tokens(**grown)
+    return ParameterTokens(**before), ParameterTokens(**grown)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -60,7 +60,7 @@ def test_pruning_undoes_a_zero_key_growth_bitwise(
     random_model: RandomModel,
     sized: Sized,
     dtype: torch.dtype,
-    tokens: tuple[Tokens, Tokens],
+    tokens: tuple[ParameterTokens, ParameterTokens],
     activation: str,
     heads: int,
     layers: int,
@@ -118,7 +118,7 @@ def test_tau_squared_shrinks_by_mean_removed_share(sized: Sized) -> None:
 
 def test_tau_stays_if_kept_tokens_score_zero(sized: Sized) -> None:
     found = {(0, role): activity([0.0, 0.0, 0.0], [0.0, 0.0, 1.0]) for role in ROLES}
-    config = sized(1, tokens=Tokens(query=2, key=2, value=2, output=2, ffn=2))
+    config = sized(1, tokens=ParameterTokens(query=2, key=2, value=2, output=2, ffn=2))
     tau = rescaled_tau(found, select_tokens(found, config), config)
     assert tau == config.tau, "0 would request sqrt(N)"
 
@@ -208,7 +208,7 @@ def test_report_has_steps_and_drift_on_the_probe(random_model: RandomModel, size
     ("changes", "message"),
     [
         (
-            {"tokens": Tokens(query=7, key=6, value=6, output=6, ffn=12)},
+            {"tokens": ParameterTokens(query=7, key=6, value=6, output=6, ffn=12)},
             r"query must be at most 6, got 7\. Pru",
         ),
         ({"layers": 1}, r"model\.layers must stay 2, got 1\. Pruning removes only parameter"),

@@ -19,7 +19,7 @@ from tokengrow.growth.engine import apply_growth
 from tokengrow.growth.plan import plan_growth
 from tokengrow.growth.tokens import grow_tokens, token_tensors
 from tokengrow.growth.verify import DriftError, measure_drift
-from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, ParameterTokens, Taus
 from tokengrow.model.tokenformer import INIT_STD, TokenFormer
 
 Sized = Callable[..., ModelConfig]
@@ -35,7 +35,7 @@ def ladders(draw: st.DrawFn) -> list[ModelConfig]:
     tokens = [draw(st.integers(2, 12)) for _ in ROLES]
     sizes = []
     for _ in range(draw(st.integers(2, 4))):
-        sizes.append(Tokens(**dict(zip(ROLES, tokens, strict=True))))
+        sizes.append(ParameterTokens(**dict(zip(ROLES, tokens, strict=True))))
         tokens = [n + draw(st.integers(0, 9)) for n in tokens]
     shape = {
         "vocab_size": draw(st.integers(5, 40)),
@@ -256,7 +256,7 @@ class TestGram:
     ) -> None:
         shape = {"vocab_size": 17, "context_length": 10, "layers": 2, "width": width, "heads": 2}
         source = ModelConfig(
-            tokens=Tokens(**dict(zip(ROLES, tokens, strict=True))), head_dim=3, **shape
+            tokens=ParameterTokens(**dict(zip(ROLES, tokens, strict=True))), head_dim=3, **shape
         )
         ranks = {role: min(source.role_shape(role)[:2]) for role in ROLES}
         larger = {
@@ -270,7 +270,9 @@ class TestGram:
             largest = max(1.0, logits.abs().max().item())
             wide = TokenFormer.from_weights(source, model.state_dict(), torch.float64)
             assume((wide(ids) - logits).abs().max().item() < 0.1 * EXACT[dtype] * largest)
-            grown = grow_model(model, replace(source, tokens=Tokens(**larger)), self.CONFIG)
+            grown = grow_model(
+                model, replace(source, tokens=ParameterTokens(**larger)), self.CONFIG
+            )
             assert grown.config.tau == Taus.default(grown.config.tokens)
             assert (grown(ids) - logits).abs().max().item() < 10 * EXACT[dtype] * largest
 

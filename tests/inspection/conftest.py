@@ -11,7 +11,7 @@ from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.growth.checkpoint import grow_checkpoint
 from tokengrow.growth.plan import plan_growth
 from tokengrow.inspection.analysis import Inspection, inspect_checkpoint
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 
 
@@ -28,7 +28,9 @@ def checkpoints(tiny_model: Callable[..., ModelConfig]) -> list[Checkpoint]:
     model.init_weights(torch.Generator().manual_seed(0))
     source = replace(Checkpoint.of(model), train_state=TrainState("tokens", step=20))
     target = replace(
-        source.config, layers=3, tokens=Tokens(query=12, key=12, value=12, output=12, ffn=20)
+        source.config,
+        layers=3,
+        tokens=ParameterTokens(query=12, key=12, value=12, output=12, ffn=20),
     )
     return [source, grow_checkpoint(source, plan_growth(source.config, target))]
 

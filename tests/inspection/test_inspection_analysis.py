@@ -22,7 +22,7 @@ from tokengrow.inspection.analysis import (
     summarise_activity,
 )
 from tokengrow.model.activity import Activity
-from tokengrow.model.config import ROLES, ModelConfig, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.training.trainer import fit
 
@@ -82,8 +82,8 @@ def grow(source: Checkpoint, growth: GrowthConfig, **changes: Any) -> Checkpoint
     return grow_checkpoint(source, plan)
 
 
-def tokens(n: int, ffn: int) -> Tokens:
-    return Tokens(query=n, key=n, value=n, output=n, ffn=ffn)
+def tokens(n: int, ffn: int) -> ParameterTokens:
+    return ParameterTokens(query=n, key=n, value=n, output=n, ffn=ffn)
 
 
 def contribution(layer: LayerSummary) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokengrow.checkpoint.store import Checkpoint
 from tokengrow.data.tokenizer import Tokenizer
 from tokengrow.interop.hf import write_hf
-from tokengrow.model.config import ModelConfig, Taus, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens, Taus
 from tokengrow.model.tokenformer import TokenFormer
 
 VOCAB_SIZE = 300
@@ -31,7 +31,7 @@ def random_checkpoint(dtype: torch.dtype = torch.float32, **changes: Any) -> Che
         "width": 24,
         "heads": 3,
         "head_dim": 16,  # 3 * 16 is not 24
-        "tokens": Tokens(query=10, key=12, value=14, output=9, ffn=30),
+        "tokens": ParameterTokens(query=10, key=12, value=14, output=9, ffn=30),
         "tau": Taus(query=2.0, key=3.0, value=2.5, output=1.7, ffn=4.0),
         "rotary_channels": 6,
         "norm_eps": 2e-5,

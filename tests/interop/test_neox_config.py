@@ -12,7 +12,7 @@ import yaml
 
 from tokengrow.errors import UserError
 from tokengrow.interop.neox_config import NeoxConfig, read_neox_yaml
-from tokengrow.model.config import ModelConfig, Taus, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens, Taus
 from tokengrow.model.presets import PRESETS
 
 PUBLISHED_YAML = Path(__file__).parents[1] / "golden" / "A_tiny_init" / "config.json"
@@ -252,7 +252,7 @@ class TestFromModel:
         assert read_config(path).to_model(model.vocab_size) == model
 
     def test_every_number_of_rotary_channels_is_expressible(self) -> None:
-        tokens = Tokens(query=2, key=2, value=2, output=2, ffn=2)
+        tokens = ParameterTokens(query=2, key=2, value=2, output=2, ffn=2)
         sizes = {"vocab_size": 9, "context_length": 4, "layers": 1, "heads": 1, "tokens": tokens}
         for width in range(1, 200):
             for channels in range(0, width + 1, 2):
@@ -264,7 +264,10 @@ class TestFromModel:
         [
             ({"tau": Taus(ffn=9.0)}, "model.tau.ffn (9.0): it computes sqrt(160)"),
             ({"tau": Taus(output=math.sqrt(40) * (1 + 1e-10))}, "model.tau.output"),
-            ({"tokens": Tokens(query=48, key=47, value=48, output=40, ffn=9)}, "model.tokens"),
+            (
+                {"tokens": ParameterTokens(query=48, key=47, value=48, output=40, ffn=9)},
+                "model.tokens",
+            ),
             ({"head_dim": 8}, "model.head_dim (8)"),
             ({"norm_eps": 1e-6}, "model.norm_eps (1e-06)"),
             ({"rotary_base": 10000.5}, "model.rotary_base (10000.5)"),

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 
 CONFIG = ModelConfig(
@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
     layers=2,
     width=16,
     heads=2,
-    tokens=Tokens(query=12, key=12, value=12, output=10, ffn=24),
+    tokens=ParameterTokens(query=12, key=12, value=12, output=10, ffn=24),
 )
 
 

@@ -12,7 +12,7 @@ from tokengrow.kernels.cuda_graph import capture_cuda_graph
 from tokengrow.kernels.dispatch import Kernel, grouped_pattention, pattention, uses_triton
 from tokengrow.kernels.fused import pattention_fused
 from tokengrow.kernels.reference import Operands
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 
 SHAPE = (5, 16, 24, 8)
@@ -89,7 +89,7 @@ def test_more_layers_than_a_group_run_one_by_one(device: str) -> None:
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
 def test_hooks_of_a_layer_run(kind: str, device: str) -> None:
-    tokens = Tokens(query=12, key=12, value=12, output=10, ffn=24)
+    tokens = ParameterTokens(query=12, key=12, value=12, output=10, ffn=24)
     sizes = {"vocab_size": 64, "context_length": 8, "layers": 1, "width": 16, "heads": 2}
     model = TokenFormer(ModelConfig(**sizes, tokens=tokens)).to(device)
     model.set_kernel("triton")

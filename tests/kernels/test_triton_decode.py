@@ -17,7 +17,7 @@ from tokengrow.kernels.limits import MAX_DECODE_BATCH
 from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.kernels.triton_rows import is_interpreted
 from tokengrow.kernels.triton_step import DecodeStep, scores_tile
-from tokengrow.model.config import ModelConfig, Taus, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens, Taus
 from tokengrow.model.tokenformer import TokenFormer
 
 pytestmark = pytest.mark.skipif(
@@ -50,7 +50,7 @@ def model(dtype: torch.dtype = torch.float32, **changes: Any) -> TokenFormer:
         "heads": 3,
         "head_dim": 16,
         "rotary_channels": 4,
-        "tokens": Tokens(query=37, key=21, value=53, output=40, ffn=90),
+        "tokens": ParameterTokens(query=37, key=21, value=53, output=40, ffn=90),
         "tau": Taus(query=3.0, key=2.5, ffn=6.0),
         "init": "published",
     }
@@ -141,7 +141,7 @@ def test_step_after_padding(slot: int, starts: list[int], small_tiles: None) -> 
         {"head_dim": 12, "width": 33, "heads": 5},
         # The default taus are small. With a larger tau and a negative score, the only weight of a
         # layer is the difference of two numbers near 1, and rounding in erf is 5e-6 of it.
-        {"tokens": Tokens(query=1, key=1, value=2, output=3, ffn=1), "tau": Taus()},
+        {"tokens": ParameterTokens(query=1, key=1, value=2, output=3, ffn=1), "tau": Taus()},
     ],
     ids=["not_rotated", "all_rotated", "odd_heads", "odd_width", "few_tokens"],
 )

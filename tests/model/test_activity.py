@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.activity import measure_activity
-from tokengrow.model.config import ModelConfig, Taus, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens, Taus
 from tokengrow.model.tokenformer import TokenFormer
 
 Figures = dict[str, Tensor]
@@ -21,7 +21,7 @@ def test_two_tokens_by_hand() -> None:
         layers=1,
         width=2,
         heads=1,
-        tokens=Tokens(query=2, key=1, value=1, output=1, ffn=1),
+        tokens=ParameterTokens(query=2, key=1, value=1, output=1, ffn=1),
         tau=Taus(query=5.0),
         norm_eps=1e-12,
     )

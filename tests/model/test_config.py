@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokengrow.errors import UserError
-from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, ParameterTokens, Taus
 from tokengrow.model.presets import PRESETS
 from tokengrow.model.tokenformer import TokenFormer
 
@@ -35,7 +35,7 @@ def config(**changes: Any) -> ModelConfig:
         "layers": 2,
         "width": 8,
         "heads": 2,
-        "tokens": Tokens(query=3, key=4, value=5, output=6, ffn=7),
+        "tokens": ParameterTokens(query=3, key=4, value=5, output=6, ffn=7),
     }
     return ModelConfig(**{**sizes, **changes})
 
@@ -118,7 +118,7 @@ def test_parameter_count_equals_that_of_a_built_model(
         width=width,
         heads=heads,
         head_dim=head_dim,
-        tokens=Tokens(**dict(zip(ROLES, tokens, strict=True))),
+        tokens=ParameterTokens(**dict(zip(ROLES, tokens, strict=True))),
     )
     assert sizes.num_parameters() == built_parameters(sizes)
 
@@ -167,7 +167,7 @@ def test_each_role_has_its_shape() -> None:
         ({"heads": 3}, r"model.width must be a multiple of model.heads \(3\), got 8"),
         ({"head_dim": -1}, "model.head_dim must be at least 1, got -1"),
         (
-            {"tokens": Tokens(query=3, key=0, value=5, output=6, ffn=7)},
+            {"tokens": ParameterTokens(query=3, key=0, value=5, output=6, ffn=7)},
             "model.tokens.key must be at least 1, got 0",
         ),
         ({"activation": "relu"}, "model.activation must be one of l2_norm_gelu, .* got 'relu'"),
@@ -185,7 +185,7 @@ def test_invalid_sizes_are_refused_with_their_key(changes: dict[str, Any], messa
 
 
 def test_differences_have_dotted_keys_and_both_values() -> None:
-    other = config(layers=3, tokens=Tokens(query=3, key=9, value=5, output=6, ffn=7))
+    other = config(layers=3, tokens=ParameterTokens(query=3, key=9, value=5, output=6, ffn=7))
     assert config().differences(other) == {
         "layers": (2, 3),
         "tokens.key": (4, 9),
@@ -199,6 +199,6 @@ def test_plain_dict_contains_every_derived_size() -> None:
     assert (values["head_dim"], values["rotary_channels"]) == (4, 0)
     assert values["tau"]["key"] == 2.0
     rebuilt = ModelConfig(
-        **{**values, "tokens": Tokens(**values["tokens"]), "tau": Taus(**values["tau"])}
+        **{**values, "tokens": ParameterTokens(**values["tokens"]), "tau": Taus(**values["tau"])}
     )
     assert rebuilt == config()

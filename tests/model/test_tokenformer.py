@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokengrow.generation.sampling import SamplingConfig, generate
 from tokengrow.kernels.reference import ACTIVATIONS
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import KVCache, TokenFormer
 
 Figures = dict[str, Tensor]
@@ -28,7 +28,7 @@ def config(**changes: Any) -> ModelConfig:
         "layers": 2,
         "width": 16,
         "heads": 2,
-        "tokens": Tokens(query=12, key=12, value=12, output=10, ffn=24),
+        "tokens": ParameterTokens(query=12, key=12, value=12, output=10, ffn=24),
         "init": "published",
     }
     return ModelConfig(**{**sizes, **changes})
@@ -312,7 +312,7 @@ class TestInitialisation:
             layers=4,
             width=64,
             vocab_size=1000,
-            tokens=Tokens(query=300, key=300, value=300, output=300, ffn=600),
+            tokens=ParameterTokens(query=300, key=300, value=300, output=300, ffn=600),
         )
         for name, tensor in large.state_dict().items():
             if name.startswith("final_norm"):
@@ -331,7 +331,7 @@ class TestInitialisation:
     @pytest.mark.parametrize("tokens", [64, 1024])
     def test_balanced_queries_keys_and_values_have_unit_variance(self, tokens: int) -> None:
         sizes = {role: tokens for role in ("query", "key", "value", "output", "ffn")}
-        run = model(init="balanced", width=256, heads=4, tokens=Tokens(**sizes))
+        run = model(init="balanced", width=256, heads=4, tokens=ParameterTokens(**sizes))
         x = F.layer_norm(torch.randn(512, 256, generator=torch.Generator().manual_seed(2)), (256,))
         attention = run.blocks[0].attention
         with torch.no_grad():

@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from tokengrow.errors import UserError
 from tokengrow.generation.decoder import Decoder
 from tokengrow.model.architectures import build_model, read_config
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import KVCache
 from tokengrow.model.transformer import Transformer, TransformerConfig
 
@@ -222,7 +222,7 @@ class TestSizes:
 
 class TestArchitectures:
     def test_section_without_the_key_is_a_tokenformer(self) -> None:
-        tokens = Tokens(query=4, key=4, value=4, output=4, ffn=8)
+        tokens = ParameterTokens(query=4, key=4, value=4, output=4, ffn=8)
         expected = ModelConfig(
             vocab_size=9, context_length=4, layers=1, width=8, heads=2, tokens=tokens
         )

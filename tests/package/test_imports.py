@@ -33,10 +33,10 @@ DEPENDENCIES = {
     "checkpoint": {"model"},
     "growth": {"model", "checkpoint"},
     "distributed": set(),
-    "optim": {"model", "growth", "distributed"},
+    "optim": {"model", "growth", "distributed", "checkpoint"},
     "metrics": {"console"},
     "generation": {"model", "kernels"},
-    "interop": {"model", "checkpoint"},
+    "interop": {"model", "checkpoint", "kernels"},
     "training": {
         "kernels",
         "model",
@@ -173,8 +173,8 @@ def test_a_model_runs_where_triton_is_missing() -> None:
     code = (
         "import sys; sys.modules['triton'] = None; import torch; "
         "from tokengrow import ModelConfig, TokenFormer; "
-        "from tokengrow.model.config import Tokens; "
-        "tokens = Tokens(query=4, key=4, value=4, output=4, ffn=8); "
+        "from tokengrow.model.config import ParameterTokens; "
+        "tokens = ParameterTokens(query=4, key=4, value=4, output=4, ffn=8); "
         "config = ModelConfig(vocab_size=9, context_length=4, layers=1, width=8, heads=2, "
         "tokens=tokens); "
         "assert TokenFormer(config)(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 9)"
@@ -230,7 +230,7 @@ CONFIGS = [
     for tree in MODULES.values()
     for node in ast.walk(tree)
     if isinstance(node, ast.ClassDef)
-    and (node.name.endswith(("Config", "Corpus")) or node.name in ("Tokens", "Taus"))
+    and (node.name.endswith(("Config", "Corpus")) or node.name in ("ParameterTokens", "Taus"))
 ]
 
 

@@ -14,7 +14,7 @@ from tokengrow.data.store import TokenStore
 from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.kernels.reference import ACTIVATIONS
 from tokengrow.model.architectures import build_model
-from tokengrow.model.config import LanguageModelConfig, ModelConfig, Tokens
+from tokengrow.model.config import LanguageModelConfig, ModelConfig, ParameterTokens
 from tokengrow.model.tokenformer import TokenFormer
 from tokengrow.model.transformer import TransformerConfig
 from tokengrow.optim.config import OptimConfig
@@ -33,7 +33,7 @@ def shape(
     vocab_size: int, context_length: int, layers: int, width: int, heads: int, tokens: int
 ) -> ModelConfig:
     """Return a config with the same number of tokens in all attention roles."""
-    counts = Tokens(query=tokens, key=tokens, value=tokens, output=tokens, ffn=4 * tokens)
+    counts = ParameterTokens(query=tokens, key=tokens, value=tokens, output=tokens, ffn=4 * tokens)
     return ModelConfig(
         vocab_size=vocab_size,
         context_length=context_length,
@@ -148,7 +148,9 @@ def test_autocast_copies_all_weights_except_norms(
 def test_fused_kernels_concatenate_three_keys(tiny_model: Callable[..., ModelConfig]) -> None:
     # Two layers of three keys [8, 32], four bytes per element.
     assert copy_bytes(tiny_model(8), "32-true", fused=True) == 2 * 3 * 8 * 32 * 4
-    unequal = replace(tiny_model(8), tokens=Tokens(query=8, key=8, value=9, output=8, ffn=16))
+    unequal = replace(
+        tiny_model(8), tokens=ParameterTokens(query=8, key=8, value=9, output=8, ffn=16)
+    )
     assert copy_bytes(unequal, "32-true", fused=True) == 0
 
 

@@ -20,7 +20,7 @@ from tokengrow.data.sections import resolve_corpus, resolve_tokenizer
 from tokengrow.data.tokenizer import prepare_tokenizer
 from tokengrow.distributed.fabric import FabricConfig
 from tokengrow.errors import UserError
-from tokengrow.model.config import ModelConfig, Tokens
+from tokengrow.model.config import ModelConfig, ParameterTokens
 from tokengrow.parsing import parse_dataclass, suggest
 from tokengrow.paths import cache_dir
 
@@ -41,7 +41,7 @@ SMALL_MODEL = ModelConfig(
     layers=2,
     width=64,
     heads=2,
-    tokens=Tokens(query=64, key=64, value=64, output=64, ffn=256),
+    tokens=ParameterTokens(query=64, key=64, value=64, output=64, ffn=256),
     init="published",  # a balanced model starts as the identity, whatever its kernels compute
 )
 

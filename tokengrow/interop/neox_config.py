@@ -11,7 +11,7 @@ import yaml
 
 from tokengrow.errors import UserError
 from tokengrow.kernels.reference import Activation
-from tokengrow.model.config import ROLES, ModelConfig, Taus, Tokens
+from tokengrow.model.config import ROLES, ModelConfig, ParameterTokens, Taus
 from tokengrow.parsing import join_key, parse_dataclass
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ class NeoxConfig:
             layers=self.num_layers,
             width=self.hidden_size,
             heads=self.num_attention_heads,
-            tokens=Tokens(
+            tokens=ParameterTokens(
                 query=qkv, key=qkv, value=qkv, output=self.proj_slot_num, ffn=self.ffn_slot_num
             ),
             activation=cast(Activation, self.norm_activation_type),

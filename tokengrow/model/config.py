@@ -26,7 +26,7 @@ PUBLISHED_ROTARY_FRACTION = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class ParameterTokens:
     """Number of parameter tokens, N, of each Pattention role."""
 
     query: int
@@ -45,7 +45,6 @@ class Tokens:
         return ((role, getattr(self, role)) for role in ROLES)
 
 
-ParameterTokens = Tokens
 """Public name of `Tokens`."""
 
 
@@ -65,7 +64,7 @@ class Taus:
     """tau of the feed-forward layer."""
 
     @classmethod
-    def default(cls, tokens: Tokens) -> "Taus":
+    def default(cls, tokens: ParameterTokens) -> "Taus":
         """Return sqrt(N) for each role, the published definition."""
         return cls(**{role: math.sqrt(n) for role, n in tokens.items()})
 
@@ -190,7 +189,7 @@ class ModelConfig(LanguageModelConfig):
         UserError: a size is invalid; the message names its key.
     """
 
-    tokens: Tokens
+    tokens: ParameterTokens
     """Parameter tokens per Pattention role (N)."""
     tau: Taus = field(default_factory=Taus)
     """Scale after the L2 norm per role: sqrt(N) at initialisation, unchanged by growth."""
@@ -230,7 +229,7 @@ class ModelConfig(LanguageModelConfig):
             layers=layers,
             width=width,
             heads=heads,
-            tokens=Tokens(query=n, key=n, value=n, output=n, ffn=n_ffn),
+            tokens=ParameterTokens(query=n, key=n, value=n, output=n, ffn=n_ffn),
             init="published",
         )
 
@@ -263,7 +262,7 @@ class ModelConfig(LanguageModelConfig):
         pairs: dict[str, tuple[Any, Any]] = {}
         for item in fields(self):
             own_value, other_value = getattr(self, item.name), getattr(other, item.name)
-            if isinstance(own_value, Tokens | Taus):
+            if isinstance(own_value, ParameterTokens | Taus):
                 for role in ROLES:
                     pair = getattr(own_value, role), getattr(other_value, role)
                     pairs[f"{item.name}.{role}"] = pair
