@@ -56,8 +56,6 @@ BANNED_PHRASES = {
 """Regular expression, matched without case, to what to write in its place."""
 
 PENDING = (
-    "tokengrow/interop/",
-    "tests/interop/",
     "tests/cli/",
     "tests/generation/",
     "tests/bench/",
