@@ -33,15 +33,18 @@ def models(
     tokenizer: Tokenizer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Models:
-    """Load the same float32 weights in two model classes of the harness, with other batch sizes."""
+    """Load the same weights in two model classes of the harness, with other batch sizes.
+
+    In float64, so that the comparison does not depend on the rounding of the CPU.
+    """
     from lm_eval.models.huggingface import HFLM  # imports transformers
 
     texts = {"tokenizer": tokenizer.to_json(), "end_of_text": tokenizer.end_of_text_token}
     source = replace(random_checkpoint(context_length=768), **texts)
     folder = export(tmp_path_factory.mktemp("exported") / "hf", source)
     hf_tokenizer = hub.AutoTokenizer.from_pretrained(folder)
-    exported = HFLM(load(folder), tokenizer=hf_tokenizer, batch_size=7, max_length=768)
-    return Models(TokengrowLM(LoadedModel(tokenizer, Scorer(source.model, 16))), exported)
+    exported = HFLM(load(folder).double(), tokenizer=hf_tokenizer, batch_size=7, max_length=768)
+    return Models(TokengrowLM(LoadedModel(tokenizer, Scorer(source.model.double(), 16))), exported)
 
 
 def questions(task: str) -> Sequence[Instance]:
