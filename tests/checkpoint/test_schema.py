@@ -66,7 +66,7 @@ class TestTrainState:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"epoch": 1}, "train_state.json: Unknown key epoch"),
+            ({"epoch": 1}, "train_state.json: unknown key epoch"),
             ({"rungs": [{"parameters": 1}]}, "train_state.json: rungs: name is missing"),
             ({"validation": [3.0]}, "train_state.json: validation must be a mapping, got float"),
         ],
@@ -106,7 +106,7 @@ class TestRecordedRun:
 
     def test_an_unknown_key_of_a_stage_is_refused(self) -> None:
         stages = {"small": {"steps": 1, "model": {}, "optim": {}, "epochs": 2}}
-        with pytest.raises(UserError, match=r"run: stages\.small: Unknown key epochs"):
+        with pytest.raises(UserError, match=r"run: stages\.small: unknown key epochs"):
             RecordedRun.from_dict({"stages": stages})
 
 

@@ -269,7 +269,7 @@ def test_somebody_elses_temporary_file_is_not(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tmp").write_text("mine")
-    with pytest.raises(UserError, match="holds something that is not a run"):
+    with pytest.raises(UserError, match="holds files that are not a run"):
         fit(tiny_run(tmp_path / "run", rungs=(8,), steps=1), store)
     assert (tmp_path / "run" / "thesis.tmp").read_text() == "mine"
 

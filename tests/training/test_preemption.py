@@ -270,6 +270,6 @@ def test_the_command_passes_on_what_an_interrupt_says(
     def interrupted(config: object) -> None:
         raise raised
 
-    monkeypatch.setattr("tokengrow.cli.train.train", interrupted)
+    monkeypatch.setattr("tokengrow.cli.train.main", interrupted)
     outcome: SimpleNamespace = command("train", "recipes=quickstart")
     assert (outcome.status, outcome.err) == (130, f"\n{said}")
