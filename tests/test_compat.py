@@ -68,13 +68,13 @@ def test_torch_recompile_limit_is_patched() -> None:
     assert torch._dynamo.config.recompile_limit == before
 
 
-def test_fabric_forgets_a_module(tiny_run: Callable[..., TrainConfig]) -> None:
+def test_fabric_unregisters_a_module(tiny_run: Callable[..., TrainConfig]) -> None:
     (stage,) = tiny_run("run", rungs=(8,)).stages
     tiny_module = TokenFormerModule(TokenFormer(stage.model), stage.optim, updates=1)
     fabric = Fabric(accelerator="cpu", devices=1)
     module = fabric.setup_module(tiny_module)
     assert tiny_module in fabric._callbacks
-    compat.forget_module(fabric, module)
+    compat.unregister_module(fabric, module)
     assert tiny_module not in fabric._callbacks
 
 

@@ -58,7 +58,7 @@ def recompile_limit(limit: int) -> AbstractContextManager[None]:
     return patched
 
 
-def forget_module(fabric: "Fabric", module: Any) -> None:
+def unregister_module(fabric: "Fabric", module: Any) -> None:
     """Remove a LightningModule from Fabric, so that its memory can be freed.
 
     lightning 2.6: `Fabric.setup_module` appends the module to the private list `_callbacks`, and

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tokengrow.compat import is_compiled
 from tokengrow.distributed.parallelize import (
     CheckpointingMode,
     apply_activation_checkpointing,
     compile_blocks,
-    is_compiled,
 )
 from tokengrow.model.config import ModelConfig
 from tokengrow.model.tokenformer import TokenFormer, fastest_attention

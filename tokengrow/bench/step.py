@@ -18,7 +18,8 @@ from tokengrow.bench.timing import (
     reset_peak_memory,
     time_steps,
 )
-from tokengrow.distributed.fabric import FabricConfig, build_fabric, unregister_module
+from tokengrow.compat import unregister_module
+from tokengrow.distributed.fabric import FabricConfig, build_fabric
 from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.errors import UserError
 from tokengrow.model.architectures import build_model

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from subprocess import Popen
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -190,19 +190,6 @@ def child_processes(fabric: Fabric) -> list[Popen[bytes]]:
     """
     children: list[Popen[bytes]] = getattr(fabric.strategy.launcher, "procs", [])
     return children
-
-
-def unregister_module(fabric: Fabric, module: Any) -> None:
-    """Remove Fabric's reference to a LightningModule, so that its memory can be freed.
-
-    Fabric keeps every LightningModule in its list of callbacks, and has no method to remove one.
-
-    Args:
-        fabric: Fabric that has set up the module.
-        module: wrapper that `fabric.setup_module` returned.
-    """
-    callbacks = fabric._callbacks
-    callbacks[:] = [each for each in callbacks if each is not module._original_module]
 
 
 def device_name(device: torch.device) -> str:

@@ -102,11 +102,6 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
         block.compile(fullgraph=True, dynamic=False)
 
 
-def is_compiled(block: nn.Module) -> bool:
-    """Return whether a block was compiled in place."""
-    return block._compiled_call_impl is not None
-
-
 def apply_fsdp(module: Any, mesh: DeviceMesh, bf16_params: bool) -> Any:
     """Shard every parameter by rows over the devices (FSDP2).
 

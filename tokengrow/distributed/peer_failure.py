@@ -9,6 +9,7 @@ from subprocess import Popen, TimeoutExpired
 
 import torch.distributed as dist
 
+from tokengrow.compat import is_peer_connection_error
 from tokengrow.errors import PeerLostError
 
 EXIT_TIMEOUT = 10.0
@@ -30,7 +31,7 @@ def monitor_peers(children: list[Popen[bytes]]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        lost = isinstance(error, RuntimeError) and _is_connection_error(error)
+        lost = isinstance(error, RuntimeError) and is_peer_connection_error(error)
         if lost:
             atexit.unregister(_destroy_process_group)  # it would wait for the lost process
             cause = _describe_exit(children)
@@ -64,13 +65,6 @@ def _destroy_process_group() -> None:
     """End the communication threads before the interpreter shuts down."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _is_connection_error(error: RuntimeError) -> bool:
-    """Return whether an error means that another process does not answer any more."""
-    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
-        return True
-    return any(text in str(error) for text in ("/gloo/", "remote process exited"))
 
 
 def _describe_exit(children: list[Popen[bytes]]) -> str:

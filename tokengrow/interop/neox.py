@@ -3,7 +3,6 @@
 A folder has `pytorch_model.bin`, `config.yml` and optionally `tokenizer.json`.
 """
 
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from tokengrow.checkpoint.tensors import (
     read_safetensors,
     shape_mismatches,
 )
+from tokengrow.compat import refused_pickle_global
 from tokengrow.errors import UserError
 from tokengrow.files import write_yaml
 from tokengrow.interop.neox_config import NeoxConfig
@@ -224,9 +224,9 @@ def _describe_pickle_error(message: str) -> str:
     Args:
         message: message of the exception that torch raised.
     """
-    if refused := re.search(r"GLOBAL ([\w.]+)", message):
+    if refused := refused_pickle_global(message):
         return (
-            f"has a {refused[1]}, but only tensors are read from a pickle. Nothing in it was run. "
+            f"has a {refused}, but only tensors are read from a pickle. Nothing in it was run. "
             f"{_STATE_DICT}"
         )
     return (

@@ -14,7 +14,8 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from tokengrow.distributed.fabric import build_fabric, device_name, unregister_module
+from tokengrow.compat import unregister_module
+from tokengrow.distributed.fabric import build_fabric, device_name
 from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.model.architectures import build_model
 from tokengrow.model.config import LanguageModelConfig

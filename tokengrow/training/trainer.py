@@ -23,6 +23,7 @@ from torch import Tensor
 from tokengrow.checkpoint.layout import step_folder
 from tokengrow.checkpoint.schema import RecordedRun, Rung, TrainState
 from tokengrow.checkpoint.store import Checkpoint, load_checkpoint
+from tokengrow.compat import is_compiled, unregister_module
 from tokengrow.console.stage_progress import StageProgress, stage_progress
 from tokengrow.data.corpus import Split
 from tokengrow.data.open_tokens import check_vocabulary
@@ -38,10 +39,9 @@ from tokengrow.distributed.fabric import (
     build_fabric,
     child_processes,
     device_name,
-    unregister_module,
 )
 from tokengrow.distributed.launch import CLUSTER_GUIDE
-from tokengrow.distributed.parallelize import compile_blocks, is_compiled
+from tokengrow.distributed.parallelize import compile_blocks
 from tokengrow.distributed.peer_failure import monitor_peers
 from tokengrow.errors import Stopped, UserError
 from tokengrow.growth.plan import anneal_start_tau
