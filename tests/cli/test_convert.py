@@ -264,7 +264,7 @@ class TestRefusal:
     ) -> None:
         made = replace(Checkpoint.of(published_model), tokenizer="{}", end_of_text="<|end|>")
         save_checkpoint("ours", made)
-        assert "no tokenizers JSON" in refused("source=ours", "to=hf", "out=deep/er/hf")
+        assert "is not a tokenizers JSON" in refused("source=ours", "to=hf", "out=deep/er/hf")
 
     @pytest.mark.parametrize("to", ["tokengrow", "hf", "neox"])
     def test_a_type_that_torch_cannot_mix_is_named(
@@ -295,7 +295,7 @@ class TestRefusal:
                 return open, ("ran", "w")
 
         torch.save({**official, "x": Evil()}, "a.bin")
-        assert "nothing in it was run" in refused("source=a.bin", *FROM_A)
+        assert "Nothing in it was run" in refused("source=a.bin", *FROM_A)
         assert not Path("ran").exists()
 
     @pytest.mark.parametrize("value", [[torch.ones(2)], {"module": {"a": torch.ones(2)}}])
@@ -306,7 +306,7 @@ class TestRefusal:
     def test_a_file_that_was_cut_is_refused(self, refused: Command, download: Path) -> None:
         content = (download / "pytorch_model.bin").read_bytes()
         Path("a.bin").write_bytes(content[: len(content) // 2])
-        assert "cut short" in refused("source=a.bin", *FROM_A)
+        assert "is truncated, damaged" in refused("source=a.bin", *FROM_A)
 
     def test_integer_weights_are_refused(
         self, refused: Command, official: dict[str, Tensor]
@@ -332,7 +332,7 @@ class TestRefusal:
         message = refused("source=a.bin", "to=tokengrow", "out=ours")
         assert "its tensors are those of preset=small" in message
         message = refused("source=a.bin", "preset=150m", "to=tokengrow", "out=ours")
-        assert "the size of preset=small" in message
+        assert "the sizes of preset=small" in message
 
     def test_a_preset_has_the_published_vocabulary(self, refused: Command, preset: Preset) -> None:
         preset(50277)

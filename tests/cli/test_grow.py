@@ -214,4 +214,4 @@ def test_another_function_is_said_to_be_one(command: Command, source: Path, tmp_
 def test_an_out_where_no_folder_can_be_made_is_refused(command: Command, source: Path) -> None:
     outcome = command("grow", f"source={source}", "model.layers=4", "out=/dev/null/grown")
     assert outcome.status == 2
-    assert outcome.err.endswith(": Not a directory: choose another place\n")
+    assert outcome.err.endswith(": Not a directory. Choose another path.\n")

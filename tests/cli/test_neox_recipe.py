@@ -171,9 +171,15 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"lr_decay_style": "linear"}, "lr_decay_style is 'linear'"),
-            ({"lr_decay_style": None}, "lr_decay_style is 'linear'"),
-            ({"optimizer": {"type": "Lion", "params": {"lr": 1}}}, "optimizer.type is 'Lion'"),
+            (
+                {"lr_decay_style": "linear"},
+                "lr_decay_style must be cosine or constant, got 'linear'",
+            ),
+            ({"lr_decay_style": None}, "lr_decay_style must be cosine or constant, got 'linear'"),
+            (
+                {"optimizer": {"type": "Lion", "params": {"lr": 1}}},
+                "optimizer.type must be Adam or AdamW, got 'Lion'",
+            ),
             ({"optimizer": {"type": "Adam", "params": {}}}, "optimizer.params.lr is missing"),
             ({"optimizer": None}, "optimizer is missing"),
             (
@@ -181,8 +187,11 @@ class TestRefusal:
                 "train_data_paths must be null. Give one data_path instead.",
             ),
             ({"data_path": ["a", "b"]}, "data_path"),
-            ({"data_impl": "cached"}, "data_impl is 'cached'"),
-            ({"train_batch_size": 100}, "train_batch_size is 100, and 2 x 1 on each of gpus=8"),
+            ({"data_impl": "cached"}, "data_impl must be infer or mmap, got 'cached'"),
+            (
+                {"train_batch_size": 100},
+                "train_batch_size must be 16, 2 x 1 on each of gpus=8, got 100",
+            ),
             ({"train_batch_size": 9, "train_micro_batch_size_per_gpu": None}, "of gpus=8 x"),
             ({"train_iters": None}, "train_iters is missing"),
             (
@@ -191,8 +200,8 @@ class TestRefusal:
                 "'969, 30, 1', got 'most, some'",
             ),
             ({"gradient_clipping": 0}, "gradient_clipping must be positive"),
-            ({"eval_iters": 0}, "eval_iters must be at least 1, not 0"),
-            ({"norm": "rmsnorm"}, "norm is"),
+            ({"eval_iters": 0}, "eval_iters must be at least 1, got 0"),
+            ({"norm": "rmsnorm"}, "norm must be"),
         ],
     )
     def test_unsupported_value_is_refused_by_key(
@@ -206,7 +215,9 @@ class TestRefusal:
         path = write_yaml("a.yml", lr_decay_style="linear")
         outcome = command("convert", f"source={path}", "out=deep/mine")
         assert (outcome.status, outcome.out) == (2, "")
-        assert outcome.err.startswith("tokengrow convert: a.yml: lr_decay_style is 'linear'")
+        assert outcome.err.startswith(
+            "tokengrow convert: a.yml: lr_decay_style must be cosine or constant, got 'linear'"
+        )
         assert [path.name for path in Path().iterdir()] == ["a.yml"]
 
     def test_existing_out_is_not_changed(self, write_yaml: WriteYaml, command: Command) -> None:

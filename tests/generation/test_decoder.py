@@ -98,17 +98,17 @@ class TestCapacity:
         run, ids = uneven_model(), random_ids(2, 8)
         decoder = Decoder(run, 2, 8)
         assert (decoder.prefill(ids) - whole(run, ids, 8)[:, 0]).abs().max() <= 2e-5
-        with pytest.raises(ValueError, match="holds 8 tokens; 9 were given"):
+        with pytest.raises(ValueError, match="must hold 9 tokens, but has 8 slots"):
             decoder.step(ids[:, 0])
 
     def test_steps_may_fill_it(self) -> None:
         ids = random_ids(1, 8)
         decoder = Decoder(uneven_model(), 1, 8)
         first = stepped(decoder, ids, 1)
-        with pytest.raises(ValueError, match="holds 8 tokens; 9 were given"):
+        with pytest.raises(ValueError, match="must hold 9 tokens, but has 8 slots"):
             decoder.step(ids[:, 0])
         assert torch.equal(stepped(decoder, ids, 1), first)
 
     def test_a_longer_prompt_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="holds 8 tokens; 9 were given"):
+        with pytest.raises(ValueError, match="must hold 9 tokens, but has 8 slots"):
             Decoder(uneven_model(), 1, 8).prefill(random_ids(1, 9))
