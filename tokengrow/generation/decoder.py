@@ -181,7 +181,7 @@ class Decoder:
         """
         full = self.cache.capacity
         if self.cache.length == full:
-            raise ValueError(f"the KV cache holds {full} tokens; {full + 1} were given")
+            raise ValueError(f"The KV cache must hold {full + 1} tokens, but has {full} slots.")
         self._token.copy_(token)
         if not self._token.is_cuda:
             logits = self._compute()
