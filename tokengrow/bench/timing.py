@@ -9,6 +9,8 @@ from statistics import quantiles
 import torch
 from torch import Tensor
 
+from tokengrow.kernels.cuda_graph import capture_cuda_graph
+
 WARM_UP = 3
 """Calls before any is timed: they allocate, compile and choose."""
 
@@ -47,7 +49,10 @@ def time_together(
         rounds: timed calls of each.
     """
     if device.type == "cuda":
-        functions = {name: _captured(function) for name, function in functions.items()}
+        functions = {
+            name: capture_cuda_graph(function, device, WARM_UP)[0].replay
+            for name, function in functions.items()
+        }
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(WARM_UP + rounds):
         for name, function in functions.items():
@@ -55,20 +60,6 @@ def time_together(
             if turn >= WARM_UP:
                 times[name].append(milliseconds)
     return {name: Timing.of(each) for name, each in times.items()}
-
-
-def _captured(function: Callable[[], object]) -> Callable[[], None]:
-    """Return the same work as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
 
 
 def _milliseconds(function: Callable[[], object], device: torch.device) -> float:
